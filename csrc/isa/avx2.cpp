@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile-flags: -mavx2 -mfma -mf16c
+// vpmaddwd on int16: exact for every pair of codes. vpmaddubsw would be half the instructions on bytes, but it
+// saturates (255 * 127 * 2 > 32,767), so activation rows come widened to int16 and weights are widened on load.
+//
+// A quarter of a line (4 columns x 4 k) fills a ymm of int16; it meets 4 activations, broadcast as one 64-bit word.
+// Each column thus owns two int32 lanes, added at the very end.
+#include <immintrin.h>
+
+#include "../kernel.h"
+
+namespace octavo {
+namespace {
+
+#define OCTAVO_UNROLL _Pragma("GCC unroll 32")
+
+constexpr int kPrefetchBytes = 2048;
+constexpr int kQuarterBytes = kLineBytes / 4;
+
+// One asm for the pair, because g++ 12 otherwise moves accumulators through the stack.
+inline void dot(__m256i& acc, __m256i activations, __m256i weights) {
+  __m256i product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(activations), "x"(weights));
+}
+
+inline __m256i broadcast(const std::int16_t* four_codes) {
+  long long word;
+  __builtin_memcpy(&word, four_codes, 8);
+  return _mm256_set1_epi64x(word);
+}
+
+inline __m256i widened(const std::int8_t* quarter) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(quarter)));
+}
+
+// Columns 4 * first_quarter .. of one strip: 4 * kQuarters of them.
+template <int kRows, int kQuarters>
+void multiply_quarters(const TileProduct& tile, int strip, int first_quarter) {
+  __m256i acc[kRows][kQuarters];
+  OCTAVO_UNROLL for (auto& row : acc) { OCTAVO_UNROLL for (auto& sum : row) sum = _mm256_setzero_si256(); }
+  const auto* codes = static_cast<const char*>(tile.rows);
+  const std::int8_t* line = tile.strips + strip * tile.strip_stride + first_quarter * kQuarterBytes;
+  for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
+    OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
+      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+      __m256i weights[kQuarters];
+      OCTAVO_UNROLL for (int q = 0; q < kQuarters; ++q) weights[q] = widened(line + q * kQuarterBytes);
+      OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
+        const __m256i activations = broadcast(reinterpret_cast<const std::int16_t*>(codes + r * tile.row_stride));
+        OCTAVO_UNROLL for (int q = 0; q < kQuarters; ++q) dot(acc[r][q], activations, weights[q]);
+      }
+      codes += kLineK * sizeof(std::int16_t);
+      line += kLineBytes;
+    }
+  }
+  std::int32_t* const out = tile.acc + strip * kStripColumns + first_quarter * 4;
+  OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
+    OCTAVO_UNROLL for (int q = 0; q < kQuarters; q += 2) {
+      const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[r][q], acc[r][q + 1]), 0xd8);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * tile.acc_stride + 4 * q), sums);
+    }
+  }
+}
+
+// 12 accumulators fit in 16 registers beside their operands: a whole strip for 1 or 2 rows, else half a strip at a time.
+template <int kRows>
+void multiply_rows(const TileProduct& tile) {
+  for (int strip = 0; strip < tile.strip_count; ++strip) {
+    if constexpr (kRows <= 2) {
+      multiply_quarters<kRows, 4>(tile, strip, 0);
+    } else {
+      multiply_quarters<kRows, 2>(tile, strip, 0);
+      multiply_quarters<kRows, 2>(tile, strip, 2);
+    }
+  }
+}
+
+void multiply(const TileProduct& tile) {
+  switch (tile.m) {
+    case 1: return multiply_rows<1>(tile);
+    case 2: return multiply_rows<2>(tile);
+    case 3: return multiply_rows<3>(tile);
+    case 4: return multiply_rows<4>(tile);
+    case 5: return multiply_rows<5>(tile);
+    default: return multiply_rows<6>(tile);
+  }
+}
+
+void widen_row(const std::uint8_t* codes, std::int64_t count, std::int16_t* out) {
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtepu8_epi16(bytes));
+  }
+  for (; i < count; ++i) out[i] = codes[i];
+}
+
+template <FloatType kType>
+struct Constant {
+  static constexpr FloatType value = kType;
+};
+
+// f(Constant<type>): from a type known at run time to one known at compile time.
+template <class F>
+inline auto with_type(FloatType type, const F& f) {
+  switch (type) {
+    case FloatType::bf16: return f(Constant<FloatType::bf16>{});
+    case FloatType::f16: return f(Constant<FloatType::f16>{});
+    default: return f(Constant<FloatType::f32>{});
+  }
+}
+
+// The first `count` of 8 lanes of 32 bits, all of them from 8 on.
+inline __m256i first(std::int64_t count) {
+  const int lanes = count < 8 ? static_cast<int>(count) : 8;
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+inline __m128i load_halves(const std::uint16_t* from, std::int64_t count) {
+  if (count >= 8) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  std::uint16_t padded[8] = {};
+  for (std::int64_t i = 0; i < count; ++i) padded[i] = from[i];
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(padded));
+}
+
+inline void store_halves(std::uint16_t* to, std::int64_t count, __m128i halves) {
+  if (count >= 8) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+  std::uint16_t all[8];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(all), halves);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = all[i];
+}
+
+// 8 values from x[i] on, zeros from `count` values on.
+template <FloatType kType>
+inline __m256 load(const void* x, std::int64_t i, std::int64_t count) {
+  if constexpr (kType == FloatType::f32) {
+    const float* const from = static_cast<const float*>(x) + i;
+    return count >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first(count));
+  } else {
+    const __m128i halves = load_halves(static_cast<const std::uint16_t*>(x) + i, count);
+    if constexpr (kType == FloatType::f16) return _mm256_cvtph_ps(halves);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
+}
+
+inline __m128i bf16_from_float(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const __m256i half = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8));
+}
+
+template <FloatType kType>
+inline void store(void* out, std::int64_t i, std::int64_t count, __m256 value) {
+  if constexpr (kType == FloatType::f32) {
+    float* const to = static_cast<float*>(out) + i;
+    count >= 8 ? _mm256_storeu_ps(to, value) : _mm256_maskstore_ps(to, first(count), value);
+  } else {
+    const __m128i halves = kType == FloatType::bf16
+                               ? bf16_from_float(value)
+                               : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    store_halves(static_cast<std::uint16_t*>(out) + i, count, halves);
+  }
+}
+
+// Columns outside, so that what belongs to 8 columns is loaded once for all rows; their correction changes only where
+// two rows differ in zero point, which symmetric rows never do.
+template <FloatType kType, bool kPlanes>
+void epilogue_rows(const Epilogue& e) {
+  for (int j = 0; j < e.n; j += 8) {
+    const __m256i lanes = first(e.n - j);
+    const __m256i column_sum = _mm256_maskload_epi32(e.column_sum + j, lanes);
+    const __m256 column_scale = _mm256_maskload_ps(e.column_scale + j, lanes);
+    const __m256 bias = e.bias ? _mm256_maskload_ps(e.bias + j, lanes) : _mm256_setzero_ps();
+    std::int32_t zero_point = kPlanes ? 128 : e.rows[0].zero_point;
+    __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), column_sum);
+    for (int i = 0; i < e.m; ++i) {
+      if (!kPlanes && e.rows[i].zero_point != zero_point) {
+        zero_point = e.rows[i].zero_point;
+        correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), column_sum);
+      }
+      const std::int32_t* const acc = e.acc + (kPlanes ? 2 * i : i) * e.acc_stride + j;
+      __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_maskload_epi32(acc, lanes), correction));
+      if constexpr (kPlanes) {
+        const __m256 low = _mm256_cvtepi32_ps(_mm256_maskload_epi32(acc + e.acc_stride, lanes));
+        t = _mm256_fmadd_ps(_mm256_set1_ps(256.0f), t, low);
+      }
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(e.rows[i].scale), column_scale);
+      store<kType>(e.out, i * e.out_stride + j, e.n - j, _mm256_fmadd_ps(t, scale, bias));
+    }
+  }
+}
+
+template <FloatType kType>
+void epilogue_of(const Epilogue& e) {
+  e.planes ? epilogue_rows<kType, true>(e) : epilogue_rows<kType, false>(e);
+}
+
+void epilogue(const Epilogue& e) {
+  with_type(e.type, [&](auto type) { epilogue_of<type.value>(e); });
+}
+
+// Magnitudes as integers, where NaN is above Inf and Inf above every finite value: neither gets lost, as in vmaxps.
+inline __m256i magnitude(__m256 value) {
+  return _mm256_and_si256(_mm256_castps_si256(value), _mm256_set1_epi32(0x7fffffff));
+}
+
+inline std::int32_t largest_of(__m256i values) {
+  std::int32_t lanes[8];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), values);
+  std::int32_t largest = lanes[0];
+  for (int i = 1; i < 8; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+template <FloatType kType>
+float absmax_of(const void* x, std::int64_t count) {
+  __m256i largest[4];
+  OCTAVO_UNROLL for (auto& part : largest) part = _mm256_setzero_si256();
+  std::int64_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) {
+      largest[v] = _mm256_max_epi32(largest[v], magnitude(load<kType>(x, i + 8 * v, 8)));
+    }
+  }
+  for (; i < count; i += 8) largest[0] = _mm256_max_epi32(largest[0], magnitude(load<kType>(x, i, count - i)));
+  largest[0] = _mm256_max_epi32(_mm256_max_epi32(largest[0], largest[1]), _mm256_max_epi32(largest[2], largest[3]));
+  const std::int32_t bits = largest_of(largest[0]);
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+
+float absmax(const void* x, FloatType type, std::int64_t count) {
+  return with_type(type, [&](auto constant) { return absmax_of<constant.value>(x, count); });
+}
+
+template <FloatType kType>
+RowRange min_max_of(const void* x, std::int64_t count) {
+  __m256 least = _mm256_setzero_ps(), most = least;
+  __m256i largest = _mm256_setzero_si256();
+  for (std::int64_t i = 0; i < count; i += 8) {
+    const __m256 value = load<kType>(x, i, count - i);
+    least = _mm256_min_ps(value, least);
+    most = _mm256_max_ps(value, most);
+    largest = _mm256_max_epi32(largest, magnitude(value));
+  }
+  if (largest_of(largest) >= 0x7f800000) return {__builtin_nanf(""), __builtin_nanf("")};
+  float least_lanes[8], most_lanes[8];
+  _mm256_storeu_ps(least_lanes, least);
+  _mm256_storeu_ps(most_lanes, most);
+  RowRange range{0.0f, 0.0f};
+  for (int i = 0; i < 8; ++i) {
+    range.min = least_lanes[i] < range.min ? least_lanes[i] : range.min;
+    range.max = most_lanes[i] > range.max ? most_lanes[i] : range.max;
+  }
+  return range;
+}
+
+RowRange min_max(const void* x, FloatType type, std::int64_t count) {
+  return with_type(type, [&](auto constant) { return min_max_of<constant.value>(x, count); });
+}
+
+// Multiples of 1 / inverse_scale within [low, high], rounded half to even, NaN as 0.
+struct Steps {
+  __m256 inverse_scale, low, high;
+
+  __m256i of(__m256 x) const {
+    const __m256 steps = _mm256_mul_ps(x, inverse_scale);
+    const __m256 ordered = _mm256_and_ps(steps, _mm256_cmp_ps(steps, steps, _CMP_ORD_Q));
+    return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(ordered, low), high));
+  }
+};
+
+inline Steps steps_within(float inverse_scale, std::int32_t low, std::int32_t high) {
+  return {_mm256_set1_ps(inverse_scale), _mm256_set1_ps(static_cast<float>(low)),
+          _mm256_set1_ps(static_cast<float>(high))};
+}
+
+// 32 int16 in two vectors, as vpackssdw left them (2 lanes interleaved) -> 32 bytes in order.
+inline __m256i pack_bytes(__m256i a, __m256i b) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+}
+
+inline void store_low_bytes(std::uint8_t* to, std::int64_t count, __m256i values) {
+  std::int32_t lanes[8];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), values);
+  for (std::int64_t i = 0; i < count && i < 8; ++i) to[i] = static_cast<std::uint8_t>(lanes[i]);
+}
+
+template <FloatType kType>
+void quantize_row_of(const QuantizeRow& row) {
+  const Steps steps = steps_within(row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
+  const __m256i zero_point = _mm256_set1_epi16(static_cast<short>(row.zero_point));
+  const __m256i low_byte = _mm256_set1_epi16(0xff);
+  std::int64_t i = 0;
+  for (; i + 32 <= row.count; i += 32) {
+    __m256i q[4];
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 8 * v, 8));
+    const __m256i a = _mm256_add_epi16(_mm256_packs_epi32(q[0], q[1]), zero_point);
+    const __m256i b = _mm256_add_epi16(_mm256_packs_epi32(q[2], q[3]), zero_point);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.codes + i),
+                        pack_bytes(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte)));
+  }
+  for (; i < row.count; i += 8) {
+    const __m256i q = steps.of(load<kType>(row.x, i, row.count - i));
+    store_low_bytes(row.codes + i, row.count - i, _mm256_add_epi32(q, _mm256_set1_epi32(row.zero_point)));
+  }
+}
+
+void quantize_row(const QuantizeRow& row) {
+  with_type(row.type, [&](auto type) { quantize_row_of<type.value>(row); });
+}
+
+template <FloatType kType>
+void split_row_of(const SplitRow& row) {
+  const Steps steps = steps_within(row.inverse_scale, -kPlaneMax, kPlaneMax);
+  const __m256i middle = _mm256_set1_epi16(128), low_byte = _mm256_set1_epi16(0xff);
+  const auto high_byte = [&](__m256i q) { return _mm256_add_epi16(_mm256_srai_epi16(q, 8), middle); };
+  std::int64_t i = 0;
+  for (; i + 32 <= row.count; i += 32) {
+    __m256i q[4];
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 8 * v, 8));
+    const __m256i a = _mm256_packs_epi32(q[0], q[1]), b = _mm256_packs_epi32(q[2], q[3]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.high + i), pack_bytes(high_byte(a), high_byte(b)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.low + i),
+                        pack_bytes(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte)));
+  }
+  for (; i < row.count; i += 8) {
+    const __m256i q = steps.of(load<kType>(row.x, i, row.count - i));
+    const __m256i high = _mm256_add_epi32(_mm256_srai_epi32(q, 8), _mm256_set1_epi32(128));
+    store_low_bytes(row.high + i, row.count - i, high);
+    store_low_bytes(row.low + i, row.count - i, q);
+  }
+}
+
+void split_row(const SplitRow& row) {
+  with_type(row.type, [&](auto type) { split_row_of<type.value>(row); });
+}
+
+inline __m256i load_codes(const std::uint8_t* from, std::int64_t count, bool is_signed) {
+  std::uint8_t padded[8] = {};
+  if (count < 8) {
+    for (std::int64_t i = 0; i < count; ++i) padded[i] = from[i];
+    from = padded;
+  }
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  return is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
+}
+
+template <FloatType kType>
+void dequantize_row_of(const DequantizeRow& row) {
+  const __m256 scale = _mm256_set1_ps(row.scale);
+  const __m256i zero_point = _mm256_set1_epi32(row.zero_point);
+  for (std::int64_t i = 0; i < row.count; i += 8) {
+    const __m256i code = load_codes(row.codes + i, row.count - i, row.is_signed);
+    const __m256 steps = _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero_point));
+    store<kType>(row.out, i, row.count - i, _mm256_mul_ps(steps, scale));
+  }
+}
+
+void dequantize_row(const DequantizeRow& row) {
+  with_type(row.type, [&](auto type) { dequantize_row_of<type.value>(row); });
+}
+
+}  // namespace
+
+extern const Kernel kernel_scalar;
+extern const Kernel kernel_avx2;
+const Kernel kernel_avx2 = {
+    "avx2",  // name
+    10,      // rank
+    kFeatureAvx2 | kFeatureFma | kFeatureF16c,
+    &kernel_scalar,  // base
+    RowForm::s16,    // form
+    6,               // tile_rows
+    1,               // tile_strips
+    1,               // min_rows
+    multiply,
+    nullptr,  // leave
+    epilogue,
+    widen_row,
+    absmax,
+    min_max,
+    quantize_row,
+    split_row,
+    dequantize_row,
+};
+
+}  // namespace octavo

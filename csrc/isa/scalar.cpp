@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile-flags:
+// Plain C++: the executable definition of every kernel, and the only kernel where no other can run. The other isa/
+// files are held to this one bit for bit, and this one to python/octavo/reference.py.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "../kernel.h"
+
+namespace octavo {
+namespace {
+
+std::uint32_t bits_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+float float_of(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// IEEE binary16 -> binary32. The exponent is shifted into place and rebiased by a multiplication, which is exact and
+// normalizes subnormals on the way.
+float float_from_f16(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fffu) << 13;
+  if (magnitude >= 0x0f800000u) return float_of(sign | 0x7f800000u | (magnitude & 0x007fffffu));  // Inf, NaN
+  return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
+}
+
+// binary32 -> binary16, round half to even. Adding 0.5 * 2^(exponent + 14) in float rounds a result that is subnormal
+// in binary16; normal results round by integer carry.
+std::uint16_t f16_from_float(float value) {
+  const std::uint32_t bits = bits_of(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // rounds to 65,536 or more
+  if (magnitude < 0x38800000u) {                                                    // below 2^-14
+    const float shifted = float_of(magnitude) + 0.5f;
+    return static_cast<std::uint16_t>(sign | (bits_of(shifted) - bits_of(0.5f)));
+  }
+  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23);
+  return static_cast<std::uint16_t>(sign | (rounded >> 13));
+}
+
+std::uint16_t bf16_from_float(float value) {
+  const std::uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float load(const void* x, FloatType type, std::int64_t i) {
+  if (type == FloatType::f32) return static_cast<const float*>(x)[i];
+  const std::uint16_t half = static_cast<const std::uint16_t*>(x)[i];
+  return type == FloatType::bf16 ? float_of(static_cast<std::uint32_t>(half) << 16) : float_from_f16(half);
+}
+
+void store(void* out, FloatType type, std::int64_t i, float value) {
+  if (type == FloatType::f32) {
+    static_cast<float*>(out)[i] = value;
+  } else {
+    static_cast<std::uint16_t*>(out)[i] = type == FloatType::bf16 ? bf16_from_float(value) : f16_from_float(value);
+  }
+}
+
+void multiply_strip(const TileProduct& tile, const std::uint8_t* row, const std::int8_t* line, std::int32_t* acc) {
+  std::memset(acc, 0, kStripColumns * sizeof(*acc));
+  for (std::int64_t k = 0; k < tile.k_tiles * kTileK; k += kLineK, line += kLineBytes) {
+    for (int column = 0; column < kStripColumns; ++column) {
+      for (int i = 0; i < kLineK; ++i) acc[column] += row[k + i] * line[column * kLineK + i];
+    }
+  }
+}
+
+void multiply(const TileProduct& tile) {
+  for (int i = 0; i < tile.m; ++i) {
+    const auto* row = static_cast<const std::uint8_t*>(tile.rows) + i * tile.row_stride;
+    for (int strip = 0; strip < tile.strip_count; ++strip) {
+      multiply_strip(tile, row, tile.strips + strip * tile.strip_stride,
+                     tile.acc + i * tile.acc_stride + strip * kStripColumns);
+    }
+  }
+}
+
+// The corrected sum, rounded once to float.
+float corrected(const Epilogue& e, int acc_row, int column, std::int32_t zero_point) {
+  const std::ptrdiff_t at = acc_row * e.acc_stride + column;
+  const std::int64_t sum = e.wide ? e.wide[at] : e.acc[at];
+  return static_cast<float>(sum - static_cast<std::int64_t>(zero_point) * e.column_sum[column]);
+}
+
+void epilogue(const Epilogue& e) {
+  for (int i = 0; i < e.m; ++i) {
+    for (int j = 0; j < e.n; ++j) {
+      const float t = e.planes ? std::fma(256.0f, corrected(e, 2 * i, j, 128), corrected(e, 2 * i + 1, j, 0))
+                               : corrected(e, i, j, e.rows[i].zero_point);
+      const float scale = e.rows[i].scale * e.column_scale[j];
+      store(e.out, e.type, i * e.out_stride + j, std::fma(t, scale, e.bias ? e.bias[j] : 0.0f));
+    }
+  }
+}
+
+float absmax(const void* x, FloatType type, std::int64_t count) {
+  // As integers: there NaN is larger than Inf and Inf larger than every finite value, so that neither gets lost.
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t magnitude = bits_of(load(x, type, i)) & 0x7fffffffu;
+    if (magnitude > largest) largest = magnitude;
+  }
+  return float_of(largest);
+}
+
+RowRange min_max(const void* x, FloatType type, std::int64_t count) {
+  RowRange range{0.0f, 0.0f};
+  bool finite = true;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float value = load(x, type, i);
+    finite = finite && std::isfinite(value);
+    if (value < range.min) range.min = value;
+    if (value > range.max) range.max = value;
+  }
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  return finite ? range : RowRange{nan, nan};
+}
+
+// round_half_even(value * inverse_scale) within [low, high], both integers; NaN becomes 0.
+std::int32_t rounded(float value, float inverse_scale, std::int32_t low, std::int32_t high) {
+  const float steps = value * inverse_scale;
+  if (std::isnan(steps)) return 0;
+  if (steps <= static_cast<float>(low)) return low;
+  if (steps >= static_cast<float>(high)) return high;
+  return static_cast<std::int32_t>(std::nearbyint(steps));
+}
+
+void quantize_row(const QuantizeRow& row) {
+  for (std::int64_t i = 0; i < row.count; ++i) {
+    const std::int32_t steps =
+        rounded(load(row.x, row.type, i), row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
+    row.codes[i] = static_cast<std::uint8_t>(steps + row.zero_point);
+  }
+}
+
+void split_row(const SplitRow& row) {
+  for (std::int64_t i = 0; i < row.count; ++i) {
+    // Shifted up by a multiple of 256, so that the split needs no shift of a negative number.
+    const std::int32_t q = rounded(load(row.x, row.type, i), row.inverse_scale, -kPlaneMax, kPlaneMax) + 128 * 256;
+    row.high[i] = static_cast<std::uint8_t>(q >> 8);
+    row.low[i] = static_cast<std::uint8_t>(q & 255);
+  }
+}
+
+void dequantize_row(const DequantizeRow& row) {
+  for (std::int64_t i = 0; i < row.count; ++i) {
+    const std::int32_t code = row.is_signed ? static_cast<std::int8_t>(row.codes[i]) : row.codes[i];
+    store(row.out, row.type, i, row.scale * static_cast<float>(code - row.zero_point));
+  }
+}
+
+}  // namespace
+
+extern const Kernel kernel_scalar;
+const Kernel kernel_scalar = {
+    "scalar",     // name
+    0,            // rank
+    0,            // features
+    nullptr,      // base
+    RowForm::u8,  // form
+    4,            // tile_rows
+    1,            // tile_strips
+    1,            // min_rows
+    multiply,
+    nullptr,  // leave
+    epilogue,
+    nullptr,  // widen_row
+    absmax,      min_max, quantize_row, split_row, dequantize_row,
+};
+
+}  // namespace octavo

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract between the drivers (linear.cpp, quantize.cpp) and the instruction sets (isa/*.cpp).
+//
+// An instruction set is one file that fills one Kernel table with plain functions over raw pointers. Everything an
+// isa/ file may know stands here: the packed weight, the arguments of each function, the CPU features it may ask for.
+// All functions are exact in the integers, and give the same bits as isa/scalar.cpp in the floats.
+//
+// Packed weight ("S16"). A weight of n rows and k columns, int8, is cut into strips of 16 rows of the weight (16
+// columns of the product), each strip contiguous over all of k:
+//
+//   strip 0                      strip 1                ...      [n / 16]
+//   +--------+--------+-- ...    +--------+-- ...
+//   | tile 0 | tile 1 |          | tile 0 |                      [k / 64]  a tile is 64 k x 16 columns, 1024 bytes
+//   +--------+--------+-- ...    +--------+-- ...
+//
+//   tile = 16 lines of 64 bytes; line j holds k = 4j .. 4j + 3 of all 16 columns, byte 4 * column + (k mod 4):
+//   | c0: k k+1 k+2 k+3 | c1: k k+1 k+2 k+3 | ... | c15: k k+1 k+2 k+3 |
+//
+// A line is one zmm operand of vpdpbusd, half a line one ymm operand, a quarter widens to one ymm of int16, and a tile
+// is an AMX B operand: one layout serves every instruction set. n is padded to 16 and k to 64 with zero codes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace octavo {
+
+constexpr int kStripColumns = 16;
+constexpr int kLineK = 4;
+constexpr int kTileK = 64;
+constexpr int kLineBytes = kStripColumns * kLineK;
+constexpr int kTileBytes = kStripColumns * kTileK;
+
+// The longest k for which a sum of uint8 x int8 products fits int32: 255 * 128 * 65,793 = 2^31 - 128.
+constexpr std::int64_t kMaxExactK = 65793;
+
+// Weight-only activations are int16 multiples of absmax / 32,512 = absmax / (127 * 256), so that the high byte of
+// every value lies in [-127, 127].
+constexpr int kPlaneMax = 127 * 256;
+
+// No tile has more outputs than this, so that its accumulators may live on the stack.
+constexpr int kMaxTileOutputs = 48 * 32;
+
+enum class FloatType : std::uint8_t { f32, bf16, f16 };
+
+// One bit for each feature that some isa/ file's compile flags switch on. cpu.cpp tells which the CPU and the OS have.
+enum Feature : std::uint32_t {
+  kFeatureAvx2 = 1u << 0,
+  kFeatureFma = 1u << 1,
+  kFeatureF16c = 1u << 2,
+  kFeatureAvxVnni = 1u << 3,
+  kFeatureAvx512f = 1u << 4,
+  kFeatureAvx512bw = 1u << 5,
+  kFeatureAvx512dq = 1u << 6,
+  kFeatureAvx512vl = 1u << 7,
+  kFeatureAvx512vnni = 1u << 8,
+  kFeatureAmxTile = 1u << 9,
+  kFeatureAmxInt8 = 1u << 10,
+};
+
+// How a kernel wants activation rows: as they are quantized (uint8), or widened to int16.
+enum class RowForm : std::uint8_t { u8, s16 };
+
+// acc[i][j] = sum over k of rows[i][k] * weight[k][j], exact in int32, for m rows and strip_count * 16 columns.
+struct TileProduct {
+  const void* rows;             // first activation row, in the kernel's RowForm, k padded to 64
+  std::ptrdiff_t row_stride;    // bytes
+  const std::int8_t* strips;    // first strip, at its first tile
+  std::ptrdiff_t strip_stride;  // bytes from one strip to the next
+  std::int64_t k_tiles;         // 64 k each
+  int m;                        // 1 .. tile_rows
+  int strip_count;              // 1 .. tile_strips
+  std::int32_t* acc;            // [m][strip_count * 16]
+  std::ptrdiff_t acc_stride;    // elements
+};
+
+struct RowQParams {
+  float scale;
+  std::int32_t zero_point;
+};
+
+// int32 accumulators -> real outputs. With t = float(acc[i][j] - zero_point[i] * column_sum[j]):
+//   out[i][j] = fma(t, scale[i] * column_scale[j], bias[j]), rounded to `type`.
+// With `planes`, output row i has two accumulator rows, 2i of the high bytes (stored + 128) and 2i + 1 of the low:
+//   t = fma(256, float(high - 128 * column_sum[j]), float(low)).
+// For k beyond kMaxExactK the driver adds exact parts into `wide` and calls scalar's epilogue, which alone reads it.
+struct Epilogue {
+  const std::int32_t* acc;
+  const std::int64_t* wide;   // null: use acc
+  std::ptrdiff_t acc_stride;  // elements, of acc and wide
+  int m;                      // output rows
+  int n;                      // output columns, may end inside a strip
+  bool planes;
+  const RowQParams* rows;
+  const std::int32_t* column_sum;
+  const float* column_scale;
+  const float* bias;  // null: none
+  void* out;
+  std::ptrdiff_t out_stride;  // elements
+  FloatType type;
+};
+
+// codes[i] = clamp(round_half_even(x[i] * inverse_scale), qmin - zero_point, qmax - zero_point) + zero_point, as the low
+// byte, so that int8 and uint8 codes are one function. NaN becomes zero_point.
+struct QuantizeRow {
+  const void* x;
+  FloatType type;
+  std::int64_t count;
+  float inverse_scale;
+  std::int32_t zero_point;
+  std::int32_t qmin;
+  std::int32_t qmax;
+  std::uint8_t* codes;
+};
+
+// q = round_half_even(x[i] * inverse_scale) clamped to +-kPlaneMax (NaN becomes 0), q = 256 * (high - 128) + low.
+struct SplitRow {
+  const void* x;
+  FloatType type;
+  std::int64_t count;
+  float inverse_scale;
+  std::uint8_t* high;
+  std::uint8_t* low;
+};
+
+// out[i] = scale * (code[i] - zero_point), rounded to `type`.
+struct DequantizeRow {
+  const std::uint8_t* codes;
+  bool is_signed;
+  std::int64_t count;
+  float scale;
+  std::int32_t zero_point;
+  void* out;
+  FloatType type;
+};
+
+struct RowRange {
+  float min;  // of the row and 0
+  float max;  // of the row and 0; both NaN if the row holds NaN or Inf
+};
+
+// One instruction set. A null function means: that of `base`, the table to inherit from.
+struct Kernel {
+  const char* name;
+  int rank;                // faster sets have the higher rank
+  std::uint32_t features;  // all of these must be there
+  const Kernel* base;      // null only for scalar
+
+  RowForm form;
+  int tile_rows;    // the largest TileProduct::m
+  int tile_strips;  // the largest TileProduct::strip_count
+  int min_rows;     // below this many rows in a call, base's multiply is the faster one
+
+  void (*multiply)(const TileProduct&);
+  void (*leave)();  // each thread calls it after its last multiply of a call; null: nothing to tidy up
+  void (*epilogue)(const Epilogue&);
+  void (*widen_row)(const std::uint8_t* codes, std::int64_t count, std::int16_t* out);  // only for RowForm::s16
+
+  float (*absmax)(const void* x, FloatType type, std::int64_t count);  // NaN or Inf if the row holds one
+  RowRange (*min_max)(const void* x, FloatType type, std::int64_t count);
+  void (*quantize_row)(const QuantizeRow&);
+  void (*split_row)(const SplitRow&);
+  void (*dequantize_row)(const DequantizeRow&);
+};
+
+}  // namespace octavo

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fused linear layers and the plain integer product: quantize rows, walk tiles and threads, epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel.h"
+
+namespace octavo {
+
+struct PackedWeight {
+  const std::int8_t* strips;       // fastest at a multiple of 64 bytes, where a line is one cache line
+  const std::int32_t* column_sum;  // [n]
+  const float* scale;              // [n]
+  const float* bias;               // [n] or null
+  std::int64_t n;
+  std::int64_t k;
+};
+
+struct Activations {
+  const void* data;  // [m, k] contiguous
+  FloatType type;
+  std::int64_t m;
+};
+
+// out [m, n] in x's type. Each row of x is quantized on its own to 8 bits, symmetric (zero point 128) or affine.
+// A row that holds NaN or Inf gives a row of NaN; other rows do not notice.
+void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, void* out);
+
+// The same with rows quantized to 16 bits, split into two planes of 8: int8 weights, near-float activations.
+void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out);
+
+// c [m, n] = a [m, k] x b [k, n], exact. a is uint8, or int8 if a_is_signed; k is at most kMaxExactK.
+struct IntegerProduct {
+  const void* a;
+  bool a_is_signed;
+  const std::int8_t* b;
+  std::int64_t m, n, k;
+  std::int32_t* c;
+};
+void int8_mm(const IntegerProduct& product);
+
+}  // namespace octavo

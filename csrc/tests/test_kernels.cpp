@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel that can run here gives the bits of isa/scalar.cpp, for every function of its table, for sizes around
+// every tile and vector edge, with buffers that end at a guard page. Kernels that this CPU lacks are tested in other
+// clothes where that is possible: AMX on a software model of the tile instructions, AVX-VNNI in EVEX encoding.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "cpu.h"
+#include "support.h"
+
+namespace octavo {
+#ifdef OCTAVO_TEST_AMX_MODEL
+extern const Kernel kernel_amx_model;
+#endif
+#ifdef OCTAVO_TEST_AVX_VNNI_EVEX
+extern const Kernel kernel_avx_vnni_evex;
+#endif
+}  // namespace octavo
+
+namespace octavo::test {
+namespace {
+
+const Kernel& scalar() { return *built_kernels().front(); }
+
+const char* name_of(Codes mode) {
+  return mode == Codes::random ? "random" : mode == Codes::extremes ? "extremes" : "alternating";
+}
+
+// Rows of m activations in the form the kernel reads, the last one ending at the guard page.
+struct ActivationRows {
+  ActivationRows(const Kernel& kernel, const std::vector<std::uint8_t>& codes, int m, std::int64_t k)
+      : bytes_per_code(kernel.form == RowForm::s16 ? 2 : 1),
+        stride(k * bytes_per_code + 64),
+        memory(static_cast<std::size_t>((m - 1) * stride + k * bytes_per_code)) {
+    for (int i = 0; i < m; ++i) {
+      if (kernel.form == RowForm::s16) {
+        std::vector<std::int16_t> wide(static_cast<std::size_t>(k));
+        kernel.widen_row(codes.data() + i * k, k, wide.data());
+        const auto* const bytes = reinterpret_cast<const std::uint8_t*>(wide.data());
+        std::copy_n(bytes, 2 * k, memory.data() + i * stride);
+      } else {
+        std::copy_n(codes.data() + i * k, k, memory.data() + i * stride);
+      }
+    }
+  }
+  std::int64_t bytes_per_code, stride;
+  Guarded<std::uint8_t> memory;
+};
+
+void multiply_equals_scalar(const Kernel& kernel, int m, int strips, std::int64_t k_tiles, Codes mode) {
+  Random random(static_cast<unsigned>(m * 1000 + strips * 100) + static_cast<unsigned>(k_tiles));
+  const std::int64_t k = k_tiles * kTileK;
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(m * k));
+  Guarded<std::int8_t> weight(static_cast<std::size_t>(strips * k * kStripColumns));
+  fill_codes(codes, mode, random);
+  fill_codes(weight, mode, random);
+  const std::size_t outputs = static_cast<std::size_t>(m * strips * kStripColumns);
+  std::vector<std::int32_t> expected(outputs, 1);
+  Guarded<std::int32_t> got(outputs);
+
+  const auto run = [&](const Kernel& with, std::int32_t* acc) {
+    ActivationRows rows(with, codes, m, k);
+    const std::int64_t strip_stride = k * kStripColumns;
+    for (int first = 0; first < m; first += with.tile_rows) {
+      for (int strip = 0; strip < strips; strip += with.tile_strips) {
+        with.multiply({rows.memory.data() + first * rows.stride, rows.stride, weight.data() + strip * strip_stride,
+                       strip_stride, k_tiles, std::min(with.tile_rows, m - first),
+                       std::min(with.tile_strips, strips - strip),
+                       acc + first * strips * kStripColumns + strip * kStripColumns, strips * kStripColumns});
+      }
+    }
+    if (with.leave) with.leave();
+  };
+  run(scalar(), expected.data());
+  run(kernel, got.data());
+  for (std::size_t i = 0; i < outputs; ++i) {
+    EXPECT(got[i] == expected[i], "%s m=%d strips=%d k=%ld %s: output %zu is %d, scalar gives %d", kernel.name, m,
+           strips, static_cast<long>(k), name_of(mode), i, got[i], expected[i]);
+  }
+}
+
+void test_multiply(const Kernel& kernel) {
+  for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
+    for (int m = 1; m <= kernel.tile_rows + 1; ++m) {
+      for (int strips = 1; strips <= kernel.tile_strips; ++strips) {
+        for (const std::int64_t k_tiles : {0, 1, 2, 5}) multiply_equals_scalar(kernel, m, strips, k_tiles, mode);
+      }
+    }
+    multiply_equals_scalar(kernel, 1, 1, kMaxExactK / kTileK, mode);  // the largest exact sums
+  }
+}
+
+// All 65,536 products of one activation code and one weight code, in each of the four places of a line.
+void test_all_products(const Kernel& kernel) {
+  std::vector<std::uint8_t> codes(256 * kTileK);
+  Guarded<std::int8_t> weight(kTileBytes * 16);
+  for (int place = 0; place < kLineK; ++place) {
+    std::memset(codes.data(), 0, codes.size());
+    std::memset(weight.data(), 0, weight.size());
+    for (int a = 0; a < 256; ++a) codes[static_cast<std::size_t>(a * kTileK + place)] = static_cast<std::uint8_t>(a);
+    for (int w = 0; w < 256; ++w) {
+      weight[static_cast<std::size_t>(w / 16 * kTileBytes + w % 16 * kLineK + place)] =
+          static_cast<std::int8_t>(w - 128);
+    }
+    ActivationRows rows(kernel, codes, 256, kTileK);
+    std::int32_t acc[kStripColumns];
+    for (int a = 0; a < 256; ++a) {
+      for (int strip = 0; strip < 16; ++strip) {
+        kernel.multiply({rows.memory.data() + a * rows.stride, rows.stride, weight.data() + strip * kTileBytes,
+                         kTileBytes, 1, 1, 1, acc, kStripColumns});
+        for (int column = 0; column < kStripColumns; ++column) {
+          const int w = strip * 16 + column - 128;
+          EXPECT(acc[column] == a * w, "%s: %d * %d gave %d", kernel.name, a, w, acc[column]);
+        }
+      }
+    }
+    if (kernel.leave) kernel.leave();
+  }
+}
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
+constexpr int kCounts[] = {0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1000};
+
+// Reals that a row function may meet: half steps and their neighbours, both zeros, subnormals, huge values and, if
+// asked for, non-finite ones.
+std::vector<float> awkward_reals(std::size_t count, bool finite, Random& random) {
+  std::normal_distribution<float> normal(0.0f, 50.0f);
+  std::vector<float> reals(count);
+  const float special[] = {0.0f,
+                           -0.0f,
+                           0.5f,
+                           -0.5f,
+                           1.5f,
+                           2.5f,
+                           -2.5f,
+                           127.5f,
+                           -128.5f,
+                           1e-40f,
+                           -1e-40f,
+                           6e4f,
+                           -6e4f,
+                           std::nextafter(0.5f, 1.0f),
+                           std::nextafter(1.5f, 0.0f),
+                           kInf,
+                           -kInf,
+                           kNan};
+  const std::size_t specials = sizeof(special) / sizeof(*special) - (finite ? 3 : 0);
+  for (float& real : reals) {
+    const std::size_t pick = random() % (3 * specials);
+    real = pick < specials ? special[pick] : normal(random);
+  }
+  return reals;
+}
+
+template <class T>
+void expect_same(const Kernel& kernel, const char* what, Guarded<T>& got, const std::vector<T>& expected) {
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT(got[i] == expected[i], "%s %s of %zu: element %zu is %ld, scalar gives %ld", kernel.name, what,
+           expected.size(), i, static_cast<long>(got[i]), static_cast<long>(expected[i]));
+  }
+}
+
+void test_ranges(const Kernel& kernel) {
+  Random random(1);
+  for (const FloatType type : kTypes) {
+    for (const int count : kCounts) {
+      for (const bool finite : {true, false}) {
+        const auto bytes = as_type(awkward_reals(static_cast<std::size_t>(count), finite, random), type);
+        Guarded<std::uint8_t> x(bytes.size());
+        std::copy(bytes.begin(), bytes.end(), x.data());
+        const float largest = kernel.absmax(x.data(), type, count);
+        EXPECT(bits_of(largest) == bits_of(scalar().absmax(x.data(), type, count)), "%s absmax %s of %d: %g",
+               kernel.name, octavo::test::name_of(type), count, static_cast<double>(largest));
+        const RowRange range = kernel.min_max(x.data(), type, count);
+        const RowRange expected = scalar().min_max(x.data(), type, count);
+        const bool equal = range.min == expected.min && range.max == expected.max;
+        EXPECT(equal || (std::isnan(expected.max) && std::isnan(range.max) && std::isnan(range.min)),
+               "%s min_max %s of %d: %g %g", kernel.name, octavo::test::name_of(type), count,
+               static_cast<double>(range.min), static_cast<double>(range.max));
+      }
+    }
+  }
+}
+
+struct CodeForm {
+  std::int32_t zero_point, qmin, qmax;
+};
+constexpr CodeForm kForms[] = {{0, -127, 127}, {-128, -128, 127}, {17, -128, 127}, {128, 1, 255},
+                               {0, 0, 255},    {255, 0, 255},     {0, -7, 7}};
+
+void test_codes(const Kernel& kernel) {
+  Random random(2);
+  for (const FloatType type : kTypes) {
+    for (const int count : kCounts) {
+      const auto size = static_cast<std::size_t>(count);
+      const auto bytes = as_type(awkward_reals(size, false, random), type);
+      Guarded<std::uint8_t> x(bytes.size());
+      std::copy(bytes.begin(), bytes.end(), x.data());
+      for (const float inverse : {1.0f, 0.37f, 1e-3f, 1e30f, 1e-30f}) {
+        for (const CodeForm form : kForms) {
+          std::vector<std::uint8_t> expected(size);
+          Guarded<std::uint8_t> got(size);
+          scalar().quantize_row(
+              {x.data(), type, count, inverse, form.zero_point, form.qmin, form.qmax, expected.data()});
+          kernel.quantize_row({x.data(), type, count, inverse, form.zero_point, form.qmin, form.qmax, got.data()});
+          expect_same(kernel, "quantize_row", got, expected);
+        }
+        std::vector<std::uint8_t> high(size), low(size);
+        Guarded<std::uint8_t> got_high(size), got_low(size);
+        scalar().split_row({x.data(), type, count, inverse, high.data(), low.data()});
+        kernel.split_row({x.data(), type, count, inverse, got_high.data(), got_low.data()});
+        expect_same(kernel, "split_row high", got_high, high);
+        expect_same(kernel, "split_row low", got_low, low);
+      }
+    }
+  }
+}
+
+void test_dequantize(const Kernel& kernel) {
+  Random random(3);
+  for (const FloatType type : kTypes) {
+    for (const int count : kCounts) {
+      Guarded<std::uint8_t> codes(static_cast<std::size_t>(count));
+      fill_codes(codes, Codes::random, random);
+      for (const bool is_signed : {true, false}) {
+        for (const float scale : {1.0f, 0.0123f, 1e-38f, 3e37f}) {
+          const std::size_t bytes = static_cast<std::size_t>(count) * bytes_of(type);
+          std::vector<std::uint8_t> expected(bytes);
+          Guarded<std::uint8_t> got(bytes);
+          const std::int32_t zero_point = is_signed ? -5 : 130;
+          scalar().dequantize_row({codes.data(), is_signed, count, scale, zero_point, expected.data(), type});
+          kernel.dequantize_row({codes.data(), is_signed, count, scale, zero_point, got.data(), type});
+          expect_same(kernel, "dequantize_row", got, expected);
+        }
+      }
+    }
+  }
+}
+
+void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, bool planes, bool with_bias) {
+  constexpr int m = 3;
+  Random random(static_cast<unsigned>(n));
+  const int acc_rows = planes ? 2 * m : m;
+  const std::ptrdiff_t acc_stride = (n + 15) / 16 * 16;
+  Guarded<std::int32_t> acc(static_cast<std::size_t>((acc_rows - 1) * acc_stride + n));
+  Guarded<std::int32_t> column_sum(static_cast<std::size_t>(n));
+  Guarded<float> column_scale(static_cast<std::size_t>(n)), bias(static_cast<std::size_t>(n));
+  for (auto& value : acc) value = std::uniform_int_distribution<std::int32_t>(-2000000000, 2000000000)(random);
+  for (auto& value : column_sum) value = std::uniform_int_distribution<std::int32_t>(-500000, 500000)(random);
+  for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
+  for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
+  const RowQParams rows[m] = {{0.01f, 128}, {3.5e-9f, 17}, {kNan, 0}};
+  const std::size_t bytes = static_cast<std::size_t>(m * n) * bytes_of(type);
+  std::vector<std::uint8_t> expected(bytes);
+  Guarded<std::uint8_t> got(bytes);
+  Epilogue e{acc.data(),
+             nullptr,
+             acc_stride,
+             m,
+             n,
+             planes,
+             rows,
+             column_sum.data(),
+             column_scale.data(),
+             with_bias ? bias.data() : nullptr,
+             expected.data(),
+             n,
+             type};
+  scalar().epilogue(e);
+  e.out = got.data();
+  kernel.epilogue(e);
+  expect_same(kernel, "epilogue", got, expected);
+}
+
+void test_epilogue(const Kernel& kernel) {
+  for (const FloatType type : kTypes) {
+    for (const int n : {1, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64}) {
+      for (const bool planes : {false, true}) {
+        for (const bool with_bias : {false, true}) epilogue_equals_scalar(kernel, type, n, planes, with_bias);
+      }
+    }
+  }
+}
+
+bool can_run(const std::string& name) {
+  for (const Kernel* kernel : runnable_kernels()) {
+    if (name == kernel->name) return true;
+  }
+  return false;
+}
+
+int run() {
+  for (const Kernel* kernel : runnable_kernels()) {
+    test_multiply(*kernel);
+    test_all_products(*kernel);
+    test_ranges(*kernel);
+    test_codes(*kernel);
+    test_dequantize(*kernel);
+    test_epilogue(*kernel);
+    std::printf("%-12s equals scalar\n", kernel->name);
+  }
+#ifdef OCTAVO_TEST_AMX_MODEL
+  test_multiply(kernel_amx_model);
+  test_all_products(kernel_amx_model);
+  std::printf("%-12s equals scalar on the software model of the tile instructions\n", kernel_amx_model.name);
+#endif
+#ifdef OCTAVO_TEST_AVX_VNNI_EVEX
+  if (can_run("avx512_vnni")) {
+    test_multiply(kernel_avx_vnni_evex);
+    test_all_products(kernel_avx_vnni_evex);
+    std::printf("%-12s equals scalar in EVEX encoding\n", kernel_avx_vnni_evex.name);
+  }
+#endif
+  for (const Kernel* kernel : built_kernels()) {
+    if (!can_run(kernel->name)) std::printf("%-12s not covered: this CPU lacks it\n", kernel->name);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace octavo::test
+
+int main() { return octavo::test::run(); }

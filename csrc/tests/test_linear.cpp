@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// The drivers: int8_mm equals int64 sums; both linears give the same bits on every kernel, with every thread count and
+// every way of cutting the batch; non-finite rows stay alone; k beyond int32 stays exact; packing is a permutation.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "linear.h"
+#include "pack.h"
+#include "support.h"
+#include "threads.h"
+
+namespace octavo::test {
+namespace {
+
+struct Layer {
+  Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
+    Random random(seed);
+    fill_codes(codes, Codes::random, random);
+    strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
+    column_sum.resize(static_cast<std::size_t>(n));
+    pack_weight(codes.data(), n, k, k, 1, strips.data(), column_sum.data());
+    for (std::int64_t j = 0; j < n; ++j) {
+      scale.push_back(std::uniform_real_distribution<float>(1e-3f, 1e-2f)(random));
+      bias.push_back(std::uniform_real_distribution<float>(-1.0f, 1.0f)(random));
+    }
+  }
+  PackedWeight weight() const { return {strips.data(), column_sum.data(), scale.data(), bias.data(), n, k}; }
+
+  std::int64_t n, k;
+  std::vector<std::int8_t> codes, strips;
+  std::vector<std::int32_t> column_sum;
+  std::vector<float> scale, bias;
+};
+
+std::vector<float> normal_reals(std::int64_t count, unsigned seed) {
+  Random random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> reals(static_cast<std::size_t>(count));
+  for (float& real : reals) real = normal(random);
+  return reals;
+}
+
+struct Shape {
+  std::int64_t m, n, k;
+};
+
+enum class Form { symmetric, affine, weight_only };
+constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::weight_only};
+
+std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form form) {
+  const std::int64_t m = layer.k ? static_cast<std::int64_t>(x.size()) / layer.k : 1;
+  std::vector<float> out(static_cast<std::size_t>(m * layer.n));
+  const Activations activations{x.data(), FloatType::f32, m};
+  if (form == Form::weight_only) {
+    linear_weight_only(activations, layer.weight(), out.data());
+  } else {
+    linear_dynamic(activations, layer.weight(), form == Form::symmetric, out.data());
+  }
+  return out;
+}
+
+void expect_bits(const std::vector<float>& got, const std::vector<float>& expected, const char* what) {
+  EXPECT(got.size() == expected.size(), "%s", what);
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    EXPECT(bits_of(got[i]) == bits_of(expected[i]), "%s: output %zu is %.9g, not %.9g (%s)", what, i,
+           static_cast<double>(got[i]), static_cast<double>(expected[i]), active_kernel().name);
+  }
+}
+
+void test_same_bits_on_every_kernel_and_thread_count() {
+  for (const auto& [m, n, k] : {Shape{1, 16, 64}, {2, 17, 65}, {7, 129, 383}, {49, 100, 200}, {300, 80, 70}}) {
+    const Layer layer(n, k, 7);
+    const auto x = normal_reals(m * k, 8);
+    for (const Form form : kForms) {
+      use_kernel("scalar");
+      set_thread_count(1);
+      const auto expected = run(layer, x, form);
+      for (const Kernel* kernel : runnable_kernels()) {
+        use_kernel(kernel->name);
+        for (const int threads : {1, 2, 3}) {
+          set_thread_count(threads);
+          expect_bits(run(layer, x, form), expected, "kernels and threads");
+        }
+      }
+    }
+  }
+  set_thread_count(1);
+  use_kernel("");
+}
+
+void test_a_row_does_not_depend_on_its_batch() {
+  constexpr std::int64_t m = 61, n = 70, k = 130;
+  const Layer layer(n, k, 9);
+  const auto x = normal_reals(m * k, 10);
+  for (const Form form : kForms) {
+    const auto whole = run(layer, x, form);
+    for (const std::int64_t part : {1, 2, 5, 13}) {
+      for (std::int64_t first = 0; first < m; first += part) {
+        const std::int64_t rows = std::min(part, m - first);
+        const std::vector<float> piece(x.begin() + first * k, x.begin() + (first + rows) * k);
+        const std::vector<float> expected(whole.begin() + first * n, whole.begin() + (first + rows) * n);
+        expect_bits(run(layer, piece, form), expected, "batch split");
+      }
+    }
+  }
+}
+
+void test_error_is_within_the_scales() {
+  // |y - exact| <= sum over k of (row scale / 2) * |w| + float rounding of a sum of k terms.
+  constexpr std::int64_t m = 5, n = 40, k = 300;
+  const Layer layer(n, k, 11);
+  const auto x = normal_reals(m * k, 12);
+  for (const Form form : kForms) {
+    const auto y = run(layer, x, form);
+    for (std::int64_t i = 0; i < m; ++i) {
+      float low = 0, high = 0;
+      for (std::int64_t c = 0; c < k; ++c) {
+        low = std::min(low, x[static_cast<std::size_t>(i * k + c)]);
+        high = std::max(high, x[static_cast<std::size_t>(i * k + c)]);
+      }
+      const double largest = std::max(-low, high);
+      const double step = form == Form::symmetric ? largest / 127
+                          : form == Form::affine  ? (static_cast<double>(high) - low) / 255
+                                                  : largest / kPlaneMax;
+      for (std::int64_t j = 0; j < n; ++j) {
+        double exact = 0, weight_sum = 0;
+        for (std::int64_t c = 0; c < k; ++c) {
+          const double w = layer.codes[static_cast<std::size_t>(j * k + c)] *
+                           static_cast<double>(layer.scale[static_cast<std::size_t>(j)]);
+          exact += x[static_cast<std::size_t>(i * k + c)] * w;
+          weight_sum += std::fabs(w);
+        }
+        exact += layer.bias[static_cast<std::size_t>(j)];
+        // Half a step for rounding; in affine form zero_point * scale may leave the range by another half step.
+        const double steps = form == Form::affine ? 1.0 : 0.5;
+        const double bound = steps * step * weight_sum * (1 + 1e-6) + 1e-6 * largest * weight_sum;
+        const double error = std::fabs(y[static_cast<std::size_t>(i * n + j)] - exact);
+        EXPECT(error <= bound, "output %ld %ld: error %g, bound %g", static_cast<long>(i), static_cast<long>(j), error,
+               bound);
+      }
+    }
+  }
+}
+
+void test_non_finite_rows_stay_alone() {
+  constexpr std::int64_t m = 9, n = 33, k = 100;
+  const Layer layer(n, k, 13);
+  auto x = normal_reals(m * k, 14);
+  for (const Form form : kForms) {
+    const auto clean = run(layer, x, form);
+    for (const float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                               -std::numeric_limits<float>::infinity()}) {
+      auto poisoned = x;
+      poisoned[3 * k + 99] = poison;
+      const auto y = run(layer, poisoned, form);
+      for (std::int64_t i = 0; i < m * n; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        if (i / n == 3) {
+          EXPECT(std::isnan(y[at]), "output %ld of the poisoned row is %g", static_cast<long>(i),
+                 static_cast<double>(y[at]));
+        } else {
+          EXPECT(bits_of(y[at]) == bits_of(clean[at]), "another row changed, output %ld", static_cast<long>(i));
+        }
+      }
+    }
+  }
+}
+
+void test_k_beyond_int32_is_exact() {
+  // All codes 127 and -128 in turn by column: sums of 127 * (+-)127 * k pass 2^31 in the uint8 form of the codes.
+  const std::int64_t k = 200000, n = 3;
+  Layer layer(n, k, 15);
+  for (std::size_t i = 0; i < layer.codes.size(); ++i)
+    layer.codes[i] = static_cast<std::int8_t>(i / static_cast<std::size_t>(k) % 2 ? -128 : 127);
+  pack_weight(layer.codes.data(), n, k, k, 1, layer.strips.data(), layer.column_sum.data());
+  layer.scale.assign(static_cast<std::size_t>(n), 1.0f);
+  layer.bias.assign(static_cast<std::size_t>(n), 0.0f);
+  const std::vector<float> x(static_cast<std::size_t>(k), 127.0f);
+  for (const Kernel* kernel : runnable_kernels()) {
+    use_kernel(kernel->name);
+    const auto symmetric = run(layer, x, Form::symmetric), planes = run(layer, x, Form::weight_only);
+    for (std::size_t j = 0; j < 3; ++j) {
+      const auto exact = static_cast<float>(127 * k * (j % 2 ? -128 : 127));
+      EXPECT(symmetric[j] == exact, "%s: %.9g, exact %.9g", kernel->name, static_cast<double>(symmetric[j]),
+             static_cast<double>(exact));
+      // Planes round three times: the row scale, its product with 32,512, the output.
+      EXPECT(std::fabs(planes[j] - exact) <= 3 * 6e-8f * std::fabs(exact), "%s: %.9g", kernel->name,
+             static_cast<double>(planes[j]));
+    }
+  }
+  use_kernel("");
+}
+
+void test_empty_shapes() {
+  const Layer no_k(5, 0, 16);
+  for (const Form form : kForms) {
+    expect_bits(run(no_k, {}, form), no_k.bias, "k = 0 gives the bias");
+    const Layer no_n(0, 8, 17);
+    EXPECT(run(no_n, normal_reals(8, 18), form).empty(), "n = 0");
+    const Layer layer(4, 8, 19);
+    EXPECT(run(layer, {}, form).empty(), "m = 0");
+  }
+}
+
+void test_int8_mm_equals_int64() {
+  Random random(20);
+  for (const auto& [m, n, k] : {Shape{1, 1, 1}, {3, 17, 65}, {13, 70, 129}, {5, 3, 4097}}) {
+    std::vector<std::int8_t> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
+    std::vector<std::int32_t> c(static_cast<std::size_t>(m * n));
+    for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
+      fill_codes(a, mode, random);
+      fill_codes(b, mode, random);
+      for (const bool is_signed : {true, false}) {
+        for (const Kernel* kernel : runnable_kernels()) {
+          use_kernel(kernel->name);
+          int8_mm({a.data(), is_signed, b.data(), m, n, k, c.data()});
+          for (std::int64_t i = 0; i < m * n; ++i) {
+            std::int64_t sum = 0;
+            for (std::int64_t d = 0; d < k; ++d) {
+              const std::int8_t code = a[static_cast<std::size_t>(i / n * k + d)];
+              sum += (is_signed ? code : static_cast<std::uint8_t>(code)) *
+                     static_cast<std::int64_t>(b[static_cast<std::size_t>(d * n + i % n)]);
+            }
+            EXPECT(c[static_cast<std::size_t>(i)] == sum, "%s k=%ld output %ld: %d, not %ld", kernel->name,
+                   static_cast<long>(k), static_cast<long>(i), c[static_cast<std::size_t>(i)], static_cast<long>(sum));
+          }
+        }
+      }
+    }
+  }
+  use_kernel("");
+}
+
+void test_int8_mm_refuses_inexact_k() {
+  std::vector<std::int8_t> a(kMaxExactK + 1), b(kMaxExactK + 1);
+  std::int32_t c = 0;
+  bool refused = false;
+  try {
+    int8_mm({a.data(), true, b.data(), 1, 1, kMaxExactK + 1, &c});
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  EXPECT(refused, "k = %ld", static_cast<long>(kMaxExactK + 1));
+}
+
+void test_unpack_gives_back_every_code() {
+  for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 16, 64}, {0, 17, 65}, {0, 33, 130}, {0, 40, 3}}) {
+    for (const int threads : {1, 3}) {
+      set_thread_count(threads);
+      const Layer layer(n, k, 21);
+      std::vector<std::int8_t> codes(layer.codes.size());
+      unpack_weight(layer.strips.data(), n, k, codes.data());
+      EXPECT(codes == layer.codes, "n=%ld k=%ld", static_cast<long>(n), static_cast<long>(k));
+      std::int64_t sum = 0, packed_sum = 0, column_sums = 0;
+      for (const std::int8_t code : layer.codes) sum += code;
+      for (const std::int8_t code : layer.strips) packed_sum += code;
+      for (const std::int32_t column : layer.column_sum) column_sums += column;
+      EXPECT(sum == packed_sum && sum == column_sums, "padding is zero and column sums add up, n=%ld k=%ld",
+             static_cast<long>(n), static_cast<long>(k));
+    }
+  }
+  set_thread_count(1);
+}
+
+}  // namespace
+}  // namespace octavo::test
+
+int main() {
+  using namespace octavo::test;
+  test_unpack_gives_back_every_code();
+  test_int8_mm_equals_int64();
+  test_int8_mm_refuses_inexact_k();
+  test_same_bits_on_every_kernel_and_thread_count();
+  test_a_row_does_not_depend_on_its_batch();
+  test_error_is_within_the_scales();
+  test_non_finite_rows_stay_alone();
+  test_k_beyond_int32_is_exact();
+  test_empty_shapes();
+  return 0;
+}

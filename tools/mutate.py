@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the tests: breaks the core in one place at a time and expects the ctest programs to fail.
+
+Usage: python tools/mutate.py [build folder]. Each mutation is a line of source replaced in a copy of the tree.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutation(NamedTuple):
+    why: str
+    file: str
+    old: str
+    new: str
+    isa: str = "scalar"  # the mutation shows only where this instruction set is tested
+
+
+MUTATIONS = [
+    Mutation(
+        "scalar forgets the zero point",
+        "isa/scalar.cpp",
+        "sum - static_cast<std::int64_t>(zero_point) * e.column_sum[column]",
+        "sum",
+    ),
+    Mutation(
+        "scalar rounds bf16 down",
+        "isa/scalar.cpp",
+        "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16",
+        "bits >> 16",
+        "avx2",
+    ),
+    Mutation(
+        "avx2 adds with 16-bit saturation", "isa/avx2.cpp", "vpaddd %1, %0, %0", "vpaddsw %1, %0, %0", "avx2"
+    ),
+    Mutation(
+        "avx2 loses the order of columns",
+        "isa/avx2.cpp",
+        "acc[r][q + 1]), 0xd8)",
+        "acc[r][q + 1]), 0xe4)",
+        "avx2",
+    ),
+    Mutation(
+        "avx512 swaps signed and unsigned",
+        "isa/avx512_vnni.cpp",
+        "vpdpbusd %2, %1, %0",
+        "vpdpbusd %1, %2, %0",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "avx512 truncates when it quantizes",
+        "isa/avx512_vnni.cpp",
+        "return _mm512_cvtps_epi32",
+        "return _mm512_cvttps_epi32",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "avx512 multiplies and adds separately",
+        "isa/avx512_vnni.cpp",
+        "_mm512_fmadd_ps(t, scale, bias)",
+        "_mm512_add_ps(_mm512_mul_ps(t, scale), bias)",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "avx512 stores past the end of a row",
+        "isa/avx512_vnni.cpp",
+        "_mm512_mask_cvtepi32_storeu_epi8(row.codes + i, lanes, code)",
+        "_mm512_mask_cvtepi32_storeu_epi8(row.codes + i, 0xffff, code)",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "avx_vnni drops a partial sum",
+        "isa/avx_vnni.cpp",
+        "int c = 1; c < kChains",
+        "int c = 2; c < kChains",
+        "avx_vnni",
+    ),
+    Mutation(
+        "amx writes a product into the wrong tile",
+        "isa/amx_int8.cpp",
+        "_tile_dpbusd(3, 6, 7)",
+        "_tile_dpbusd(2, 6, 7)",
+        "amx_int8",
+    ),
+    Mutation("amx forgets to zero a tile", "isa/amx_int8.cpp", "  _tile_zero(4);\n", "", "amx_int8"),
+    Mutation(
+        "rows take the scale of the first row",
+        "linear.cpp",
+        "e.rows = qparams + tile.row;",
+        "e.rows = qparams;",
+    ),
+    Mutation("a row with NaN is quantized", "linear.cpp", "if (!std::isfinite(range.max)) {", "if (false) {"),
+    Mutation(
+        "k beyond int32 is not split",
+        "linear.cpp",
+        "if (weight.k > kMaxExactK) return finish_wide(walk, tile, e);",
+        "",
+    ),
+    Mutation(
+        "a thread skips its last tile", "linear.cpp", "r < row_end; ++r", "r < row_end - (row_end > 8); ++r"
+    ),
+    Mutation("padding of packed weights is not zero", "pack.cpp", "std::int8_t{0}", "std::int8_t{1}"),
+    Mutation(
+        "int8_mm allows sums that do not fit",
+        "linear.cpp",
+        "require(k <= kMaxExactK",
+        "require(k <= 2 * kMaxExactK",
+    ),
+]
+
+
+def build(source: Path, build_folder: Path) -> None:
+    configure = ["cmake", "-S", source, "-B", build_folder, "-DOCTAVO_BUILD_TESTS_ONLY=ON"]
+    for command in (configure, ["cmake", "--build", build_folder, "--parallel", "2"]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def passes(build_folder: Path) -> bool:
+    return subprocess.run(["ctest", "--test-dir", build_folder], capture_output=True).returncode == 0
+
+
+def tested_isas(build_folder: Path) -> set[str]:
+    program = build_folder / "csrc" / "tests" / "test_kernels"
+    text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^(\w+) +equals scalar", text, re.MULTILINE))
+
+
+def main() -> int:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    source, build_folder = folder / "source", folder / "build"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", source / "csrc")
+    shutil.copy(ROOT / "CMakeLists.txt", source)
+    build(source, build_folder)
+    if not passes(build_folder):
+        print("the tests fail without any mutation")
+        return 1
+    isas = tested_isas(build_folder)
+    survivors = 0
+    for mutation in MUTATIONS:
+        if mutation.isa not in isas:
+            print(f"skipped   {mutation.why}: {mutation.isa} is not tested here")
+            continue
+        file = source / "csrc" / mutation.file
+        text = file.read_text()
+        if text.count(mutation.old) != 1:
+            print(
+                f"stale     {mutation.why}: {mutation.file} has {text.count(mutation.old)} such places, not one"
+            )
+            survivors += 1
+            continue
+        file.write_text(text.replace(mutation.old, mutation.new))
+        build(source, build_folder)
+        survived = passes(build_folder)
+        survivors += survived
+        print(f"{'SURVIVED' if survived else 'caught':9} {mutation.why}", flush=True)
+        file.write_text(text)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
