@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A quantized model as a folder of ordinary files, and back without a float copy ever existing.
+
+    model.safetensors     the state_dict: int8 codes `weight` [n, k] and `weight_scale` [n, 1] under the names
+                          that compressed-tensors uses, everything else as it is; never the packed form
+    buffers.safetensors   non-persistent buffers (rotary tables, position ids), so that a skeleton on the meta
+                          device can be filled whole; absent if there are none
+    octavo.json           format version, the scheme of each quantized layer, names that share one tensor
+
+`load` checks every name, shape and dtype of the files before it touches the skeleton.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .nn import QuantLinear, leave_fused_paths
+from .schemes import Scheme, from_dict
+
+FORMAT_VERSION = 1
+WEIGHTS, BUFFERS, CONFIG = "model.safetensors", "buffers.safetensors", "octavo.json"
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Writes `model` to `folder`, which is made if missing; its other files stay as they are.
+
+    The files are written under temporary names and renamed when all are complete, octavo.json last, so an
+    interrupted save leaves an incomplete checkpoint, which `load` refuses, never a mixed one. Packed codes
+    are unpacked, all at once, while the file is written.
+
+    Raises: TypeError if model is not a module; ValueError if it holds tensors on the meta device or state
+    that is not a tensor.
+    Source: ours; tensor names as in compressed-tensors' int-quantized format.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"save: model is {type(model).__name__}, a torch.nn.Module is needed")
+    tensors, aliases = _without_duplicates(model.state_dict(keep_vars=True))
+    layers = {
+        name: module.scheme.to_dict()
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, QuantLinear)
+    }
+    buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
+    config = {
+        "format": "octavo",
+        "format_version": FORMAT_VERSION,
+        "octavo_version": version("octavo"),
+        "layers": layers,
+        "aliases": aliases,
+    }
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with _replacing(Path(folder)) as temporary:
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        if buffers:
+            save_file(buffers, temporary / BUFFERS, metadata={"format": "pt"})
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
+    """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
+
+    skeleton   the float model that was quantized, with any weights or, best, none: built under
+               `with torch.device("meta")`, so that no float copy of a quantized weight ever exists
+    The Linear layers that the checkpoint holds as integers become QuantLinear; every other tensor is
+    replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
+    and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
+
+    Raises: FileNotFoundError if a file is missing; ValueError if one is truncated, foreign, of a newer
+    format, or does not fit the skeleton, or if something would stay on the meta device; TypeError if
+    skeleton is not a module. On an error the skeleton is as it was.
+    Source: ours.
+    """
+    if not isinstance(skeleton, nn.Module):
+        raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    tensors = _read_tensors(folder / WEIGHTS)
+    buffers = _read_tensors(folder / BUFFERS) if (folder / BUFFERS).exists() else {}
+    for alias, name in config["aliases"].items():
+        if name not in tensors:
+            raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
+        tensors[alias] = tensors[name]
+    layers = _unfilled_layers(skeleton, _read_schemes(config["layers"]))
+    _check_tensors(_expected_tensors(skeleton, layers), tensors, set(layers))
+    with _undone_on_error(skeleton):
+        model = _swap(skeleton, layers)
+        model.load_state_dict(_own_parameters(model, tensors), assign=True)
+        _fill_transient_buffers(model, buffers)
+        _check_nothing_on_meta(model)
+    leave_fused_paths(model)
+    return model
+
+
+# Writing
+
+
+def _without_duplicates(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors to write, and {alias: name} for those that are another one's memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[tuple, str] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        tensor = _storable(name, value)
+        same = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else (name,)
+        storage = value.untyped_storage().data_ptr()
+        if same in names:
+            aliases[name] = names[same]
+            continue
+        names[same] = name
+        # Two different views of one storage: safetensors refuses them, so each is written out by itself.
+        tensors[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors, aliases
+
+
+def _storable(name: str, value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(
+            f"save: {name!r} in the state_dict is {type(value).__name__}; only tensors can be saved"
+        )
+    if value.is_meta:
+        raise ValueError(f"save: {name!r} is on the meta device and has no values; load the model first")
+    return value.detach().contiguous()
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into; its files replace those in `folder` if all goes well."""
+    temporary = Path(tempfile.mkdtemp(prefix=".octavo-", dir=folder))
+    try:
+        yield temporary
+        for stale in (CONFIG, BUFFERS):
+            (folder / stale).unlink(missing_ok=True)
+        for name in (WEIGHTS, BUFFERS, CONFIG):
+            if (temporary / name).exists():
+                shutil.copymode(temporary / CONFIG, temporary / name)  # safetensors' own files are 0600
+                os.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary)
+
+
+# Reading
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"load: {path} does not exist; give a folder written by octavo.save"
+        ) from None
+    except ValueError as error:  # JSON and UTF-8 errors
+        raise ValueError(f"load: {path} is not JSON ({error}); save the model again") from error
+    if not isinstance(config, dict) or config.get("format") != "octavo":
+        raise ValueError(f"load: {path} is not a file written by octavo.save")
+    found = config.get("format_version")
+    if not isinstance(found, int) or not 1 <= found <= FORMAT_VERSION:
+        raise ValueError(
+            f"load: {path} has format version {found}, written by octavo "
+            f"{config.get('octavo_version')}; this octavo reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    for key in ("layers", "aliases"):
+        if not isinstance(config.get(key), dict):
+            raise ValueError(f"load: {path} has no {key!r}; the file is damaged, save the model again")
+    return config
+
+
+def _read_schemes(layers: dict[str, Any]) -> dict[str, Scheme]:
+    schemes = {}
+    for name, fields in layers.items():
+        try:
+            schemes[name] = from_dict(fields)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"load: layer {name!r} in {CONFIG}: {error}") from error
+    return schemes
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors mapped from the file: names, shapes and dtypes now, the bytes when they are copied."""
+    if not path.exists():
+        raise FileNotFoundError(f"load: {path} does not exist; give a folder written by octavo.save")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"load: {path} is truncated or not a safetensors file ({error})") from error
+
+
+def _unfilled_layers(skeleton: nn.Module, schemes: dict[str, Scheme]) -> dict[str, QuantLinear]:
+    modules = dict(skeleton.named_modules(remove_duplicate=False))
+    made: dict[
+        int, QuantLinear
+    ] = {}  # by id of the Linear: one that has several names becomes one QuantLinear
+    layers = {}
+    for name, scheme in schemes.items():
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear):
+            found = "missing" if linear is None else f"a {type(linear).__name__}"
+            raise ValueError(
+                f"load: layer {name!r} is {found} in skeleton, a Linear is needed; "
+                "give the float model that was quantized"
+            )
+        if id(linear) not in made:
+            layer = QuantLinear(
+                linear.in_features, linear.out_features, linear.bias is not None, scheme=scheme, device="meta"
+            )
+            made[id(linear)] = layer.train(linear.training)
+        layers[name] = made[id(linear)]
+    return layers
+
+
+def _expected_tensors(skeleton: nn.Module, layers: dict[str, QuantLinear]) -> dict[str, torch.Tensor]:
+    state = skeleton.state_dict(keep_vars=True)
+    expected = {name: tensor for name, tensor in state.items() if _owner(name) not in layers}
+    for prefix, layer in layers.items():
+        expected.update(layer.state_dict(prefix=prefix + "." if prefix else ""))
+    return expected
+
+
+def _check_tensors(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], layers: set[str]
+) -> None:
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    for kind, names in (("lacks", missing), ("has unexpected", unexpected)):
+        if names:
+            some = ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise ValueError(
+                f"load: the checkpoint {kind} tensors: {some}; skeleton must be the float model "
+                "that was quantized"
+            )
+    for name, tensor in found.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise ValueError(
+                f"load: {name!r} has shape {tuple(tensor.shape)} in the checkpoint "
+                f"and {tuple(wanted.shape)} in skeleton"
+            )
+        # The float dtype of the file wins (a bfloat16 model fits a float32 skeleton), but codes are codes.
+        exact = _owner(name) in layers and not name.endswith("bias")
+        both_float = tensor.is_floating_point() and wanted.is_floating_point()
+        if tensor.dtype != wanted.dtype and (exact or not both_float):
+            raise ValueError(f"load: {name!r} is {tensor.dtype} in the checkpoint, {wanted.dtype} is needed")
+
+
+# Filling
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Everything below is done by exchanging references, so putting them back undoes it."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (registry, dict(registry))
+        for module in model.modules()
+        for registry in (module._parameters, module._buffers, module._modules)
+    ]
+    try:
+        yield
+    except BaseException:
+        for registry, entries in before:
+            registry.clear()
+            registry.update(entries)
+        raise
+
+
+def _swap(skeleton: nn.Module, layers: dict[str, QuantLinear]) -> nn.Module:
+    for name, layer in layers.items():
+        if name == "":
+            return layer
+        skeleton.get_submodule(_owner(name))._modules[name.rpartition(".")[2]] = layer
+    return skeleton
+
+
+def _own_parameters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies, so that the model outlives its file. Names of one tensor get one Parameter: still tied."""
+    copies: dict[int, nn.Parameter] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = nn.Parameter(tensor.clone(), requires_grad=False)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        name: copies[id(tensor)] if name in parameters else copies[id(tensor)].data
+        for name, tensor in tensors.items()
+    }
+
+
+def _transient_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that state_dict leaves out, by name; the packed form of our layers is not one of them."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module._buffers[name]
+        for prefix, module in model.named_modules()
+        if not isinstance(module, QuantLinear)
+        for name in sorted(module._non_persistent_buffers_set)
+        if module._buffers.get(name) is not None
+    }
+
+
+def _fill_transient_buffers(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
+    for name, buffer in _transient_buffers(model).items():
+        if buffer.is_meta and name in saved:
+            if saved[name].shape != buffer.shape:
+                shapes = f"{tuple(saved[name].shape)} in the checkpoint and {tuple(buffer.shape)} in skeleton"
+                raise ValueError(f"load: buffer {name!r} has shape {shapes}")
+            model.get_submodule(_owner(name))._buffers[name.rpartition(".")[2]] = saved[name].clone()
+
+
+def _check_nothing_on_meta(model: nn.Module) -> None:
+    for prefix, module in model.named_modules():
+        for name, value in {**vars(module), **module._parameters, **module._buffers}.items():
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                full_name = f"{prefix}.{name}" if prefix else name
+                raise ValueError(
+                    f"load: {full_name!r} of skeleton is on the meta device and the checkpoint has no values "
+                    "for it; build the skeleton on the CPU, or fill that tensor before loading"
+                )
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]

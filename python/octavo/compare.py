@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a quantized model is from its float reference, layer by layer and end to end.
+
+Each batch runs through the reference first: a hook on every counterpart of a quantized layer feeds the same
+input to the quantized layer (local error) and keeps the output until the quantized model has run the batch
+(propagated error). So one batch's outputs are all that is ever held.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from .comparison import Comparison, LayerComparison, OutputComparison
+from .metrics import ErrorAccumulator
+from .nn import QuantLinear
+
+logger = logging.getLogger("octavo")
+
+
+def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: bool = False) -> Comparison:
+    """Runs both models on the same batches; returns how they differ, as a `Comparison`.
+
+    reference  the float model
+    model      the quantized one, with the same module names
+    batches    one batch or an iterable of them. A batch is a tensor, a tuple (positional arguments) or a dict
+               (keyword arguments); within an iterable, a list is one too
+    progress   show a tqdm bar
+    Batches should hold no padding: padded positions count like all others, and mean nothing.
+    Both models run in eval mode without gradients; their training flags come back as they were. Outputs may
+    be tensors, tuples, dicts, dataclasses: every floating-point tensor in them counts. Figures cover every
+    element of every batch. Without quantized layers, `layers` is empty.
+
+    Raises: TypeError if a model is not a module or a batch is none of the above; ValueError if there is no
+    batch, if the models do not match in layers, calls or output shapes, or if one has weights on meta.
+    Source: ours; figures as in docs/numerics.md, eq. 12 to 14.
+    """
+    probes = _match(reference, model)
+    output, count = ErrorAccumulator(), 0
+    with torch.no_grad(), _evaluating(reference, model):
+        for args, kwargs in _with_progress(_calls(batches), progress):
+            with _hooked((probe.reference, probe.on_reference) for probe in probes):
+                expected = list(_float_tensors(reference(*args, **kwargs)))
+            with _hooked((probe.layer, probe.on_layer) for probe in probes):
+                found = list(_float_tensors(model(*args, **kwargs)))
+            for probe in probes:
+                probe.end_batch()
+            _add_output(output, expected, found)
+            count += 1
+    if count == 0:
+        raise ValueError("compare: batches is empty; give at least one batch (a used-up generator is empty)")
+    return Comparison(
+        layers=[probe.result() for probe in probes if probe.calls],
+        output=OutputComparison(output.sqnr_db, output.cosine, output.max_abs_error),
+        bytes_before=model_bytes(reference),
+        bytes_after=model_bytes(model),
+        not_run=[probe.name for probe in probes if not probe.calls],
+    )
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of memory of all parameters and buffers, shared ones counted once."""
+    return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
+
+
+class _Probe:
+    """A quantized layer beside the layer of the same name in the reference."""
+
+    def __init__(self, name: str, reference: nn.Module, layer: QuantLinear) -> None:
+        self.name, self.reference, self.layer = name, reference, layer
+        self.calls = 0
+        self.local, self.propagated = ErrorAccumulator(), ErrorAccumulator()
+        self.pending: deque[torch.Tensor] = deque()  # outputs of the reference in this batch
+
+    def on_reference(self, _: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        # forward, not __call__: hooks that users have put on their layer must not see these extra runs.
+        self.local.update(output, self.layer.forward(x))
+        self.pending.append(output.clone())  # an in-place activation may overwrite the output next
+
+    def on_layer(self, _: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        if not self.pending:
+            raise _mismatch(f"{self.name!r} runs more often in model")
+        self.propagated.update(self.pending.popleft(), output)
+        self.calls += 1
+
+    def end_batch(self) -> None:
+        if self.pending:
+            raise _mismatch(f"{self.name!r} runs more often in reference")
+
+    def result(self) -> LayerComparison:
+        figures = self.propagated
+        return LayerComparison(
+            self.name, figures.sqnr_db, figures.cosine, figures.max_abs_error, self.local.sqnr_db
+        )
+
+
+def _match(reference: nn.Module, model: nn.Module) -> list[_Probe]:
+    for name, module in (("reference", reference), ("model", model)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"compare: {name} is {type(module).__name__}, a torch.nn.Module is needed")
+        if any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())):
+            raise ValueError(f"compare: {name} has weights on the meta device; load them first")
+    counterparts = dict(reference.named_modules(remove_duplicate=False))
+    probes = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLinear):
+            _check_counterpart(name, layer, counterparts.get(name))
+            probes.append(_Probe(name, counterparts[name], layer))
+    if not probes and any(isinstance(module, QuantLinear) for module in counterparts.values()):
+        logger.warning("compare: reference has quantized layers and model has none; were the two exchanged?")
+    return probes
+
+
+def _check_counterpart(name: str, layer: QuantLinear, counterpart: nn.Module | None) -> None:
+    if counterpart is None:
+        raise _mismatch(f"reference has no layer {name!r}")
+    if not isinstance(counterpart, nn.Linear | QuantLinear):
+        raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, a Linear is needed")
+    expected = (counterpart.in_features, counterpart.out_features)
+    found = (layer.in_features, layer.out_features)
+    if expected != found:
+        raise _mismatch(f"{name!r} has (in, out) features {expected} in reference and {found} in model")
+
+
+def _mismatch(text: str) -> ValueError:
+    return ValueError(f"compare: the models do not match: {text}")
+
+
+@contextmanager
+def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _calls(batches: Any) -> Iterator[tuple[tuple, dict]]:
+    if isinstance(batches, torch.Tensor | tuple | Mapping):
+        batches = [batches]
+    elif isinstance(batches, str) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"compare: batches is {type(batches).__name__}; "
+            "a tensor, a tuple, a dict or an iterable of those is needed"
+        )
+    for batch in batches:
+        if isinstance(batch, torch.Tensor):
+            yield (batch,), {}
+        elif isinstance(batch, Mapping):
+            yield (), dict(batch)
+        elif isinstance(batch, tuple | list):
+            yield tuple(batch), {}
+        else:
+            raise TypeError(f"compare: a batch is {type(batch).__name__}; a tensor, tuple or dict is needed")
+
+
+def _with_progress(calls: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
+    if not progress:
+        return calls
+    from tqdm.auto import tqdm  # not at the top: in a notebook, tqdm.auto may warn as soon as it is imported
+
+    return tqdm(calls, desc="comparing", unit="batch")
+
+
+def _float_tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):  # dicts and transformers' ModelOutput
+        for value in output.values():
+            yield from _float_tensors(value)
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from _float_tensors(value)
+    elif hasattr(output, "__dataclass_fields__"):
+        for name in output.__dataclass_fields__:
+            yield from _float_tensors(getattr(output, name))
+
+
+def _add_output(output: ErrorAccumulator, expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+    if not expected:
+        raise ValueError("compare: the output of reference holds no floating-point tensor to compare")
+    shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
+    if shapes[0] != shapes[1]:
+        raise _mismatch(f"the output shapes are {shapes[0]} in reference and {shapes[1]} in model")
+    for x, y in zip(expected, found, strict=True):
+        output.update(x, y)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator in plain torch, written for reading: the oracle of the tests and the text of the notebooks.
+
+Names, arguments and results are those of `torch.ops.octavo`, bit for bit: integers are computed in int64, floats in
+float32 with one rounding for each operation, as the kernels do. A *row* is whatever shares one scale: the whole tensor,
+a channel, a group or a token. `docs/numerics.md` has each formula once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # 2^-126: below it 1 / scale is not finite
+MAX_EXACT_K = 65793  # the longest k whose uint8 x int8 sum fits int32: 255 * 128 * 65,793 = 2^31 - 128
+PLANE_MAX = 127 * 256  # weight-only activations are int16 whose high byte stays within [-127, 127]
+
+
+def choose_qparams(
+    x: torch.Tensor, qmin: int, qmax: int, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of every row of `x`, so that the row's range fits [qmin, qmax] and 0 is a code.
+
+    x        [rows, columns] float32, bfloat16 or float16
+    returns  scale float32 [rows], zero_point int32 [rows]
+    raises   ValueError for a row with NaN or Inf, and for a symmetric range without an integer middle
+    source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1
+    """
+    x = x.float()
+    finite = x.isfinite().all(1)
+    if not finite.all():
+        raise ValueError(
+            f"choose_qparams: row {int((~finite).nonzero()[0])} of x holds NaN or Inf; "
+            "finite values are needed"
+        )
+    if symmetric:
+        return _symmetric_qparams(x, qmin, qmax)
+    return _affine_qparams(x, qmin, qmax)
+
+
+def _symmetric_qparams(x: torch.Tensor, qmin: int, qmax: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if (qmin + qmax) % 2:
+        raise ValueError(
+            f"choose_qparams: symmetric needs qmin + qmax even, got {qmin} and {qmax}; "
+            "use [-127, 127] or [1, 255], or symmetric=False"
+        )
+    middle = (qmin + qmax) // 2
+    scale = _row_max(x.abs()) / (qmax - middle)
+    scale = torch.where(scale < SMALLEST_SCALE, 1.0, scale)
+    return scale, torch.full_like(scale, middle, dtype=torch.int32)
+
+
+def _affine_qparams(x: torch.Tensor, qmin: int, qmax: int) -> tuple[torch.Tensor, torch.Tensor]:
+    # 0 is always inside the range: without it [1, 2] would need the zero_point -255.
+    low, high = -_row_max(-x), _row_max(x)
+    steps = qmax - qmin
+    scale = (high - low) / steps
+    scale = torch.where(scale.isfinite(), scale, high / steps - low / steps)  # high - low may overflow
+    tiny = scale < SMALLEST_SCALE
+    scale = torch.where(tiny, 1.0, scale)
+    zero_point = torch.where(tiny, 0, qmin - torch.round(low / scale)).clamp(qmin, qmax)
+    return scale, zero_point.to(torch.int32)
+
+
+def _row_max(x: torch.Tensor) -> torch.Tensor:
+    """max(row, 0) of every row; 0 for a row without elements."""
+    return F.pad(x, (0, 1)).amax(1)
+
+
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Codes: clamp(round_half_even(x * (1 / scale)) + zero_point, qmin, qmax). NaN becomes zero_point.
+
+    x        [rows, columns] float32, bfloat16 or float16; scale float32 [rows], zero_point int32 [rows]
+    returns  [rows, columns], `dtype` int8 or uint8
+    """
+    zero_point = zero_point.double()[:, None]
+    steps = torch.round(
+        x.float() * (1 / scale)[:, None]
+    ).double()  # double: adding zero_point must not round again
+    return (steps.nan_to_num(nan=0.0) + zero_point).clamp(qmin, qmax).to(dtype)
+
+
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Real values: scale * (code - zero_point), rounded to float32 and then to `dtype`.
+
+    codes    [rows, columns] int8 or uint8; scale float32 [rows], zero_point int32 [rows]
+    """
+    steps = codes.long() - zero_point.long()[:, None]
+    return (scale[:, None] * steps.float()).to(dtype)
+
+
+def int8_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b, exact.
+
+    a        [m, k] int8 or uint8; b [k, n] int8
+    returns  [m, n] int32
+    raises   ValueError for k > 65,793, where a sum may leave int32
+    """
+    if a.shape[1] > MAX_EXACT_K:
+        raise ValueError(
+            f"int8_mm: k is {a.shape[1]}, at most {MAX_EXACT_K} is exact in int32; split k and add in int64"
+        )
+    return (a.long() @ b.long()).to(torch.int32)
+
+
+def pack_weight(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernels' layout, drawn in docs/packed_format.md: strips of 16 rows, tiles of 64 k, lines of 4 k.
+
+    codes    [n, k] int8
+    returns  packed int8 [ceil(n / 16), ceil(k / 64), 16, 64], padded with zeros, and column_sum int32 [n], the sum
+             of each row's codes over k (a row of the weight is a column of the product)
+    """
+    n, k = codes.shape
+    padded = F.pad(codes, (0, -k % 64, 0, -n % 16))
+    strips, tiles = padded.shape[0] // 16, padded.shape[1] // 64
+    by_column = padded.reshape(strips, 16, tiles, 16, 4)  # strip, column, tile, line, k mod 4
+    packed = by_column.permute(0, 2, 3, 1, 4).reshape(strips, tiles, 16, 64).contiguous()
+    return packed, codes.sum(1, dtype=torch.int64).to(torch.int32)
+
+
+def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
+    """The codes [n, k] that `pack_weight` was given."""
+    strips, tiles = packed.shape[:2]
+    by_line = packed.reshape(strips, tiles, 16, 16, 4)  # strip, tile, line, column, k mod 4
+    return by_line.permute(0, 3, 1, 2, 4).reshape(strips * 16, tiles * 64)[:n, :k].contiguous()
+
+
+def linear_dynamic(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    symmetric: bool,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights; every row of `x` is quantized to uint8 on its own, in the call.
+
+    x        [..., k] float32, bfloat16 or float16; weight_scale float32 [n, 1]; bias [n] or None
+    returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
+    source   per-token activations: Yao et al. 2022 (arXiv:2206.01861), section 4.1
+    """
+    rows, finite = _finite_rows(x)
+    qmin, qmax = (1, 255) if symmetric else (0, 255)
+    scale, zero_point = choose_qparams(rows, qmin, qmax, symmetric)
+    codes = quantize(rows, scale, zero_point, qmin, qmax, torch.uint8).long()
+    weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
+    total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
+    return _epilogue(total.float(), scale, finite, weight_scale, bias, x)
+
+
+def linear_weight_only(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights and nearly exact activations: 16 bits, multiplied as two planes of 8.
+
+    Every row becomes q in [-32512, 32512], q = 256 * high + low with high in [-127, 127] and low in [0, 255]; both
+    planes go through the same integer kernels.
+    x        [..., k] float32, bfloat16 or float16; weight_scale float32 [n, 1]; bias [n] or None
+    returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
+    source   ours
+    """
+    rows, finite = _finite_rows(x)
+    scale, _ = choose_qparams(rows, -PLANE_MAX, PLANE_MAX, True)
+    q = torch.round(rows * (1 / scale)[:, None]).clamp(-PLANE_MAX, PLANE_MAX).long()
+    high, low = q >> 8, q & 255
+    weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
+    total = _fma(torch.tensor(256.0), (high @ weight.T).float(), (low @ weight.T).float())
+    return _epilogue(total, scale, finite, weight_scale, bias, x)
+
+
+def _finite_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` as float32 [m, k] with its non-finite rows zeroed, and which rows are finite."""
+    k = x.shape[-1]
+    rows = (
+        x.reshape(x.numel() // k, k).float()
+        if k
+        else x.new_zeros(x.shape[:-1].numel(), 0, dtype=torch.float32)
+    )
+    finite = rows.isfinite().all(1)
+    return torch.where(finite[:, None], rows, 0.0), finite
+
+
+def _epilogue(
+    total: torch.Tensor,
+    row_scale: torch.Tensor,
+    finite: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    """fma(total, row_scale * weight_scale, bias), NaN for the rows that are not finite, in x's shape and dtype."""
+    scale = row_scale[:, None] * weight_scale.reshape(1, -1)
+    y = _fma(total, scale, torch.zeros(()) if bias is None else bias.float())
+    y = torch.where(finite[:, None], y, torch.nan)
+    return y.to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
+
+
+def _fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """a * b + c of float32 tensors with one rounding, as the CPU's fused multiply-add does it.
+
+    torch has no fma. In float64 the product is exact, but the sum is rounded to 53 bits and then again to 24, and where
+    the first rounding lands on a tie of the second the result differs from an fma. So the first rounding is made to
+    odd: if the sum was inexact (its error is known exactly) and its last bit is 0, take the neighbour on the error's
+    side, whose last bit is 1. An odd last bit is never a tie of 24 bits, so the second rounding decides rightly.
+    source   TwoSum: Knuth, TAOCP 2, 4.2.2; rounding to odd: Boldo and Melquiond 2008 (doi:10.1109/TC.2007.70819)
+    """
+    product, c = torch.broadcast_tensors(a.double() * b.double(), c.double())
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    is_even = total.view(torch.int64) & 1 == 0
+    neighbour = torch.nextafter(total, error * torch.inf)
+    return torch.where((error != 0) & is_even & total.isfinite(), neighbour, total).float()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a conversion did to every layer of a model, or why it did nothing: one row for each module with weights."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module.
+
+    name           where it sits in the model, "" for the model itself
+    kind           class before the conversion
+    action         "quantized" or "kept"
+    reason         why it was kept; empty for most quantized layers
+    scheme         the scheme's name, empty if kept
+    bytes_before, bytes_after   memory of its own parameters and buffers; what modules share counts once, at the first
+    """
+
+    name: str
+    kind: str
+    action: str
+    reason: str
+    scheme: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """All rows, in the model's order. `print(report)` shows a table."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def quantized(self) -> list[Row]:
+        return [row for row in self.rows if row.action == "quantized"]
+
+    @property
+    def kept(self) -> list[Row]:
+        return [row for row in self.rows if row.action == "kept"]
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(row.bytes_after for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"rows": [...], "bytes_before": int, "bytes_after": int}, JSON."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+        }
+
+    def __repr__(self) -> str:
+        return f"QuantizationReport({self._summary()})"
+
+    def __str__(self) -> str:
+        cells = [_HEADER, *map(_cells, self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [_line(row, widths) for row in cells]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], self._summary()])
+
+    def _repr_html_(self) -> str:
+        head = _html_row(_HEADER, "th")
+        body = "".join(_html_row(_cells(row), "td") for row in self.rows)
+        return (
+            f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{html.escape(self._summary())}</p>"
+        )
+
+    def _summary(self) -> str:
+        smaller = f" ({self.bytes_before / self.bytes_after:.2f}x smaller)" if self.bytes_after else ""
+        return (
+            f"{len(self.quantized)} layers quantized, {len(self.kept)} kept, "
+            f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)} MB{smaller}"
+        )
+
+
+_HEADER = ("name", "kind", "action", "scheme", "MB before", "MB after", "reason")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name or "(the model)",
+        row.kind,
+        row.action,
+        row.scheme or "-",
+        _megabytes(row.bytes_before),
+        _megabytes(row.bytes_after),
+        row.reason,
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    numbers = ("MB before", "MB after")
+    aligned = [
+        cell.rjust(width) if title in numbers else cell.ljust(width)
+        for title, cell, width in zip(_HEADER, cells, widths, strict=True)
+    ]
+    return "  ".join(aligned).rstrip()
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.3f}"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every runnable instruction set is covered in one run; what this CPU lacks is printed as not covered."""
+
+import pytest
+
+import octavo
+from octavo import _C
+
+RUNNABLE = _C.runnable_isas()
+NOT_COVERED = [isa for isa in _C.built_isas() if isa not in RUNNABLE]
+
+
+def _coverage() -> str:
+    return f"{_C.cpu_model()}: ISAs covered: {', '.join(RUNNABLE)}; not covered: {', '.join(NOT_COVERED) or 'none'}"
+
+
+def pytest_report_header(config):
+    return _coverage()
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(_coverage())
+
+
+@pytest.fixture(params=RUNNABLE)
+def isa(request):
+    """Runs the test once with each instruction set of this CPU."""
+    with octavo.use_isa(request.param):
+        yield request.param

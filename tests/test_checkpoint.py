@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""save and load: equal bits after a round trip, no float copy on the way, no harm done by bad files."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import octavo
+from octavo.nn import QuantLinear
+
+SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Dynamic(symmetric=False), octavo.Int8WeightOnly()]
+
+
+class Model(nn.Module):
+    """A Linear kept float, tied weights, buffers of both kinds, odd sizes, a layer without bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 21)
+        self.body = nn.Sequential(
+            nn.Linear(21, 35), nn.ReLU(), nn.Linear(35, 21, bias=False), nn.BatchNorm1d(21)
+        )
+        self.head = nn.Linear(21, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("offset", torch.arange(21.0), persistent=False)
+
+    def forward(self, ids):
+        return self.head(self.body(self.embed(ids) + self.offset))
+
+
+IDS = torch.arange(11)
+
+
+def quantized_model(scheme=SCHEMES[0]) -> nn.Module:
+    torch.manual_seed(0)
+    return octavo.quantized(Model().eval(), scheme)
+
+
+def meta_skeleton() -> nn.Module:
+    with torch.device("meta"):
+        return Model().eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    octavo.save(quantized_model(), tmp_path)
+    return tmp_path
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / "octavo.json").read_text())
+    change(config)
+    (folder / "octavo.json").write_text(json.dumps(config))
+
+
+def edit_tensors(folder, change, file="model.safetensors"):
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / file).items()}
+    change(tensors)
+    save_file(tensors, folder / file)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+@pytest.mark.parametrize("skeleton", [meta_skeleton, lambda: Model().eval()], ids=["meta", "cpu"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_round_trip_gives_equal_bits(tmp_path, scheme, skeleton, packed):
+    model = quantized_model(scheme)
+    if packed:
+        model(IDS)
+    octavo.save(model, tmp_path / "new" / "folder")
+    given = skeleton()
+    loaded = octavo.load(tmp_path / "new" / "folder", given)
+    assert loaded is given
+    assert loaded.body[0].scheme == scheme and isinstance(loaded.head, nn.Linear)
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
+    assert torch.equal(loaded(IDS), model(IDS))
+
+
+def test_files_hold_codes_and_scales_under_the_names_of_compressed_tensors(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        found = {
+            name: (file.get_slice(name).get_dtype(), file.get_slice(name).get_shape()) for name in file.keys()
+        }
+    assert found["body.0.weight"] == ("I8", [35, 21])
+    assert found["body.0.weight_scale"] == ("F32", [35, 1])
+    assert found["body.0.bias"] == ("F32", [35])
+    assert not [name for name in found if "packed" in name or "column_sum" in name or name == "offset"]
+    config = json.loads((folder / "octavo.json").read_text())
+    assert config["format"] == "octavo" and config["format_version"] == 1
+    assert config["octavo_version"] == octavo.__version__
+    assert config["layers"]["body.2"] == {"name": "Int8Dynamic", "symmetric": True}
+
+
+def test_tied_weights_are_written_once_and_stay_tied(folder):
+    config = json.loads((folder / "octavo.json").read_text())
+    assert config["aliases"] == {"head.weight": "embed.weight"}
+    assert "head.weight" not in load_file(folder / "model.safetensors")
+    loaded = octavo.load(folder, meta_skeleton())
+    assert loaded.head.weight is loaded.embed.weight
+
+
+def test_views_of_one_storage_are_written_out(tmp_path):
+    model = nn.Module()
+    model.register_buffer("whole", torch.arange(6.0))
+    model.register_buffer("part", model.whole[2:4])
+    model.register_buffer("columns", torch.arange(6.0).reshape(2, 3).t())  # not contiguous
+    octavo.save(model, tmp_path)
+    loaded = octavo.load(tmp_path, model)
+    assert loaded.part.tolist() == [2, 3] and loaded.columns.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_linear_with_two_names_becomes_one_layer(tmp_path):
+    def twice():
+        linear = nn.Linear(8, 8)
+        return nn.Sequential(linear, nn.ReLU(), linear)
+
+    model = octavo.quantized(twice(), octavo.Int8Dynamic())
+    octavo.save(model, tmp_path)
+    with torch.device("meta"):
+        skeleton = twice()
+    loaded = octavo.load(tmp_path, skeleton)
+    assert loaded[0] is loaded[2]
+    x = torch.randn(3, 8)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_a_model_that_is_one_linear_comes_back_as_a_new_layer(tmp_path):
+    linear = nn.Linear(8, 4)
+    layer = octavo.quantized(linear, octavo.Int8WeightOnly())
+    octavo.save(layer, tmp_path)
+    loaded = octavo.load(tmp_path, nn.Linear(8, 4, device="meta"))
+    x = torch.randn(3, 8)
+    assert isinstance(loaded, QuantLinear) and torch.equal(loaded(x), layer(x))
+
+
+def test_flags_of_the_skeleton_stay(folder):
+    skeleton = meta_skeleton().train()
+    skeleton.body[0].eval()
+    skeleton.body[3].weight.requires_grad_(False)
+    loaded = octavo.load(folder, skeleton)
+    assert loaded.body[2].training and not loaded.body[0].training
+    assert loaded.embed.weight.requires_grad and not loaded.body[3].weight.requires_grad
+    assert not any(parameter.requires_grad for parameter in loaded.body[0].parameters())
+
+
+def test_the_float_dtype_of_the_file_wins(tmp_path):
+    model = quantized_model().to(torch.bfloat16)
+    octavo.save(model, tmp_path)
+    loaded = octavo.load(tmp_path, meta_skeleton())
+    assert loaded.embed.weight.dtype == loaded.body[0].bias.dtype == torch.bfloat16
+    assert loaded.body[0].weight_scale.dtype == torch.float32
+
+
+class LargestFloat(TorchDispatchMode):
+    """Records the most elements that any floating-point tensor with memory had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta:
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_loading_into_a_meta_skeleton_never_makes_a_float_weight(tmp_path):
+    octavo.save(octavo.quantized(nn.Sequential(nn.Linear(64, 96)), octavo.Int8Dynamic()), tmp_path)
+    with torch.device("meta"):
+        skeleton = nn.Sequential(nn.Linear(64, 96))
+    with LargestFloat() as largest:
+        loaded = octavo.load(tmp_path, skeleton)
+        loaded[0].pack_()
+    assert largest.elements == 96  # the scales and the bias
+    with LargestFloat() as largest:
+        loaded[0].dequantize()
+    assert largest.elements == 64 * 96  # the recorder would have seen it
+
+
+def test_a_loaded_model_does_not_need_its_files(folder):
+    loaded = octavo.load(folder, meta_skeleton())
+    before = loaded(IDS)
+    for name in os.listdir(folder):
+        os.truncate(folder / name, 0)
+    assert torch.equal(loaded(IDS), before)
+
+
+def test_saving_over_a_checkpoint_replaces_it_whole(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    assert (folder / "buffers.safetensors").exists()
+    small = octavo.quantized(nn.Sequential(nn.Linear(4, 4)), octavo.Int8Dynamic())
+    octavo.save(small, folder)
+    assert sorted(os.listdir(folder)) == ["model.safetensors", "octavo.json", "tokenizer.json"]
+    octavo.load(folder, nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o022)
+    try:
+        octavo.save(quantized_model(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in os.listdir(tmp_path)} == {0o644}
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("octavo.checkpoint.save_file", full_disk)
+    files = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    with pytest.raises(OSError, match="No space"):
+        octavo.save(nn.Sequential(nn.Linear(4, 4)), folder)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == files
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    for name in ("a", "b"):
+        octavo.save(quantized_model(), tmp_path / name)
+    for name in os.listdir(tmp_path / "a"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+# Buffers that state_dict leaves out
+
+
+def test_transient_buffers_fill_a_meta_skeleton_and_leave_a_real_one_alone(folder):
+    assert torch.equal(octavo.load(folder, meta_skeleton()).offset, torch.arange(21.0))
+    skeleton = Model()
+    skeleton.offset += 1
+    assert torch.equal(octavo.load(folder, skeleton).offset, torch.arange(21.0) + 1)
+
+
+def test_a_transient_buffer_of_another_shape_is_refused(folder):
+    edit_tensors(folder, lambda t: t.update(offset=torch.zeros(22)), "buffers.safetensors")
+    check_refused(folder, meta_skeleton(), ValueError, r"buffer 'offset' has shape \(22,\)")
+
+
+def test_a_tensor_left_on_meta_is_an_error_and_not_a_silence(folder):
+    (folder / "buffers.safetensors").unlink()
+    check_refused(folder, meta_skeleton(), ValueError, "'offset' of skeleton is on the meta device")
+    skeleton = Model()
+    skeleton.body.table = torch.zeros(3, device="meta")  # a plain attribute, which nothing could fill
+    check_refused(folder, skeleton, ValueError, "'body.table' of skeleton is on the meta device")
+
+
+# Bad files: each a clear error, the skeleton as it was
+
+
+def check_refused(folder, skeleton, error, message):
+    modules = dict(skeleton.named_modules())
+    parameters, buffers = dict(skeleton.named_parameters()), dict(skeleton.named_buffers())
+    with pytest.raises(error, match=message):
+        octavo.load(folder, skeleton)
+    assert dict(skeleton.named_modules()) == modules
+    assert all(value is parameters[name] for name, value in skeleton.named_parameters())
+    assert all(value is buffers[name] for name, value in skeleton.named_buffers())
+
+
+@pytest.mark.parametrize("missing", ["octavo.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, missing):
+    (folder / missing).unlink()
+    check_refused(folder, meta_skeleton(), FileNotFoundError, missing)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    check_refused(tmp_path / "nowhere", meta_skeleton(), FileNotFoundError, "nowhere")
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "buffers.safetensors"])
+@pytest.mark.parametrize("keep", [0, 4, 20, -1])
+def test_a_truncated_file_is_refused(folder, file, keep):
+    size = (folder / file).stat().st_size
+    os.truncate(folder / file, keep if keep >= 0 else size + keep)
+    check_refused(folder, meta_skeleton(), ValueError, f"{file} is truncated or not a safetensors file")
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "\0\0"])
+def test_a_damaged_config_is_refused(folder, text):
+    (folder / "octavo.json").write_text(text)
+    check_refused(folder, meta_skeleton(), ValueError, "octavo.json is not JSON")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(format="other"), "is not a file written by octavo.save"),
+        (
+            lambda c: c.update(format_version=2, octavo_version="9.9"),
+            "version 2, written by octavo 9.9.*upgrade",
+        ),
+        (lambda c: c.update(format_version="1"), "format version 1"),
+        (lambda c: c.update(format_version=0), "format version 0"),
+        (lambda c: c.pop("layers"), "has no 'layers'"),
+        (lambda c: c.pop("aliases"), "has no 'aliases'"),
+        (lambda c: c["layers"].update({"body.0": {"name": "Int3"}}), "Int3"),
+        (lambda c: c["layers"].update({"body.0": 7}), "body.0"),
+        (
+            lambda c: c["layers"].update({"body.9": c["layers"]["body.0"]}),
+            "layer 'body.9' is missing in skeleton",
+        ),
+        (
+            lambda c: c["layers"].update({"body.1": c["layers"]["body.0"]}),
+            "layer 'body.1' is a ReLU in skeleton",
+        ),
+        (lambda c: c["layers"].pop("body.0"), "unexpected tensors: body.0.weight_scale"),
+        (lambda c: c["aliases"].update({"head.weight": "nothing"}), "names 'nothing'"),
+        (lambda c: c["aliases"].clear(), "lacks tensors: head.weight"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(folder, change, message):
+    edit_config(folder, change)
+    check_refused(folder, meta_skeleton(), ValueError, message)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop("body.0.weight"), "lacks tensors: body.0.weight"),
+        (lambda t: t.pop("body.3.running_mean"), "lacks tensors: body.3.running_mean"),
+        (lambda t: t.update(extra=torch.ones(1)), "unexpected tensors: extra"),
+        (
+            lambda t: t.update({"body.0.weight": torch.zeros(35, 22, dtype=torch.int8)}),
+            r"\(35, 22\) in the checkpoint",
+        ),
+        (
+            lambda t: t.update({"body.0.weight": torch.zeros(35, 21)}),
+            "torch.float32 in the checkpoint, torch.int8",
+        ),
+        (
+            lambda t: t.update({"body.0.weight_scale": torch.ones(35)}),
+            r"\(35,\) in the checkpoint and \(35, 1\)",
+        ),
+        (
+            lambda t: t.update({"body.0.weight_scale": torch.ones(35, 1).half()}),
+            "torch.float16 in the checkpoint",
+        ),
+        (
+            lambda t: t.update({"embed.weight": torch.zeros(11, 21, dtype=torch.int8)}),
+            "torch.int8 in the checkpoint",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(folder, change, message):
+    edit_tensors(folder, change)
+    check_refused(folder, meta_skeleton(), ValueError, message)
+
+
+def test_another_skeleton_is_refused(folder):
+    check_refused(
+        folder, nn.Sequential(nn.Linear(21, 35)), ValueError, "layer 'body.0' is missing in skeleton"
+    )
+    check_refused(
+        folder, quantized_model(), ValueError, "'body.0' is a QuantLinear in skeleton.*the float model"
+    )
+
+
+def test_what_cannot_be_saved_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="model is dict"):
+        octavo.save({}, tmp_path)
+    with pytest.raises(ValueError, match="'embed.weight' is on the meta device"):
+        octavo.save(meta_skeleton(), tmp_path)
+
+    class WithState(nn.Linear):
+        def get_extra_state(self):
+            return {"step": 1}
+
+    with pytest.raises(ValueError, match="'_extra_state' in the state_dict is dict"):
+        octavo.save(WithState(2, 2), tmp_path)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(TypeError, match="skeleton is dict"):
+        octavo.load(tmp_path, dict())

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands do what they say on a small transformers model, and name what is wrong in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import octavo
+from octavo import cli, demo, metrics, pretrained
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny random BERT with a real tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=80
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    pretrained.load_tokenizer(pretrained.bundled_folder()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("A first line of text.\n\nAnd a second one, which is longer.\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("scheme", cli.SCHEMES)
+def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
+    assert run("quantize", model_folder, tmp_path / "int8", "--scheme", scheme) == 0
+    printed = capsys.readouterr().out
+    assert "quantized" in printed and f"saved: {tmp_path / 'int8'}" in printed
+    assert run("compare", model_folder, tmp_path / "int8", "--text", text) == 0
+    printed = capsys.readouterr().out
+    reference = pretrained.load_model(model_folder)
+    model = octavo.quantized(
+        reference, {"int8_dynamic": octavo.Int8Dynamic, "int8_weight_only": octavo.Int8WeightOnly}[scheme]
+    )
+    tokenizer = pretrained.load_tokenizer(model_folder)
+    sentences = [line for line in text.read_text().splitlines() if line]
+    batches = pretrained.unpadded_batches(tokenizer, sentences)
+    assert printed == f"{octavo.compare(reference, model, batches)}\n"
+
+
+def test_a_quantized_folder_cannot_be_mistaken_for_a_float_one(model_folder, tmp_path):
+    """transformers without compressed-tensors must refuse it; it would fill float layers with codes otherwise."""
+    run("quantize", model_folder, tmp_path / "int8")
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    group = config["config_groups"]["group_0"]
+    assert len(group["targets"]) == 2 * 6 + 1
+    assert group["weights"]["strategy"] == "channel" and group["input_activations"]["strategy"] == "token"
+    # The decoder is tied to the embedding: it stays float, and the file says so.
+    assert config["ignore"] == ["cls.predictions.decoder"]
+
+
+def test_transformers_reads_a_quantized_folder_with_compressed_tensors(model_folder, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    run("quantize", model_folder, tmp_path / "int8", "--scheme", "int8_weight_only")
+    stock = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "int8").eval()
+    ours = pretrained.load_quantized(tmp_path / "int8", pretrained.load_model(model_folder))
+    ids = torch.arange(1000, 1016)[None]
+    with torch.no_grad():
+        # The same codes and scales; ours rounds activations to 1 part in 65,024 of each row's largest value.
+        assert metrics.sqnr_db(stock(ids).logits, ours(ids).logits) > 60
+
+
+def test_info_names_the_active_kernels(capsys):
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert octavo.cpu_info().active in printed and octavo.__version__ in printed
+
+
+def test_demo_prints_the_result(monkeypatch, capsys):
+    asked = {}
+
+    def fake(model, output, *, threads):
+        asked.update(model=model, output=output, threads=threads)
+        return "the result"
+
+    monkeypatch.setattr(demo, "run", fake)
+    assert run("demo", "--threads", 2, "--output", "here") == 0
+    assert capsys.readouterr().out == "the result\n"
+    assert asked == {"model": None, "output": "here", "threads": 2}
+
+
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, tmp_path, text, capsys):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    for arguments, message in [
+        (("quantize", tmp_path / "nowhere", tmp_path / "out"), "holds no config.json"),
+        (("quantize", model_folder, model_folder), "exists and is not an empty folder"),
+        (("quantize", model_folder, text), "exists and is not an empty folder"),
+        (("compare", model_folder, model_folder, "--text", text), "octavo.json does not exist"),
+        (("compare", model_folder, model_folder, "--text", tmp_path / "none.txt"), "none.txt"),
+        (("compare", model_folder, model_folder, "--text", empty), "holds no text"),
+    ]:
+        assert run(*arguments) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["quantize", "a", "b", "--scheme", "int3"], ["demo", "--threads", "0"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+    assert "usage: octavo" in capsys.readouterr().err
+
+
+def test_the_command_is_installed():
+    done = subprocess.run(
+        [sys.executable, "-m", "octavo.cli", "info"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("octavo ")

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators through torch: equal to octavo.reference bit for bit, on every ISA and however they are called."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import octavo
+from octavo import ops, reference
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+RANGES = {  # (dtype, symmetric): qmin, qmax
+    (torch.int8, True): (-127, 127),
+    (torch.int8, False): (-128, 127),
+    (torch.uint8, True): (1, 255),
+    (torch.uint8, False): (0, 255),
+}
+LINEARS = {
+    "dynamic_symmetric": ("linear_dynamic", (True,)),
+    "dynamic_affine": ("linear_dynamic", (False,)),
+    "weight_only": ("linear_weight_only", ()),
+}
+
+
+def random_codes(*shape, dtype=torch.int8):
+    """Codes over all of dtype, both ends included."""
+    limits = torch.iinfo(dtype)
+    return torch.randint(limits.min, limits.max + 1, shape, dtype=dtype)
+
+
+def random_rows(m, k, dtype=torch.float32):
+    """Rows of very different size, one of them zero and one of them positive."""
+    x = torch.randn(m, k) * torch.logspace(-6, 3, m)[:, None]
+    x[m // 2] = 0
+    x[-1] = x[-1].abs()
+    return x.to(dtype)
+
+
+def make_weight(n, k, bias_dtype=torch.float32):
+    """packed, column_sum, weight_scale, bias of a random weight."""
+    packed, column_sum = ops.pack_weight(random_codes(n, k))
+    bias = None if bias_dtype is None else torch.randn(n).to(bias_dtype)
+    return packed, column_sum, torch.rand(n, 1) / 100, bias
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=LINEARS)
+def linear(request):
+    """A linear operator as f(x, packed, column_sum, weight_scale, bias); module=reference calls the reference's."""
+    name, options = LINEARS[request.param]
+
+    def call(*arguments, module=ops):
+        return getattr(module, name)(*arguments, *options)
+
+    call.op, call.options = getattr(torch.ops.octavo, name).default, options
+    return call
+
+
+def assert_same_bits(actual, expected):
+    """Equality of dtype, shape and bits, the sign of zero included; every NaN equals every other."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    bits = {4: torch.int32, 2: torch.int16, 1: torch.int8}[actual.element_size()]
+    assert torch.equal(actual.nan_to_num(nan=0.0).view(bits), expected.nan_to_num(nan=0.0).view(bits))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("codes_dtype, symmetric", RANGES)
+@pytest.mark.parametrize("shape", [(3, 1), (9, 77), (1, 100_000)])
+def test_quantize_is_the_references(isa, dtype, codes_dtype, symmetric, shape):
+    x, (qmin, qmax) = random_rows(*shape, dtype), RANGES[codes_dtype, symmetric]
+    scale, zero_point = ops.choose_qparams(x, qmin, qmax, symmetric)
+    expected_scale, expected_zero_point = reference.choose_qparams(x, qmin, qmax, symmetric)
+    assert_same_bits(scale, expected_scale)
+    assert_same_bits(zero_point, expected_zero_point)
+
+    codes = ops.quantize(x, scale, zero_point, qmin, qmax, codes_dtype)
+    assert_same_bits(codes, reference.quantize(x, scale, zero_point, qmin, qmax, codes_dtype))
+    for out in FLOATS:
+        real = ops.dequantize(codes, scale, zero_point, out)
+        assert_same_bits(real, reference.dequantize(codes, scale, zero_point, out))
+
+
+def test_quantize_saturates_and_maps_nan_to_the_zero_point(isa):
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 0.0, 2.5, 3.5]])
+    codes = ops.quantize(x, torch.ones(1), torch.full((1,), 7, dtype=torch.int32), -128, 127, torch.int8)
+    assert codes.tolist() == [[7, 127, -128, 127, -128, 7, 9, 11]]  # ties go to the even step: 2 and 4
+
+
+@pytest.mark.parametrize("a_dtype", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (7, 17, 65), (33, 100, 130), (3, 5, 0), (0, 5, 3)])
+def test_int8_mm_is_exact_for_any_strides(isa, a_dtype, m, n, k):
+    a, b = random_codes(m, k, dtype=a_dtype), random_codes(k, n)
+    expected = (a.long() @ b.long()).int()
+    assert_same_bits(ops.int8_mm(a, b), expected)
+    assert_same_bits(ops.int8_mm(a.t().contiguous().t(), b.t().contiguous().t()), expected)
+    assert_same_bits(ops.int8_mm(random_codes(m, 2 * k, dtype=a_dtype)[:, ::2].copy_(a), b), expected)
+
+
+def test_int8_mm_holds_the_largest_sum_that_int32_can(isa):
+    k = reference.MAX_EXACT_K
+    a, b = torch.full((1, k), 255, dtype=torch.uint8), torch.full((k, 1), -128, dtype=torch.int8)
+    assert ops.int8_mm(a, b).item() == -255 * 128 * k
+    with pytest.raises(ValueError, match=f"k is {k + 1}"):
+        ops.int8_mm(torch.ones(1, k + 1, dtype=torch.int8), torch.ones(k + 1, 1, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (16, 64), (17, 65), (40, 3), (5, 0)])
+def test_packing_is_the_references_and_loses_nothing(n, k):
+    for codes in (random_codes(n, k), random_codes(k, n).t(), random_codes(2 * n, k)[::2]):
+        packed, column_sum = ops.pack_weight(codes)
+        expected_packed, expected_column_sum = reference.pack_weight(codes)
+        assert_same_bits(packed, expected_packed)
+        assert_same_bits(column_sum, expected_column_sum)
+        assert_same_bits(ops.unpack_weight(packed, n, k), codes.contiguous())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "m, n, k", [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (4, 5, 0), (0, 5, 3)]
+)
+def test_linear_is_the_references(isa, linear, dtype, m, n, k):
+    x = random_rows(m, k, dtype) if m and k else torch.zeros(m, k, dtype=dtype)
+    for bias_dtype in (None, torch.float32, dtype):
+        weight = make_weight(n, k, bias_dtype)
+        assert_same_bits(linear(x, *weight), linear(x, *weight, module=reference))
+
+
+def test_linear_keeps_non_finite_rows_to_themselves(isa, linear):
+    x, weight = torch.randn(6, 70), make_weight(20, 70)
+    clean = linear(x, *weight)
+    x[1, 3], x[4, 69] = torch.nan, -torch.inf
+    y = linear(x, *weight)
+    assert y[[1, 4]].isnan().all()
+    assert_same_bits(y[[0, 2, 3, 5]], clean[[0, 2, 3, 5]])
+
+
+def test_linear_takes_any_shape_and_any_strides(isa, linear):
+    weight, x = make_weight(20, 70), torch.randn(2, 3, 70)
+    y = linear(x, *weight)
+    assert y.shape == (2, 3, 20) and y.is_contiguous()
+    assert_same_bits(linear(x[1, 2], *weight), y[1, 2])
+    assert_same_bits(linear(x.transpose(0, 1), *weight), y.transpose(0, 1).contiguous())
+    assert_same_bits(linear(x[..., None].expand(2, 3, 70, 2)[..., 1], *weight), y)
+
+
+def test_linear_reads_a_packed_weight_at_any_address(isa, linear):
+    packed, *rest = make_weight(20, 70)
+    shifted = torch.empty(packed.numel() + 1, dtype=torch.int8)[1:].view(packed.shape).copy_(packed)
+    x = torch.randn(3, 70)
+    assert_same_bits(linear(x, shifted, *rest), linear(x, packed, *rest))
+
+
+@pytest.mark.parametrize("m", [5, 300])
+def test_batch_split_and_threads_change_no_bit(isa, linear, m):
+    x, weight = torch.randn(m, 200), make_weight(600, 200)
+    whole = linear(x, *weight)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert_same_bits(linear(x, *weight), whole)
+            assert_same_bits(torch.cat([linear(part, *weight) for part in x.split([2, m - 2])]), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- torch's contracts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_opcheck_of_the_float_operators(dtype):
+    namespace, x = torch.ops.octavo, torch.randn(3, 5).to(dtype)
+    scale, zero_point = ops.choose_qparams(x, -128, 127, False)
+    codes = ops.quantize(x, scale, zero_point, -128, 127, torch.int8)
+    opcheck(namespace.choose_qparams.default, (x, -128, 127, False))
+    opcheck(namespace.quantize.default, (x, scale, zero_point, -128, 127, torch.int8))
+    opcheck(namespace.dequantize.default, (codes, scale, zero_point, dtype))
+
+
+def test_opcheck_of_the_integer_operators():
+    namespace, codes = torch.ops.octavo, random_codes(20, 70)
+    opcheck(namespace.int8_mm.default, (codes, random_codes(70, 3)))
+    opcheck(namespace.pack_weight.default, (codes,))
+    opcheck(namespace.unpack_weight.default, (ops.pack_weight(codes)[0], 20, 70))
+
+
+# Below ops.py the operator has no gradient of its own, and torch says so.
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("shape", [(70,), (3, 70), (0, 70), (2, 3, 70)])
+def test_opcheck_of_the_linear_operators(linear, dtype, requires_grad, shape):
+    x = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
+    opcheck(linear.op, (x, *make_weight(20, 70), *linear.options))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_compile_gives_one_graph_for_every_batch_size(linear, mode):
+    weight = make_weight(20, 70)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: linear(x * 2, *weight) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    with mode():
+        for m in (3, 17, 1, 64):
+            x = torch.randn(m, 70)
+            assert_same_bits(compiled(x), linear(x * 2, *weight) + 1)
+
+
+def test_compile_with_inductor_changes_no_bit(linear):
+    weight, x = make_weight(20, 70), torch.randn(4, 70)
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert_same_bits(torch.compile(lambda x: linear(x, *weight), fullgraph=True)(x), linear(x, *weight))
+
+
+def test_compiled_gradients_are_the_eager_ones(linear):
+    weight = make_weight(20, 70)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: linear(x, *weight).sum(), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for m in (3, 5):
+        x = torch.randn(m, 70)
+        eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+        linear(eager_x, *weight).sum().backward()
+        compiled(compiled_x).backward()
+        assert_same_bits(compiled_x.grad, eager_x.grad)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, linear, weight):
+        super().__init__()
+        self.linear = linear
+        for name, tensor in zip(("packed", "column_sum", "weight_scale", "bias"), weight, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x):
+        return self.linear(x, self.packed, self.column_sum, self.weight_scale, self.bias)
+
+
+def test_export_keeps_one_node_and_a_dynamic_batch(linear):
+    layer = Layer(linear, make_weight(20, 70))
+    exported = torch.export.export(
+        layer, (torch.randn(4, 70),), dynamic_shapes={"x": {0: torch.export.Dim("m", min=1, max=1024)}}
+    )
+    assert [node.target for node in exported.graph.nodes if node.op == "call_function"] == [linear.op]
+    x = torch.randn(9, 70)
+    assert_same_bits(exported.module()(x), layer(x))
+
+
+def test_inference_mode_changes_no_bit_and_makes_inference_tensors(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    with torch.inference_mode():
+        y = linear(x, *weight)
+    assert y.is_inference()
+    assert_same_bits(y.clone(), linear(x, *weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_x_as_it_does_for_nn_linear(linear, dtype):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    with torch.autocast("cpu", dtype=dtype):
+        y = linear(x, *weight)
+        assert y.dtype == torch.nn.functional.linear(x, torch.randn(20, 70)).dtype == dtype
+    assert_same_bits(y, linear(x.to(dtype), *weight))
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_are_those_of_the_dequantized_layer(linear, dtype):
+    packed, column_sum, weight_scale, bias = make_weight(20, 70, dtype)
+    x, bias = torch.randn(2, 3, 70).to(dtype).requires_grad_(), bias.requires_grad_()
+    grad_y = torch.randn(2, 3, 20).to(dtype)
+    linear(x, packed, column_sum, weight_scale, bias).backward(grad_y)
+    weight = (ops.unpack_weight(packed, 20, 70) * weight_scale).to(dtype)
+    assert_same_bits(x.grad, grad_y @ weight)
+    assert_same_bits(bias.grad, grad_y.reshape(6, 20).sum(0))
+
+
+def test_gradients_do_not_change_the_result(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    assert_same_bits(linear(x.clone().requires_grad_(), *weight).detach(), linear(x, *weight))
+
+
+def test_gradient_reaches_x_alone(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70, requires_grad=True)
+    linear(x, *weight).sum().backward()
+    assert x.grad is not None and all(tensor.grad is None for tensor in weight)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_weight_scale_marked_by_requires_grad_gets_no_gradient_and_no_warning(linear):
+    packed, column_sum, weight_scale, bias = make_weight(20, 70)
+    linear(torch.randn(3, 70), packed, column_sum, weight_scale.requires_grad_(), bias).sum().backward()
+    assert weight_scale.grad is None
+
+
+def test_nothing_asks_for_a_gradient_that_does_not_exist():
+    x = torch.randn(3, 5, requires_grad=True)
+    scale, zero_point = ops.choose_qparams(x, -127, 127, True)
+    codes = ops.quantize(x, scale, zero_point, -127, 127, torch.int8)
+    assert not scale.requires_grad
+    assert not ops.dequantize(codes, scale.clone().requires_grad_(), zero_point, torch.float32).requires_grad
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+X, SCALE, ZERO = torch.randn(3, 5), torch.ones(3), torch.zeros(3, dtype=torch.int32)
+CODES = torch.zeros(3, 5, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    "error, text, call",
+    [
+        (TypeError, "x is float64", lambda: ops.choose_qparams(X.double(), -127, 127, True)),
+        (TypeError, "x is a list", lambda: ops.choose_qparams([1.0], -127, 127, True)),
+        (ValueError, "2 dimensions", lambda: ops.choose_qparams(X[0], -127, 127, True)),
+        (ValueError, "qmin \\+ qmax even", lambda: ops.choose_qparams(X, -128, 127, True)),
+        (ValueError, "qmin < qmax", lambda: ops.choose_qparams(X, 5, 5, False)),
+        (
+            ValueError,
+            "row 1",
+            lambda: ops.choose_qparams(torch.tensor([[0.0], [torch.nan]]), -127, 127, True),
+        ),
+        (ValueError, "row 0", lambda: ops.choose_qparams(torch.tensor([[torch.inf]]), -127, 127, False)),
+        (TypeError, "dtype is int16", lambda: ops.quantize(X, SCALE, ZERO, -127, 127, torch.int16)),
+        (ValueError, "0 <= qmin", lambda: ops.quantize(X, SCALE, ZERO, -127, 127, torch.uint8)),
+        (
+            ValueError,
+            "scale must be float32",
+            lambda: ops.quantize(X, SCALE[:2], ZERO, -127, 127, torch.int8),
+        ),
+        (
+            ValueError,
+            "zero_point must be int32",
+            lambda: ops.quantize(X, SCALE, SCALE, -127, 127, torch.int8),
+        ),
+        (TypeError, "codes is float32", lambda: ops.dequantize(X, SCALE, ZERO)),
+        (TypeError, "dtype is float64", lambda: ops.dequantize(CODES, SCALE, ZERO, torch.float64)),
+        (TypeError, "b is uint8", lambda: ops.int8_mm(CODES, CODES.t().to(torch.uint8))),
+        (ValueError, "a has 5 columns, b has 3 rows", lambda: ops.int8_mm(CODES, CODES)),
+        (ValueError, "2 dimensions", lambda: ops.int8_mm(CODES, CODES[0])),
+        (TypeError, "codes is float32", lambda: ops.pack_weight(X)),
+        (ValueError, "2 dimensions", lambda: ops.pack_weight(CODES[0])),
+        (ValueError, "does not hold", lambda: ops.unpack_weight(ops.pack_weight(CODES)[0], 17, 5)),
+        (ValueError, "negative", lambda: ops.unpack_weight(ops.pack_weight(CODES)[0], -1, 5)),
+    ],
+)
+def test_bad_input_is_named(error, text, call):
+    with pytest.raises(error, match=text):
+        call()
+
+
+@pytest.mark.parametrize(
+    "error, text, change",
+    [
+        (TypeError, "x is float64", {"x": torch.randn(2, 70).double()}),
+        (TypeError, "x is int8", {"x": random_codes(2, 70)}),
+        (TypeError, "x is a list", {"x": [1.0] * 70}),
+        (ValueError, "at least 1 dimension", {"x": torch.tensor(1.0)}),
+        (ValueError, "x has 7 features", {"x": torch.randn(2, 7)}),
+        (ValueError, "packed", {"packed": torch.zeros(2, 2, 16, 64)}),
+        (ValueError, "packed", {"packed": random_codes(1, 2, 16, 64)}),
+        (ValueError, "column_sum", {"column_sum": torch.zeros(19, dtype=torch.int32)}),
+        (ValueError, "weight_scale", {"weight_scale": torch.ones(20)}),
+        (ValueError, "weight_scale", {"weight_scale": torch.ones(20, 1).double()}),
+        (ValueError, "bias must have 20 values", {"bias": torch.zeros(19)}),
+        (ValueError, "bias must be float32", {"bias": torch.zeros(20).double()}),
+    ],
+)
+def test_bad_input_to_linear_is_named(linear, error, text, change):
+    names = ("x", "packed", "column_sum", "weight_scale", "bias")
+    arguments = dict(zip(names, (torch.randn(2, 70), *make_weight(20, 70)), strict=True))
+    with pytest.raises(error, match=text):
+        linear(*(arguments | change).values())
+
+
+def test_a_meta_tensor_gives_a_meta_result(linear):
+    weight = [tensor.to("meta") for tensor in make_weight(20, 70)]
+    assert linear(torch.randn(3, 70, device="meta"), *weight).shape == (3, 20)
+
+
+def test_use_isa_reaches_the_operators(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    default = linear(x, *weight)
+    with octavo.use_isa("scalar"):
+        assert_same_bits(linear(x, *weight), default)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every registered scheme, in all its variants, on the same models: error bound, files, flags, refusals."""
+
+import dataclasses
+import importlib
+import io
+import json
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from asserts import assert_bits_equal, assert_unchanged, assert_within, assert_within_scale, model_state
+from models import every_scheme
+from octavo.schemes import SCHEMES, from_dict
+
+
+def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(37, 65), nn.GELU(), nn.Linear(65, 20, bias=False), nn.ReLU(), nn.Linear(20, 3)
+    )
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(36, 2, 50, batch_first=True, dropout=0.0)
+
+
+MODELS = {"mlp": (mlp, (5, 37)), "transformer": (transformer, (2, 7, 36))}
+every_model = pytest.mark.parametrize("model, shape", MODELS.values(), ids=MODELS)
+
+
+def test_registry_is_the_folder():
+    """Class CamelCase lives in camel_case.py, is registered under its name, and is public."""
+    files = {module.name for module in pkgutil.iter_modules(octavo.schemes.__path__)} - {"base"}
+    assert {scheme.__module__.rpartition(".")[2] for scheme in SCHEMES.values()} == files
+    for name, scheme in SCHEMES.items():
+        assert scheme.__module__.rpartition(".")[2].replace("_", "") == name.lower()
+        assert getattr(octavo, name) is getattr(importlib.import_module(scheme.__module__), name) is scheme
+
+
+@every_scheme
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weight_is_within_half_a_step_and_the_largest_is_exact(scheme, dtype):
+    linear = nn.Linear(70, 33).to(dtype)
+    layer = octavo.quantized(linear, scheme)
+    weight, restored = linear.weight.detach().float(), layer.dequantize()
+    assert_within_scale(restored, weight, layer.weight_scale.detach().expand(33, 70))
+    rows, largest = torch.arange(33), weight.abs().argmax(1)
+    assert_within(restored[rows, largest], weight[rows, largest], weight.abs().amax(1) * 2**-23)
+    assert layer(seeded(2, 70).to(dtype)).dtype == dtype
+
+
+@every_scheme
+def test_output_is_within_the_bound_that_the_scales_give(scheme):
+    """|y - float| <= sum_k (|x| w_step + |w| x_step + x_step w_step / 2) / 2: weights and inputs, half a step each."""
+    linear, x = nn.Linear(130, 40), seeded(9, 130)
+    layer = octavo.quantized(linear, scheme)
+    y, expected = layer(x), linear.double()(x.double())
+    w_step = layer.weight_scale.detach().double().reshape(1, -1)
+    x_step = x.abs().amax(1, keepdim=True).double() / 127  # affine codes and more bits have smaller steps
+    x_sum, w_sum = x.double().abs().sum(1, keepdim=True), linear.weight.detach().abs().sum(1).reshape(1, -1)
+    bound = (x_sum * w_step + w_sum * x_step + 130 * x_step * w_step / 2) / 2
+    assert_within(y, expected, bound * (1 + 2**-12) + 2**-20)
+
+
+@every_scheme
+@every_model
+def test_a_state_dict_brings_a_new_model_to_the_same_bits(scheme, model, shape):
+    source, x, file = octavo.quantized(model(), scheme).eval(), seeded(*shape), io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    other = model().eval()
+    for parameter in other.parameters():
+        nn.init.ones_(parameter)
+    octavo.quantize_(other, scheme)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        assert_bits_equal(other(x), source(x))
+
+
+@every_scheme
+@every_model
+def test_octavo_save_and_load_give_the_same_bits(scheme, model, shape, tmp_path):
+    source, x = octavo.quantized(model(), scheme).eval(), seeded(*shape)
+    octavo.save(source, tmp_path / "model")
+    with torch.device("meta"):
+        skeleton = model().eval()
+    loaded = octavo.load(tmp_path / "model", skeleton)
+    with torch.no_grad():
+        assert_bits_equal(loaded(x), source(x))
+
+
+@every_scheme
+def test_quantizing_a_layer_leaves_it_alone_and_keeps_its_training_flag(scheme):
+    linear = nn.Linear(5, 6).eval()
+    before = model_state(linear)
+    layer = scheme.quantize_linear(linear)
+    assert_unchanged(linear, before)
+    assert layer.training is False and layer.is_packed and layer.scheme is scheme
+    layer.bias.data.zero_()
+    assert linear.bias.any()
+    assert scheme.quantize_linear(linear.train()).training is True
+
+
+@every_scheme
+def test_same_bits_on_every_isa(scheme, isa):
+    layer, x = octavo.quantized(nn.Linear(383, 129), scheme), seeded(11, 383)
+    y = layer(x)
+    with octavo.use_isa("scalar"):
+        assert_bits_equal(y, layer(x))
+
+
+@every_scheme
+def test_to_dict_is_json_and_from_dict_reads_it_back(scheme):
+    fields = json.loads(json.dumps(scheme.to_dict()))
+    assert fields["name"] == scheme.name == type(scheme).__name__
+    assert from_dict(fields) == scheme
+    assert hash(from_dict(fields)) == hash(scheme)
+
+
+@every_scheme
+def test_schemes_are_frozen(scheme):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        scheme.symmetric = None
+
+
+@every_scheme
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda: nn.Linear(3, 4).double(), "the weight is float64: float32, bfloat16 and float16 are served"),
+        (lambda: nn.Linear(3, 4, device="meta"), "the weight is on the meta device: load it first"),
+        (lambda: nn.Linear(0, 4), r"the weight is empty: \[4, 0\]"),
+        (lambda: nn.Linear(3, 0), r"the weight is empty: \[0, 3\]"),
+    ],
+    ids=["float64", "meta", "k = 0", "n = 0"],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_a_scheme_cannot_serve_is_named(scheme, make, reason):
+    import re
+
+    assert re.fullmatch(reason, scheme.reason_to_keep(make()))
+    assert scheme.reason_to_keep(nn.Linear(1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        (lambda: octavo.Int8Dynamic(symmetric=1), TypeError, "symmetric must be True or False, got 1"),
+        (lambda: octavo.Int8Dynamic(symetric=True), TypeError, "symetric"),
+        (lambda: from_dict({"name": "Int3"}), ValueError, "'Int3' is unknown.*Int8Dynamic, Int8WeightOnly"),
+        (lambda: from_dict({}), ValueError, "None is unknown"),
+        (
+            lambda: from_dict({"name": "Int8Dynamic", "bits": 4}),
+            ValueError,
+            "Int8Dynamic cannot be made.*bits",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+@every_scheme
+@pytest.mark.parametrize(
+    "x, error, text",
+    [
+        (torch.ones(2, 4), ValueError, r"input has shape \[2, 4\], its last axis must be in_features = 3"),
+        (torch.ones(2, 2), ValueError, r"input has shape \[2, 2\]"),
+        (torch.ones(()), ValueError, r"input has shape \[\]"),
+        (torch.ones(2, 3).long(), TypeError, "x is int64"),
+        (torch.ones(2, 3).double(), TypeError, "x is float64.*bfloat16, float16, float32"),
+    ],
+)
+def test_a_layer_refuses_other_widths_and_dtypes(scheme, x, error, text):
+    """Four features would fit the packed weight of three: it is padded to 64."""
+    layer = octavo.quantized(nn.Linear(3, 4), scheme)
+    with pytest.raises(error, match=text):
+        layer(x)
