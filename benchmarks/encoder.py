@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole model: all-MiniLM-L6-v2 with only its Linears swapped, against fp32 and quantize_dynamic."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import partial
+
+import torch
+from torch import nn
+
+import octavo
+from octavo.pretrained import bundled_folder, load_encoder
+from timing import interleaved
+
+SHAPES = [(1, 16), (1, 128), (8, 128)]  # (sentences, tokens)
+
+
+def quantize_dynamic(model: nn.Module) -> nn.Module:
+    torch.backends.quantized.engine = "x86"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+
+
+def measure(rounds: int = 11) -> list[dict[str, object]]:
+    """Milliseconds per forward pass of token ids."""
+    model, _ = load_encoder(bundled_folder())
+    models = {
+        "torch fp32": model,
+        "quantize_dynamic": quantize_dynamic(model),
+        "octavo Int8Dynamic": octavo.quantized(model, octavo.Int8Dynamic()),
+        "octavo Int8WeightOnly": octavo.quantized(model, octavo.Int8WeightOnly()),
+    }
+    rows = []
+    torch.manual_seed(0)
+    for sentences, tokens in SHAPES:
+        ids = torch.randint(1000, 20000, (sentences, tokens))
+        mask = torch.ones_like(ids)
+        runs = {
+            name: partial(candidate, input_ids=ids, attention_mask=mask) for name, candidate in models.items()
+        }
+        with torch.inference_mode():
+            times = interleaved(runs, rounds=rounds, seconds=0.1)
+        for name, taken in times.items():
+            rows.append(
+                {
+                    "sentences": sentences,
+                    "tokens": tokens,
+                    "candidate": name,
+                    "best_ms": taken.best * 1e3,
+                    "median_ms": taken.median * 1e3,
+                    "speedup_over_quantize_dynamic": times["quantize_dynamic"].median / taken.median,
+                    "speedup_over_fp32": times["torch fp32"].median / taken.median,
+                }
+            )
+    return rows
