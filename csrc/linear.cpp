@@ -26,6 +26,7 @@ namespace {
 
 constexpr std::int64_t kSerialWork = 1 << 21;     // multiply-adds that do not pay for waking a second thread
 constexpr std::int64_t kRowsToSplit = 128;        // with this many rows for each thread, threads share out rows
+constexpr std::int64_t kPanelBytes = 256 << 10;   // weights that stay in the L2 cache while rows go by
 constexpr std::int64_t kScratchBytes = 16 << 20;  // activation codes of one block of rows
 constexpr std::int64_t kExactK = kMaxExactK / kTileK * kTileK;
 
@@ -109,32 +110,57 @@ struct Tile {
   int columns;
 };
 
-// Calls f(tile) for all tiles. Rows are dealt out evenly: 8 rows on a 6-row kernel are 4 + 4, not 6 + 2.
+// How the product is cut into tiles. Rows are dealt out evenly: 8 rows on a 6-row kernel are 4 + 4, not 6 + 2.
+struct Grid {
+  const Walk& walk;
+  std::int64_t tile_columns = std::int64_t{walk.block.kernel.tile_strips} * kStripColumns;
+  std::int64_t row_tiles = ceil_divide(walk.count, std::max(1, walk.block.kernel.tile_rows / walk.block.per_row));
+  std::int64_t column_tiles = ceil_divide(walk.n, tile_columns);
+
+  Tile tile(std::int64_t row_tile, std::int64_t column_tile) const {
+    const std::int64_t row = row_tile * walk.count / row_tiles, end = (row_tile + 1) * walk.count / row_tiles;
+    const std::int64_t column = column_tile * tile_columns;
+    return {row, static_cast<int>(end - row), column, static_cast<int>(std::min(tile_columns, walk.n - column))};
+  }
+
+  std::int64_t panel_tiles() const {
+    const std::int64_t tile_bytes = tile_columns * walk.block.padded_k();
+    return std::max<std::int64_t>(1, kPanelBytes / std::max<std::int64_t>(1, tile_bytes));
+  }
+};
+
+struct Range {
+  std::int64_t begin, end;
+};
+
+// Calls f(tile) for tiles of these rows and columns: all rows for a panel of columns, then the next panel. Weights then
+// come from the L2 cache and outputs are written in long runs (column by column: 12 % slower at 1024 x 1536 x 384).
+template <class F>
+void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
+  const std::int64_t panel_tiles = grid.panel_tiles();
+  for (std::int64_t panel = columns.begin; panel < columns.end; panel += panel_tiles) {
+    const std::int64_t panel_end = std::min(columns.end, panel + panel_tiles);
+    for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+      for (std::int64_t column = panel; column < panel_end; ++column) f(grid.tile(row, column));
+    }
+  }
+  const Kernel& kernel = grid.walk.block.kernel;
+  if (kernel.leave) kernel.leave();
+}
+
+// The same for all tiles, in parallel: many rows are shared out by rows, few by columns.
 template <class F>
 void for_each_tile(const Walk& walk, const F& f) {
-  const Kernel& kernel = walk.block.kernel;
-  const std::int64_t rows_in_tile = std::max(1, kernel.tile_rows / walk.block.per_row);
-  const std::int64_t columns_in_tile = static_cast<std::int64_t>(kernel.tile_strips) * kStripColumns;
-  const std::int64_t row_tiles = ceil_divide(walk.count, rows_in_tile);
-  const std::int64_t column_tiles = ceil_divide(walk.n, columns_in_tile);
-  const auto span = [&](std::int64_t row_begin, std::int64_t row_end, std::int64_t column_begin,
-                        std::int64_t column_end) {
-    for (std::int64_t c = column_begin; c < column_end; ++c) {
-      const std::int64_t column = c * columns_in_tile;
-      const int columns = static_cast<int>(std::min(columns_in_tile, walk.n - column));
-      for (std::int64_t r = row_begin; r < row_end; ++r) {
-        const std::int64_t row = r * walk.count / row_tiles;
-        f(Tile{row, static_cast<int>((r + 1) * walk.count / row_tiles - row), column, columns});
-      }
-    }
-    if (kernel.leave) kernel.leave();
-  };
+  const Grid grid{walk};
+  const Range all_rows{0, grid.row_tiles}, all_columns{0, grid.column_tiles};
   const std::int64_t work = std::max<std::int64_t>(1, walk.count * walk.block.per_row * walk.n * walk.block.k);
   const auto grain = [&](std::int64_t tiles) { return std::max<std::int64_t>(1, tiles * kSerialWork / work); };
   if (walk.count >= kRowsToSplit * thread_count()) {
-    parallel(row_tiles, grain(row_tiles), [&](auto begin, auto end) { span(begin, end, 0, column_tiles); });
+    parallel(grid.row_tiles, grain(grid.row_tiles),
+             [&](auto begin, auto end) { walk_tiles(grid, {begin, end}, all_columns, f); });
   } else {
-    parallel(column_tiles, grain(column_tiles), [&](auto begin, auto end) { span(0, row_tiles, begin, end); });
+    parallel(grid.column_tiles, grain(grid.column_tiles),
+             [&](auto begin, auto end) { walk_tiles(grid, all_rows, {begin, end}, f); });
   }
 }
 

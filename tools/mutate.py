@@ -66,8 +66,8 @@ MUTATIONS = [
     Mutation(
         "avx512 multiplies and adds separately",
         "isa/avx512_vnni.cpp",
-        "_mm512_fmadd_ps(t, scale, bias)",
-        "_mm512_add_ps(_mm512_mul_ps(t, scale), bias)",
+        "_mm512_fmadd_ps(t, scale, columns.bias[v])",
+        "_mm512_add_ps(_mm512_mul_ps(t, scale), columns.bias[v])",
         "avx512_vnni",
     ),
     Mutation(
@@ -106,7 +106,10 @@ MUTATIONS = [
         "",
     ),
     Mutation(
-        "a thread skips its last tile", "linear.cpp", "r < row_end; ++r", "r < row_end - (row_end > 8); ++r"
+        "a thread skips its last tile",
+        "linear.cpp",
+        "row < rows.end; ++row",
+        "row < rows.end - (rows.end > 8); ++row",
     ),
     Mutation("padding of packed weights is not zero", "pack.cpp", "std::int8_t{0}", "std::int8_t{1}"),
     Mutation(

@@ -137,30 +137,70 @@ inline void store(void* out, std::int64_t i, __mmask16 lanes, __m512 value) {
   }
 }
 
-// Columns outside, so that what belongs to 16 columns is loaded once for all rows; their correction changes only where
+// What the epilogue needs of up to 64 columns, in registers while the rows go by. Their correction changes only where
 // two rows differ in zero point, which symmetric rows never do.
+template <int kVectors>
+struct Columns {
+  __m512i sum[kVectors], correction[kVectors];
+  __m512 scale[kVectors], bias[kVectors];
+  __mmask16 last;  // lanes of the last vector; all others are full
+
+  __mmask16 lanes(int v) const { return v == kVectors - 1 ? last : static_cast<__mmask16>(0xffff); }
+
+  void correct_for(std::int32_t zero_point) {
+    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
+      correction[v] = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), sum[v]);
+    }
+  }
+};
+
+template <int kVectors>
+Columns<kVectors> load_columns(const Epilogue& e, int j) {
+  Columns<kVectors> columns;
+  columns.last = first(e.n - j - 16 * (kVectors - 1));
+  OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const __mmask16 lanes = columns.lanes(v);
+    columns.sum[v] = _mm512_maskz_loadu_epi32(lanes, e.column_sum + j + 16 * v);
+    columns.scale[v] = _mm512_maskz_loadu_ps(lanes, e.column_scale + j + 16 * v);
+    columns.bias[v] = e.bias ? _mm512_maskz_loadu_ps(lanes, e.bias + j + 16 * v) : _mm512_setzero_ps();
+  }
+  return columns;
+}
+
+template <FloatType kType, bool kPlanes, int kVectors>
+void epilogue_columns(const Epilogue& e, int j) {
+  Columns<kVectors> columns = load_columns<kVectors>(e, j);
+  std::int32_t zero_point = kPlanes ? 128 : e.rows[0].zero_point;
+  columns.correct_for(zero_point);
+  for (int i = 0; i < e.m; ++i) {
+    if (!kPlanes && e.rows[i].zero_point != zero_point) {
+      zero_point = e.rows[i].zero_point;
+      columns.correct_for(zero_point);
+    }
+    const std::int32_t* const acc = e.acc + (kPlanes ? 2 * i : i) * e.acc_stride + j;
+    const __m512 row_scale = _mm512_set1_ps(e.rows[i].scale);
+    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const __mmask16 lanes = columns.lanes(v);
+      const __m512i sum = _mm512_maskz_loadu_epi32(lanes, acc + 16 * v);
+      __m512 t = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, columns.correction[v]));
+      if constexpr (kPlanes) {
+        const __m512i low = _mm512_maskz_loadu_epi32(lanes, acc + e.acc_stride + 16 * v);
+        t = _mm512_fmadd_ps(_mm512_set1_ps(256.0f), t, _mm512_cvtepi32_ps(low));
+      }
+      const __m512 scale = _mm512_mul_ps(row_scale, columns.scale[v]);
+      store<kType>(e.out, i * e.out_stride + j + 16 * v, lanes, _mm512_fmadd_ps(t, scale, columns.bias[v]));
+    }
+  }
+}
+
 template <FloatType kType, bool kPlanes>
 void epilogue_rows(const Epilogue& e) {
-  for (int j = 0; j < e.n; j += 16) {
-    const __mmask16 lanes = first(e.n - j);
-    const __m512i column_sum = _mm512_maskz_loadu_epi32(lanes, e.column_sum + j);
-    const __m512 column_scale = _mm512_maskz_loadu_ps(lanes, e.column_scale + j);
-    const __m512 bias = e.bias ? _mm512_maskz_loadu_ps(lanes, e.bias + j) : _mm512_setzero_ps();
-    std::int32_t zero_point = kPlanes ? 128 : e.rows[0].zero_point;
-    __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), column_sum);
-    for (int i = 0; i < e.m; ++i) {
-      if (!kPlanes && e.rows[i].zero_point != zero_point) {
-        zero_point = e.rows[i].zero_point;
-        correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), column_sum);
-      }
-      const std::int32_t* const acc = e.acc + (kPlanes ? 2 * i : i) * e.acc_stride + j;
-      __m512 t = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_maskz_loadu_epi32(lanes, acc), correction));
-      if constexpr (kPlanes) {
-        const __m512 low = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(lanes, acc + e.acc_stride));
-        t = _mm512_fmadd_ps(_mm512_set1_ps(256.0f), t, low);
-      }
-      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(e.rows[i].scale), column_scale);
-      store<kType>(e.out, i * e.out_stride + j, lanes, _mm512_fmadd_ps(t, scale, bias));
+  for (int j = 0; j < e.n; j += 64) {
+    switch ((e.n - j + 15) / 16) {
+      case 1: epilogue_columns<kType, kPlanes, 1>(e, j); break;
+      case 2: epilogue_columns<kType, kPlanes, 2>(e, j); break;
+      case 3: epilogue_columns<kType, kPlanes, 3>(e, j); break;
+      default: epilogue_columns<kType, kPlanes, 4>(e, j);
     }
   }
 }
