@@ -65,6 +65,12 @@ def edit_tensors(folder, change, file="model.safetensors"):
     save_file(tensors, folder / file)
 
 
+def test_a_loaded_model_is_packed_so_that_requires_grad_may_be_set_on_all_of_it(folder):
+    model = octavo.load(folder, meta_skeleton())
+    assert model.body[0].is_packed and model.body[2].is_packed
+    model.requires_grad_(True)  # raises for an int8 Parameter
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 @pytest.mark.parametrize("skeleton", [meta_skeleton, lambda: Model().eval()], ids=["meta", "cpu"])
 @pytest.mark.parametrize("packed", [False, True])

@@ -100,6 +100,8 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
         model.load_state_dict(_own_parameters(model, tensors), assign=True)
         _fill_transient_buffers(model, buffers)
         _check_nothing_on_meta(model)
+    for layer in layers.values():
+        layer.pack_()
     leave_fused_paths(model)
     return model
 
