@@ -34,9 +34,12 @@ constexpr int kTileBytes = kStripColumns * kTileK;
 // The longest k for which a sum of uint8 x int8 products fits int32: 255 * 128 * 65,793 = 2^31 - 128.
 constexpr std::int64_t kMaxExactK = 65793;
 
-// Weight-only activations are int16 multiples of absmax / 32,512 = absmax / (127 * 256), so that the high byte of
-// every value lies in [-127, 127].
-constexpr int kPlaneMax = 127 * 256;
+// 16-bit activations are multiples of absmax / 32,512 = absmax / (127 * 256), so that the high byte of every value lies
+// in [-127, 127].
+constexpr int kMax16 = 127 * 256;
+
+// The longest k for which a sum of 16-bit x int8 products fits int32: 32,512 * 128 * 512 < 2^31. A multiple of a tile's.
+constexpr std::int64_t kMaxExactK16 = 512;
 
 // No tile has more outputs than this, so that its accumulators may live on the stack.
 constexpr int kMaxTileOutputs = 48 * 32;
@@ -58,7 +61,8 @@ enum Feature : std::uint32_t {
   kFeatureAmxInt8 = 1u << 10,
 };
 
-// How a kernel wants activation rows: as they are quantized (uint8), or widened to int16.
+// How a kernel wants activation rows: uint8 codes, 16-bit rows as two rows of 8 bits (planes), high + 128 and low; or
+// everything as int16.
 enum class RowForm : std::uint8_t { u8, s16 };
 
 // acc[i][j] = sum over k of rows[i][k] * weight[k][j], exact in int32, for m rows and strip_count * 16 columns.
@@ -79,18 +83,21 @@ struct RowQParams {
   std::int32_t zero_point;
 };
 
-// int32 accumulators -> real outputs. With t = float(acc[i][j] - zero_point[i] * column_sum[j]):
+// Which exact sum an output has:
+//   plain    acc[i][j] - zero_point[i] * column_sum[j]
+//   planes   256 * (acc[2 i][j] - 128 * column_sum[j]) + acc[2 i + 1][j]: two accumulator rows for each output row
+//   wide     wide[i][j]: added up and corrected by the driver, where k is too long for int32
+enum class Sums : std::uint8_t { plain, planes, wide };
+
+// Exact sums -> real outputs. With t = the sum, rounded once to float32:
 //   out[i][j] = fma(t, scale[i] * column_scale[j], bias[j]), rounded to `type`.
-// With `planes`, output row i has two accumulator rows, 2i of the high bytes (stored + 128) and 2i + 1 of the low:
-//   t = fma(256, float(high - 128 * column_sum[j]), float(low)).
-// For k beyond kMaxExactK the driver adds exact parts into `wide` and calls scalar's epilogue, which alone reads it.
 struct Epilogue {
-  const std::int32_t* acc;
-  const std::int64_t* wide;   // null: use acc
+  Sums sums;
+  const std::int32_t* acc;    // rows of whole strips
+  const double* wide;         // rows of whole strips; integers below 2^53
   std::ptrdiff_t acc_stride;  // elements, of acc and wide
   int m;                      // output rows
   int n;                      // output columns, may end inside a strip
-  bool planes;
   const RowQParams* rows;
   const std::int32_t* column_sum;
   const float* column_scale;
@@ -113,7 +120,7 @@ struct QuantizeRow {
   std::uint8_t* codes;
 };
 
-// q = round_half_even(x[i] * inverse_scale) clamped to +-kPlaneMax (NaN becomes 0), q = 256 * (high - 128) + low.
+// q = round_half_even(x[i] * inverse_scale) clamped to +-kMax16 (NaN becomes 0), q = 256 * (high - 128) + low.
 struct SplitRow {
   const void* x;
   FloatType type;

@@ -2,8 +2,8 @@
 // One call: quantize a block of activation rows into scratch, then walk the tiles of (rows x strips); a tile's int32
 // accumulators stay on the stack until the epilogue has turned them into output.
 //
-// Weight-only layers use the same integer kernels: an activation row becomes two rows of 8 bits, high bytes and low
-// bytes, and the epilogue joins their accumulators.
+// Weight-only layers use the same integer kernels. Their activation rows have 16 bits: kernels of bytes multiply high
+// bytes and low bytes as two rows, kernels of int16 multiply them as they are, a stretch of k at a time.
 #include "linear.h"
 
 #include <algorithm>
@@ -20,24 +20,26 @@
 #include "pack.h"
 #include "parallel.h"
 #include "quantize.h"
+#include "walk.h"
 
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kSerialWork = 1 << 21;     // multiply-adds that do not pay for waking a second thread
-constexpr std::int64_t kRowsToSplit = 128;        // with this many rows for each thread, threads share out rows
-constexpr std::int64_t kPanelBytes = 256 << 10;   // weights that stay in the L2 cache while rows go by
 constexpr std::int64_t kScratchBytes = 16 << 20;  // activation codes of one block of rows
-constexpr std::int64_t kExactK = kMaxExactK / kTileK * kTileK;
+
+std::int64_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
 
 // Memory of one thread that only grows. Calls do not nest, so one buffer for each purpose is enough.
 class Scratch {
  public:
-  std::uint8_t* get(std::size_t bytes) {
+  std::uint8_t* get(std::int64_t bytes) {
     if (bytes > size_) {
-      data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(kLineBytes, ceil_divide(bytes, 4096) * 4096)));
-      size_ = data_ ? bytes : 0;
-      if (!data_) throw std::bad_alloc();
+      size_ = ceil_divide(bytes, 4096) * 4096;
+      data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(kLineBytes, static_cast<std::size_t>(size_))));
+      if (!data_) {
+        size_ = 0;
+        throw std::bad_alloc();
+      }
     }
     return data_.get();
   }
@@ -47,173 +49,46 @@ class Scratch {
     void operator()(std::uint8_t* data) const { std::free(data); }
   };
   std::unique_ptr<std::uint8_t, Free> data_;
-  std::size_t size_ = 0;
+  std::int64_t size_ = 0;
 };
 
 thread_local Scratch block_scratch;    // of the caller: the codes of a block of rows, read by all threads
 thread_local Scratch qparams_scratch;  // of the caller: their scales and zero points
 thread_local Scratch row_scratch;      // of each thread: one row on its way to int16
 
-// A block of activation rows as the kernel reads them. `per_row` is 2 where each activation row makes two planes.
-struct RowBlock {
-  const Kernel& kernel;
-  std::int64_t k;
-  int per_row;
+// 16-bit codes from their two bytes, the high one stored + 128.
+void join_row(const std::uint8_t* high, const std::uint8_t* low, std::int64_t count, std::int16_t* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<std::int16_t>((high[i] - 128) * 256 + low[i]);
+}
 
-  std::int64_t padded_k() const { return ceil_divide(k, kTileK) * kTileK; }
-
-  // One line more than k needs: rows whose distance is a power of two would share one cache set.
-  std::int64_t stride() const { return (padded_k() + kTileK) * (kernel.form == RowForm::s16 ? 2 : 1); }
-
-  std::int64_t rows_within(std::int64_t bytes) const {
-    return std::max<std::int64_t>(kernel.tile_rows, bytes / (stride() * per_row));
-  }
-};
-
-// Calls fill(row, codes, distance between planes) for activation rows [0, count) and pads, in parallel.
+// Calls fill(row, codes, distance) for activation rows [0, count), pads with zeros and brings them into the kernel's
+// form, in parallel. A 16-bit row is filled as two rows of bytes, `distance` apart.
 template <class Fill>
 const std::uint8_t* fill_rows(const RowBlock& block, std::int64_t count, const Fill& fill) {
   const std::int64_t stride = block.stride(), padded_k = block.padded_k();
-  std::uint8_t* const rows = block_scratch.get(static_cast<std::size_t>(count * block.per_row * stride));
+  const int filled_rows = block.is_16_bit ? 2 : 1;
+  const bool to_int16 = block.kernel.form == RowForm::s16;
+  std::uint8_t* const rows = block_scratch.get(count * block.planes() * stride);
   const std::int64_t grain = std::max<std::int64_t>(1, (1 << 15) / std::max<std::int64_t>(block.k, 1));
   parallel(count, grain, [&](std::int64_t begin, std::int64_t end) {
-    const bool widen = block.kernel.form == RowForm::s16;
-    std::uint8_t* const codes = widen ? row_scratch.get(static_cast<std::size_t>(2 * padded_k)) : nullptr;
+    std::uint8_t* const bytes = to_int16 ? row_scratch.get(filled_rows * padded_k) : nullptr;
+    const std::int64_t distance = to_int16 ? padded_k : stride;
     for (std::int64_t i = begin; i < end; ++i) {
-      std::uint8_t* const out = rows + i * block.per_row * stride;
-      std::uint8_t* const first = widen ? codes : out;
-      const std::int64_t distance = widen ? padded_k : stride;
-      fill(i, first, distance);
-      for (int plane = 0; plane < block.per_row; ++plane) {
-        std::uint8_t* const row = first + plane * distance;
-        std::memset(row + block.k, 0, static_cast<std::size_t>(padded_k - block.k));
-        if (widen) block.kernel.widen_row(row, padded_k, reinterpret_cast<std::int16_t*>(out + plane * stride));
+      std::uint8_t* const out = rows + i * block.planes() * stride;
+      std::uint8_t* const codes = to_int16 ? bytes : out;
+      fill(i, codes, distance);
+      for (int row = 0; row < filled_rows; ++row) {
+        std::memset(codes + row * distance + block.k, 0, static_cast<std::size_t>(padded_k - block.k));
       }
+      auto* const wide = reinterpret_cast<std::int16_t*>(out);
+      if (to_int16 && block.is_16_bit) join_row(codes, codes + distance, padded_k, wide);
+      if (to_int16 && !block.is_16_bit) block.kernel.widen_row(codes, padded_k, wide);
     }
   });
   return rows;
 }
 
-// The product of a block of rows and all strips, tile by tile.
-struct Walk {
-  const RowBlock& block;
-  const std::uint8_t* rows;
-  std::int64_t count;  // activation rows
-  const std::int8_t* strips;
-  std::int64_t n;
-};
-
-struct Tile {
-  std::int64_t row;  // first activation row
-  int m;             // activation rows
-  std::int64_t column;
-  int columns;
-};
-
-// How the product is cut into tiles. Rows are dealt out evenly: 8 rows on a 6-row kernel are 4 + 4, not 6 + 2.
-struct Grid {
-  const Walk& walk;
-  std::int64_t tile_columns = std::int64_t{walk.block.kernel.tile_strips} * kStripColumns;
-  std::int64_t row_tiles = ceil_divide(walk.count, std::max(1, walk.block.kernel.tile_rows / walk.block.per_row));
-  std::int64_t column_tiles = ceil_divide(walk.n, tile_columns);
-
-  Tile tile(std::int64_t row_tile, std::int64_t column_tile) const {
-    const std::int64_t row = row_tile * walk.count / row_tiles, end = (row_tile + 1) * walk.count / row_tiles;
-    const std::int64_t column = column_tile * tile_columns;
-    return {row, static_cast<int>(end - row), column, static_cast<int>(std::min(tile_columns, walk.n - column))};
-  }
-
-  std::int64_t panel_tiles() const {
-    const std::int64_t tile_bytes = tile_columns * walk.block.padded_k();
-    return std::max<std::int64_t>(1, kPanelBytes / std::max<std::int64_t>(1, tile_bytes));
-  }
-};
-
-struct Range {
-  std::int64_t begin, end;
-};
-
-// Calls f(tile) for tiles of these rows and columns: all rows for a panel of columns, then the next panel. Weights then
-// come from the L2 cache and outputs are written in long runs (column by column: 12 % slower at 1024 x 1536 x 384).
-template <class F>
-void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
-  const std::int64_t panel_tiles = grid.panel_tiles();
-  for (std::int64_t panel = columns.begin; panel < columns.end; panel += panel_tiles) {
-    const std::int64_t panel_end = std::min(columns.end, panel + panel_tiles);
-    for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-      for (std::int64_t column = panel; column < panel_end; ++column) f(grid.tile(row, column));
-    }
-  }
-  const Kernel& kernel = grid.walk.block.kernel;
-  if (kernel.leave) kernel.leave();
-}
-
-// The same for all tiles, in parallel: many rows are shared out by rows, few by columns.
-template <class F>
-void for_each_tile(const Walk& walk, const F& f) {
-  const Grid grid{walk};
-  const Range all_rows{0, grid.row_tiles}, all_columns{0, grid.column_tiles};
-  const std::int64_t work = std::max<std::int64_t>(1, walk.count * walk.block.per_row * walk.n * walk.block.k);
-  const auto grain = [&](std::int64_t tiles) { return std::max<std::int64_t>(1, tiles * kSerialWork / work); };
-  if (walk.count >= kRowsToSplit * thread_count()) {
-    parallel(grid.row_tiles, grain(grid.row_tiles),
-             [&](auto begin, auto end) { walk_tiles(grid, {begin, end}, all_columns, f); });
-  } else {
-    parallel(grid.column_tiles, grain(grid.column_tiles),
-             [&](auto begin, auto end) { walk_tiles(grid, all_rows, {begin, end}, f); });
-  }
-}
-
-// Accumulators of `tile` over k in [first_k, first_k + length), both multiples of a tile's k.
-void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length, std::int32_t* acc) {
-  const RowBlock& block = walk.block;
-  const std::int64_t strip_stride = block.padded_k() * kStripColumns;
-  TileProduct product;
-  product.rows =
-      walk.rows + tile.row * block.per_row * block.stride() + first_k * (block.kernel.form == RowForm::s16 ? 2 : 1);
-  product.row_stride = block.stride();
-  product.strips = walk.strips + tile.column / kStripColumns * strip_stride + first_k * kStripColumns;
-  product.strip_stride = strip_stride;
-  product.k_tiles = length / kTileK;
-  product.m = tile.m * block.per_row;
-  product.strip_count = static_cast<int>(ceil_divide(tile.columns, kStripColumns));
-  product.acc = acc;
-  product.acc_stride = static_cast<std::ptrdiff_t>(product.strip_count) * kStripColumns;
-  block.kernel.multiply(product);
-}
-
-Epilogue epilogue_of(const Walk& walk, const Tile& tile, const PackedWeight& weight, const RowQParams* qparams) {
-  Epilogue e{};
-  e.acc_stride = ceil_divide(tile.columns, kStripColumns) * kStripColumns;
-  e.m = tile.m;
-  e.n = tile.columns;
-  e.planes = walk.block.per_row == 2;
-  e.rows = qparams + tile.row;
-  e.column_sum = weight.column_sum + tile.column;
-  e.column_scale = weight.scale + tile.column;
-  e.bias = weight.bias ? weight.bias + tile.column : nullptr;
-  e.out_stride = weight.n;
-  return e;
-}
-
-// k beyond what int32 holds exactly: the parts are exact, and their sum is kept in int64. Rare, so not fast.
-void finish_wide(const Walk& walk, const Tile& tile, Epilogue e) {
-  const Kernel* scalar = &walk.block.kernel;
-  while (scalar->base) scalar = scalar->base;
-  std::int32_t acc[kMaxTileOutputs];
-  std::int64_t wide[kMaxTileOutputs] = {};
-  const std::int64_t padded_k = walk.block.padded_k(), values = tile.m * walk.block.per_row * e.acc_stride;
-  for (std::int64_t at = 0; at < padded_k; at += kExactK) {
-    multiply(walk, tile, at, std::min(kExactK, padded_k - at), acc);
-    for (std::int64_t i = 0; i < values; ++i) wide[i] += acc[i];
-  }
-  e.wide = wide;
-  scalar->epilogue(e);
-}
-
-std::size_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
-
-enum class RowCodes { symmetric, affine, planes };
+enum class RowCodes { symmetric, affine, sixteen_bits };
 
 // Quantizes one row into `codes`; a row that is not finite gets scale NaN, which makes its outputs NaN.
 RowQParams quantize_row(const Kernel& kernel, const void* x, FloatType type, std::int64_t k, RowCodes form,
@@ -226,19 +101,56 @@ RowQParams quantize_row(const Kernel& kernel, const void* x, FloatType type, std
   }
   if (!std::isfinite(range.max)) {
     std::memset(codes, 0, static_cast<std::size_t>(k));
-    if (form == RowCodes::planes) std::memset(codes + distance, 0, static_cast<std::size_t>(k));
+    if (form == RowCodes::sixteen_bits) std::memset(codes + distance, 0, static_cast<std::size_t>(k));
     return {std::numeric_limits<float>::quiet_NaN(), 0};
   }
-  if (form == RowCodes::planes) {
-    const RowQParams qparams = row_qparams(range, {-kPlaneMax, kPlaneMax}, true);
+  if (form == RowCodes::sixteen_bits) {
+    const RowQParams qparams = row_qparams(range, {-kMax16, kMax16}, true);
     kernel.split_row({x, type, k, 1.0f / qparams.scale, codes, codes + distance});
     return qparams;
   }
-  const CodeRange codes_range{form == RowCodes::symmetric ? 1 : 0, 255};
-  const RowQParams qparams = row_qparams(range, codes_range, form == RowCodes::symmetric);
-  kernel.quantize_row(
-      {x, type, k, 1.0f / qparams.scale, qparams.zero_point, codes_range.qmin, codes_range.qmax, codes});
+  const CodeRange range8{form == RowCodes::symmetric ? 1 : 0, 255};
+  const RowQParams qparams = row_qparams(range, range8, form == RowCodes::symmetric);
+  kernel.quantize_row({x, type, k, 1.0f / qparams.scale, qparams.zero_point, range8.qmin, range8.qmax, codes});
   return qparams;
+}
+
+// The sums of a tile whose k is too long for int32: exact stretches, added up in double, corrected and joined there.
+void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double* sums) {
+  const RowBlock& block = walk.block;
+  const std::int64_t stretch = block.exact_k() / kTileK * kTileK, padded_k = block.padded_k();
+  const std::int64_t values = tile.m * block.planes() * e.acc_stride;
+  std::int32_t acc[kMaxTileOutputs];
+  std::fill_n(sums, values, 0.0);
+  for (std::int64_t at = 0; at < padded_k; at += stretch) {
+    multiply(walk, tile, at, std::min(stretch, padded_k - at), acc);
+    for (std::int64_t i = 0; i < values; ++i) sums[i] += acc[i];
+  }
+  for (int i = 0; i < tile.m; ++i) {
+    const double* const from = sums + i * block.planes() * e.acc_stride;
+    double* const to = sums + i * e.acc_stride;  // at or before `from`
+    for (int j = 0; j < tile.columns; ++j) {
+      const double column_sum = e.column_sum[j];
+      to[j] = block.planes() == 2 ? 256 * (from[j] - 128 * column_sum) + from[e.acc_stride + j]
+                                  : from[j] - e.rows[i].zero_point * column_sum;
+    }
+  }
+}
+
+// From accumulators to outputs; `e` lacks only the sums.
+void finish_tile(const Walk& walk, const Tile& tile, Epilogue e) {
+  if (walk.block.k > walk.block.exact_k()) {
+    double sums[kMaxTileOutputs];
+    multiply_wide(walk, tile, e, sums);
+    e.sums = Sums::wide;
+    e.wide = sums;
+    return walk.block.kernel.epilogue(e);
+  }
+  std::int32_t acc[kMaxTileOutputs];
+  multiply(walk, tile, 0, walk.block.padded_k(), acc);
+  e.sums = walk.block.planes() == 2 ? Sums::planes : Sums::plain;
+  e.acc = acc;
+  walk.block.kernel.epilogue(e);
 }
 
 // AMX-like kernels are wasted on very few rows; their base takes those calls.
@@ -250,32 +162,33 @@ const Kernel& kernel_for(std::int64_t rows) {
 
 void linear(const Activations& x, const PackedWeight& weight, RowCodes form, void* out) {
   if (x.m == 0 || weight.n == 0) return;
-  const int per_row = form == RowCodes::planes ? 2 : 1;
-  const RowBlock block{kernel_for(x.m * per_row), weight.k, per_row};
+  const RowBlock block{kernel_for(x.m), weight.k, form == RowCodes::sixteen_bits};
   const std::int64_t rows_in_block = std::min(x.m, block.rows_within(kScratchBytes));
   auto* const qparams =
-      reinterpret_cast<RowQParams*>(qparams_scratch.get(static_cast<std::size_t>(rows_in_block) * sizeof(RowQParams)));
-  const std::int64_t x_row = weight.k * static_cast<std::int64_t>(bytes_of(x.type));
-  const std::int64_t out_row = weight.n * static_cast<std::int64_t>(bytes_of(x.type));
+      reinterpret_cast<RowQParams*>(qparams_scratch.get(rows_in_block * static_cast<std::int64_t>(sizeof(RowQParams))));
+  const std::int64_t x_row = weight.k * bytes_of(x.type), out_row = weight.n * bytes_of(x.type);
 
   for (std::int64_t first = 0; first < x.m; first += rows_in_block) {
     const std::int64_t count = std::min(rows_in_block, x.m - first);
     const char* const data = static_cast<const char*>(x.data) + first * x_row;
     char* const block_out = static_cast<char*>(out) + first * out_row;
-    const std::uint8_t* const rows =
-        fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
-          qparams[i] = quantize_row(block.kernel, data + i * x_row, x.type, weight.k, form, codes, distance);
-        });
+    const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
+      qparams[i] = quantize_row(block.kernel, data + i * x_row, x.type, weight.k, form, codes, distance);
+    });
     const Walk walk{block, rows, count, weight.strips, weight.n};
     for_each_tile(walk, [&](const Tile& tile) {
-      Epilogue e = epilogue_of(walk, tile, weight, qparams);
+      Epilogue e{};
+      e.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
+      e.m = tile.m;
+      e.n = tile.columns;
+      e.rows = qparams + tile.row;
+      e.column_sum = weight.column_sum + tile.column;
+      e.column_scale = weight.scale + tile.column;
+      e.bias = weight.bias ? weight.bias + tile.column : nullptr;
+      e.out = block_out + tile.row * out_row + tile.column * bytes_of(x.type);
+      e.out_stride = weight.n;
       e.type = x.type;
-      e.out = block_out + tile.row * out_row + tile.column * static_cast<std::int64_t>(bytes_of(x.type));
-      if (weight.k > kMaxExactK) return finish_wide(walk, tile, e);
-      std::int32_t acc[kMaxTileOutputs];
-      multiply(walk, tile, 0, block.padded_k(), acc);
-      e.acc = acc;
-      block.kernel.epilogue(e);
+      finish_tile(walk, tile, e);
     });
   }
 }
@@ -287,7 +200,7 @@ void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symme
 }
 
 void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out) {
-  linear(x, weight, RowCodes::planes, out);
+  linear(x, weight, RowCodes::sixteen_bits, out);
 }
 
 void int8_mm(const IntegerProduct& product) {
@@ -299,26 +212,25 @@ void int8_mm(const IntegerProduct& product) {
   std::vector<std::int32_t> column_sum(static_cast<std::size_t>(n));
   pack_weight(product.b, n, k, 1, n, strips.data(), column_sum.data());
 
-  const RowBlock block{kernel_for(product.m), k, 1};
+  const RowBlock block{kernel_for(product.m), k, false};
   const std::int64_t rows_in_block = std::min(product.m, block.rows_within(kScratchBytes));
   const std::uint8_t flip = product.a_is_signed ? 0x80 : 0;  // int8 + 128 is a uint8 with zero point 128
   const std::int32_t zero_point = product.a_is_signed ? 128 : 0;
   for (std::int64_t first = 0; first < product.m; first += rows_in_block) {
     const std::int64_t count = std::min(rows_in_block, product.m - first);
     const auto* const a = static_cast<const std::uint8_t*>(product.a) + first * k;
-    const std::uint8_t* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t) {
+    const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t) {
       for (std::int64_t j = 0; j < k; ++j) codes[j] = a[i * k + j] ^ flip;
     });
     const Walk walk{block, rows, count, strips.data(), n};
     for_each_tile(walk, [&](const Tile& tile) {
       std::int32_t acc[kMaxTileOutputs];
       multiply(walk, tile, 0, block.padded_k(), acc);
-      const std::int64_t stride = ceil_divide(tile.columns, kStripColumns) * kStripColumns;
       for (int i = 0; i < tile.m; ++i) {
+        const std::int32_t* const sums = acc + i * tile.strips() * kStripColumns;
         std::int32_t* const c = product.c + (first + tile.row + i) * n + tile.column;
-        for (int j = 0; j < tile.columns; ++j) {
-          c[j] = acc[i * stride + j] - zero_point * column_sum[static_cast<std::size_t>(tile.column + j)];
-        }
+        const std::int32_t* const column_sums = column_sum.data() + tile.column;
+        for (int j = 0; j < tile.columns; ++j) c[j] = sums[j] - zero_point * column_sums[j];
       }
     });
   }

@@ -30,7 +30,10 @@ LAYERS = [
     ["cli"],
 ]
 # Longer than the limit, and why.
-LONG_FILES: dict[str, str] = {}
+LONG_FILES = {
+    "csrc/isa/avx2.cpp": "one instruction set is one file, and this one fills every entry of the table",
+    "csrc/isa/avx512_vnni.cpp": "the same",
+}
 LONG_FUNCTIONS: dict[str, str] = {}
 FILE_LIMIT, FUNCTION_LIMIT, PARAMETER_LIMIT = 400, 60, 7
 

@@ -165,37 +165,61 @@ inline void store(void* out, std::int64_t i, std::int64_t count, __m256 value) {
   }
 }
 
+inline __m256i load_sums(const std::int32_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+// 256 * high + low, rounded once: exact in double.
+inline __m256 joined(__m256i high, __m256i low) {
+  const auto half = [](__m128i h, __m128i l) {
+    return _mm256_cvtpd_ps(_mm256_fmadd_pd(_mm256_set1_pd(256.0), _mm256_cvtepi32_pd(h), _mm256_cvtepi32_pd(l)));
+  };
+  return _mm256_set_m128(half(_mm256_extracti128_si256(high, 1), _mm256_extracti128_si256(low, 1)),
+                         half(_mm256_castsi256_si128(high), _mm256_castsi256_si128(low)));
+}
+
+// The exact sums of 8 outputs of row i from column j on, rounded once.
+template <Sums kSums>
+inline __m256 rounded_sums(const Epilogue& e, int i, int j, __m256i correction) {
+  if constexpr (kSums == Sums::wide) {
+    const double* const wide = e.wide + i * e.acc_stride + j;
+    return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(wide + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(wide)));
+  }
+  const std::int32_t* const acc = e.acc + (kSums == Sums::planes ? 2 * i : i) * e.acc_stride + j;
+  const __m256i sum = _mm256_sub_epi32(load_sums(acc), correction);
+  return kSums == Sums::planes ? joined(sum, load_sums(acc + e.acc_stride)) : _mm256_cvtepi32_ps(sum);
+}
+
 // Columns outside, so that what belongs to 8 columns is loaded once for all rows; their correction changes only where
 // two rows differ in zero point, which symmetric rows never do.
-template <FloatType kType, bool kPlanes>
+template <FloatType kType, Sums kSums>
 void epilogue_rows(const Epilogue& e) {
   for (int j = 0; j < e.n; j += 8) {
     const __m256i lanes = first(e.n - j);
     const __m256i column_sum = _mm256_maskload_epi32(e.column_sum + j, lanes);
     const __m256 column_scale = _mm256_maskload_ps(e.column_scale + j, lanes);
     const __m256 bias = e.bias ? _mm256_maskload_ps(e.bias + j, lanes) : _mm256_setzero_ps();
-    std::int32_t zero_point = kPlanes ? 128 : e.rows[0].zero_point;
+    std::int32_t zero_point = kSums == Sums::planes ? 128 : e.rows[0].zero_point;
     __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), column_sum);
     for (int i = 0; i < e.m; ++i) {
-      if (!kPlanes && e.rows[i].zero_point != zero_point) {
+      if (kSums == Sums::plain && e.rows[i].zero_point != zero_point) {
         zero_point = e.rows[i].zero_point;
         correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), column_sum);
       }
-      const std::int32_t* const acc = e.acc + (kPlanes ? 2 * i : i) * e.acc_stride + j;
-      __m256 t = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_maskload_epi32(acc, lanes), correction));
-      if constexpr (kPlanes) {
-        const __m256 low = _mm256_cvtepi32_ps(_mm256_maskload_epi32(acc + e.acc_stride, lanes));
-        t = _mm256_fmadd_ps(_mm256_set1_ps(256.0f), t, low);
-      }
       const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(e.rows[i].scale), column_scale);
-      store<kType>(e.out, i * e.out_stride + j, e.n - j, _mm256_fmadd_ps(t, scale, bias));
+      const __m256 y = _mm256_fmadd_ps(rounded_sums<kSums>(e, i, j, correction), scale, bias);
+      store<kType>(e.out, i * e.out_stride + j, e.n - j, y);
     }
   }
 }
 
 template <FloatType kType>
 void epilogue_of(const Epilogue& e) {
-  e.planes ? epilogue_rows<kType, true>(e) : epilogue_rows<kType, false>(e);
+  switch (e.sums) {
+    case Sums::plain: return epilogue_rows<kType, Sums::plain>(e);
+    case Sums::planes: return epilogue_rows<kType, Sums::planes>(e);
+    case Sums::wide: return epilogue_rows<kType, Sums::wide>(e);
+  }
 }
 
 void epilogue(const Epilogue& e) {
@@ -317,7 +341,7 @@ void quantize_row(const QuantizeRow& row) {
 
 template <FloatType kType>
 void split_row_of(const SplitRow& row) {
-  const Steps steps = steps_within(row.inverse_scale, -kPlaneMax, kPlaneMax);
+  const Steps steps = steps_within(row.inverse_scale, -kMax16, kMax16);
   const __m256i middle = _mm256_set1_epi16(128), low_byte = _mm256_set1_epi16(0xff);
   const auto high_byte = [&](__m256i q) { return _mm256_add_epi16(_mm256_srai_epi16(q, 8), middle); };
   std::int64_t i = 0;

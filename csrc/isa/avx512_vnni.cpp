@@ -167,47 +167,68 @@ Columns<kVectors> load_columns(const Epilogue& e, int j) {
   return columns;
 }
 
-template <FloatType kType, bool kPlanes, int kVectors>
+// 256 * high + low, rounded once: exact in double.
+inline __m512 joined(__m512i high, __m512i low) {
+  const auto half = [](__m256i h, __m256i l) {
+    return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_set1_pd(256.0), _mm512_cvtepi32_pd(h), _mm512_cvtepi32_pd(l)));
+  };
+  const __m256 first = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+  const __m256 second = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+  return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+}
+
+// The exact sums of 16 outputs of row i from column j on, rounded once.
+template <Sums kSums>
+inline __m512 rounded_sums(const Epilogue& e, int i, int j, __m512i correction) {
+  if constexpr (kSums == Sums::wide) {
+    const double* const wide = e.wide + i * e.acc_stride + j;
+    const __m256 first = _mm512_cvtpd_ps(_mm512_loadu_pd(wide)), second = _mm512_cvtpd_ps(_mm512_loadu_pd(wide + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
+  }
+  const std::int32_t* const acc = e.acc + (kSums == Sums::planes ? 2 * i : i) * e.acc_stride + j;
+  const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(acc), correction);
+  return kSums == Sums::planes ? joined(sum, _mm512_loadu_si512(acc + e.acc_stride)) : _mm512_cvtepi32_ps(sum);
+}
+
+template <FloatType kType, Sums kSums, int kVectors>
 void epilogue_columns(const Epilogue& e, int j) {
   Columns<kVectors> columns = load_columns<kVectors>(e, j);
-  std::int32_t zero_point = kPlanes ? 128 : e.rows[0].zero_point;
+  std::int32_t zero_point = kSums == Sums::planes ? 128 : e.rows[0].zero_point;
   columns.correct_for(zero_point);
   for (int i = 0; i < e.m; ++i) {
-    if (!kPlanes && e.rows[i].zero_point != zero_point) {
+    if (kSums == Sums::plain && e.rows[i].zero_point != zero_point) {
       zero_point = e.rows[i].zero_point;
       columns.correct_for(zero_point);
     }
-    const std::int32_t* const acc = e.acc + (kPlanes ? 2 * i : i) * e.acc_stride + j;
     const __m512 row_scale = _mm512_set1_ps(e.rows[i].scale);
     OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __mmask16 lanes = columns.lanes(v);
-      const __m512i sum = _mm512_maskz_loadu_epi32(lanes, acc + 16 * v);
-      __m512 t = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, columns.correction[v]));
-      if constexpr (kPlanes) {
-        const __m512i low = _mm512_maskz_loadu_epi32(lanes, acc + e.acc_stride + 16 * v);
-        t = _mm512_fmadd_ps(_mm512_set1_ps(256.0f), t, _mm512_cvtepi32_ps(low));
-      }
+      const __m512 t = rounded_sums<kSums>(e, i, j + 16 * v, columns.correction[v]);
       const __m512 scale = _mm512_mul_ps(row_scale, columns.scale[v]);
-      store<kType>(e.out, i * e.out_stride + j + 16 * v, lanes, _mm512_fmadd_ps(t, scale, columns.bias[v]));
+      const __m512 y = _mm512_fmadd_ps(t, scale, columns.bias[v]);
+      store<kType>(e.out, i * e.out_stride + j + 16 * v, columns.lanes(v), y);
     }
   }
 }
 
-template <FloatType kType, bool kPlanes>
+template <FloatType kType, Sums kSums>
 void epilogue_rows(const Epilogue& e) {
   for (int j = 0; j < e.n; j += 64) {
     switch ((e.n - j + 15) / 16) {
-      case 1: epilogue_columns<kType, kPlanes, 1>(e, j); break;
-      case 2: epilogue_columns<kType, kPlanes, 2>(e, j); break;
-      case 3: epilogue_columns<kType, kPlanes, 3>(e, j); break;
-      default: epilogue_columns<kType, kPlanes, 4>(e, j);
+      case 1: epilogue_columns<kType, kSums, 1>(e, j); break;
+      case 2: epilogue_columns<kType, kSums, 2>(e, j); break;
+      case 3: epilogue_columns<kType, kSums, 3>(e, j); break;
+      default: epilogue_columns<kType, kSums, 4>(e, j);
     }
   }
 }
 
 template <FloatType kType>
 void epilogue_of(const Epilogue& e) {
-  e.planes ? epilogue_rows<kType, true>(e) : epilogue_rows<kType, false>(e);
+  switch (e.sums) {
+    case Sums::plain: return epilogue_rows<kType, Sums::plain>(e);
+    case Sums::planes: return epilogue_rows<kType, Sums::planes>(e);
+    case Sums::wide: return epilogue_rows<kType, Sums::wide>(e);
+  }
 }
 
 void epilogue(const Epilogue& e) {
@@ -319,7 +340,7 @@ void quantize_row(const QuantizeRow& row) {
 
 template <FloatType kType>
 void split_row_of(const SplitRow& row) {
-  const Steps steps = steps_within(row.inverse_scale, -kPlaneMax, kPlaneMax);
+  const Steps steps = steps_within(row.inverse_scale, -kMax16, kMax16);
   const __m512i middle = _mm512_set1_epi16(128), low_byte = _mm512_set1_epi16(0xff);
   const auto high_byte = [&](__m512i q) { return _mm512_add_epi16(_mm512_srai_epi16(q, 8), middle); };
   std::int64_t i = 0;

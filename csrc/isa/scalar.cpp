@@ -87,20 +87,22 @@ void multiply(const TileProduct& tile) {
   }
 }
 
-// The corrected sum, rounded once to float.
-float corrected(const Epilogue& e, int acc_row, int column, std::int32_t zero_point) {
-  const std::ptrdiff_t at = acc_row * e.acc_stride + column;
-  const std::int64_t sum = e.wide ? e.wide[at] : e.acc[at];
-  return static_cast<float>(sum - static_cast<std::int64_t>(zero_point) * e.column_sum[column]);
+// The exact sum of an output, rounded once.
+float rounded_sum(const Epilogue& e, int i, int j) {
+  if (e.sums == Sums::wide) return static_cast<float>(e.wide[i * e.acc_stride + j]);
+  const std::int64_t column_sum = e.column_sum[j];
+  if (e.sums == Sums::plain) {
+    return static_cast<float>(e.acc[i * e.acc_stride + j] - e.rows[i].zero_point * column_sum);
+  }
+  const std::int32_t* const planes = e.acc + 2 * i * e.acc_stride + j;
+  return static_cast<float>(256 * (planes[0] - 128 * column_sum) + planes[e.acc_stride]);
 }
 
 void epilogue(const Epilogue& e) {
   for (int i = 0; i < e.m; ++i) {
     for (int j = 0; j < e.n; ++j) {
-      const float t = e.planes ? std::fma(256.0f, corrected(e, 2 * i, j, 128), corrected(e, 2 * i + 1, j, 0))
-                               : corrected(e, i, j, e.rows[i].zero_point);
       const float scale = e.rows[i].scale * e.column_scale[j];
-      store(e.out, e.type, i * e.out_stride + j, std::fma(t, scale, e.bias ? e.bias[j] : 0.0f));
+      store(e.out, e.type, i * e.out_stride + j, std::fma(rounded_sum(e, i, j), scale, e.bias ? e.bias[j] : 0.0f));
     }
   }
 }
@@ -148,7 +150,7 @@ void quantize_row(const QuantizeRow& row) {
 void split_row(const SplitRow& row) {
   for (std::int64_t i = 0; i < row.count; ++i) {
     // Shifted up by a multiple of 256, so that the split needs no shift of a negative number.
-    const std::int32_t q = rounded(load(row.x, row.type, i), row.inverse_scale, -kPlaneMax, kPlaneMax) + 128 * 256;
+    const std::int32_t q = rounded(load(row.x, row.type, i), row.inverse_scale, -kMax16, kMax16) + 128 * 256;
     row.high[i] = static_cast<std::uint8_t>(q >> 8);
     row.low[i] = static_cast<std::uint8_t>(q & 255);
   }

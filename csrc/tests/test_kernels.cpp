@@ -241,15 +241,16 @@ void test_dequantize(const Kernel& kernel) {
   }
 }
 
-void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, bool planes, bool with_bias) {
+void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, Sums sums, bool with_bias) {
   constexpr int m = 3;
   Random random(static_cast<unsigned>(n));
-  const int acc_rows = planes ? 2 * m : m;
   const std::ptrdiff_t acc_stride = (n + 15) / 16 * 16;
-  Guarded<std::int32_t> acc(static_cast<std::size_t>((acc_rows - 1) * acc_stride + n));
-  Guarded<std::int32_t> column_sum(static_cast<std::size_t>(n));
+  const auto values = static_cast<std::size_t>((sums == Sums::planes ? 2 * m : m) * acc_stride);
+  Guarded<std::int32_t> acc(values), column_sum(static_cast<std::size_t>(n));
+  Guarded<double> wide(values);
   Guarded<float> column_scale(static_cast<std::size_t>(n)), bias(static_cast<std::size_t>(n));
   for (auto& value : acc) value = std::uniform_int_distribution<std::int32_t>(-2000000000, 2000000000)(random);
+  for (auto& value : wide) value = std::nearbyint(std::uniform_real_distribution<double>(-1e14, 1e14)(random));
   for (auto& value : column_sum) value = std::uniform_int_distribution<std::int32_t>(-500000, 500000)(random);
   for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
   for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
@@ -257,12 +258,12 @@ void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, bool pl
   const std::size_t bytes = static_cast<std::size_t>(m * n) * bytes_of(type);
   std::vector<std::uint8_t> expected(bytes);
   Guarded<std::uint8_t> got(bytes);
-  Epilogue e{acc.data(),
-             nullptr,
+  Epilogue e{sums,
+             acc.data(),
+             wide.data(),
              acc_stride,
              m,
              n,
-             planes,
              rows,
              column_sum.data(),
              column_scale.data(),
@@ -279,8 +280,37 @@ void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, bool pl
 void test_epilogue(const Kernel& kernel) {
   for (const FloatType type : kTypes) {
     for (const int n : {1, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64}) {
-      for (const bool planes : {false, true}) {
-        for (const bool with_bias : {false, true}) epilogue_equals_scalar(kernel, type, n, planes, with_bias);
+      for (const Sums sums : {Sums::plain, Sums::planes, Sums::wide}) {
+        for (const bool with_bias : {false, true}) epilogue_equals_scalar(kernel, type, n, sums, with_bias);
+      }
+    }
+  }
+}
+
+// Kernels that read int16 are exact for 16-bit activations, too, up to the longest stretch of k the drivers give them.
+void test_multiply_16_bit(const Kernel& kernel) {
+  if (kernel.form != RowForm::s16) return;
+  Random random(4);
+  constexpr std::int64_t k = kMaxExactK16;
+  for (const bool extremes : {true, false}) {
+    for (int m = 1; m <= kernel.tile_rows; ++m) {
+      Guarded<std::int16_t> rows(static_cast<std::size_t>(m * k));
+      Guarded<std::int8_t> weight(static_cast<std::size_t>(k * kStripColumns));
+      for (auto& code : rows) {
+        code =
+            static_cast<std::int16_t>(extremes ? -kMax16 : std::uniform_int_distribution<int>(-kMax16, kMax16)(random));
+      }
+      fill_codes(weight, extremes ? Codes::extremes : Codes::random, random);
+      std::vector<std::int32_t> acc(static_cast<std::size_t>(m * kStripColumns));
+      kernel.multiply({rows.data(), 2 * k, weight.data(), 0, k / kTileK, m, 1, acc.data(), kStripColumns});
+      for (std::size_t i = 0; i < acc.size(); ++i) {
+        const std::int64_t row = static_cast<std::int64_t>(i) / kStripColumns, column = i % kStripColumns;
+        std::int64_t sum = 0;
+        for (std::int64_t at = 0; at < k; ++at) {
+          const std::int64_t place = at / kLineK * kLineBytes + column * kLineK + at % kLineK;
+          sum += rows[static_cast<std::size_t>(row * k + at)] * weight[static_cast<std::size_t>(place)];
+        }
+        EXPECT(acc[i] == sum, "%s 16 bit: output %zu is %d, not %ld", kernel.name, i, acc[i], static_cast<long>(sum));
       }
     }
   }
@@ -297,6 +327,7 @@ int run() {
   for (const Kernel* kernel : runnable_kernels()) {
     test_multiply(*kernel);
     test_all_products(*kernel);
+    test_multiply_16_bit(*kernel);
     test_ranges(*kernel);
     test_codes(*kernel);
     test_dequantize(*kernel);

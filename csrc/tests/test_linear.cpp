@@ -71,7 +71,8 @@ void expect_bits(const std::vector<float>& got, const std::vector<float>& expect
 }
 
 void test_same_bits_on_every_kernel_and_thread_count() {
-  for (const auto& [m, n, k] : {Shape{1, 16, 64}, {2, 17, 65}, {7, 129, 383}, {49, 100, 200}, {300, 80, 70}}) {
+  for (const auto& [m, n, k] :
+       {Shape{1, 16, 64}, {2, 17, 65}, {7, 129, 383}, {5, 40, 1025}, {49, 100, 200}, {300, 80, 70}}) {
     const Layer layer(n, k, 7);
     const auto x = normal_reals(m * k, 8);
     for (const Form form : kForms) {
@@ -124,7 +125,7 @@ void test_error_is_within_the_scales() {
       const double largest = std::max(-low, high);
       const double step = form == Form::symmetric ? largest / 127
                           : form == Form::affine  ? (static_cast<double>(high) - low) / 255
-                                                  : largest / kPlaneMax;
+                                                  : largest / kMax16;
       for (std::int64_t j = 0; j < n; ++j) {
         double exact = 0, weight_sum = 0;
         for (std::int64_t c = 0; c < k; ++c) {
@@ -181,14 +182,14 @@ void test_k_beyond_int32_is_exact() {
   const std::vector<float> x(static_cast<std::size_t>(k), 127.0f);
   for (const Kernel* kernel : runnable_kernels()) {
     use_kernel(kernel->name);
-    const auto symmetric = run(layer, x, Form::symmetric), planes = run(layer, x, Form::weight_only);
+    const auto symmetric = run(layer, x, Form::symmetric), sixteen = run(layer, x, Form::weight_only);
     for (std::size_t j = 0; j < 3; ++j) {
       const auto exact = static_cast<float>(127 * k * (j % 2 ? -128 : 127));
       EXPECT(symmetric[j] == exact, "%s: %.9g, exact %.9g", kernel->name, static_cast<double>(symmetric[j]),
              static_cast<double>(exact));
-      // Planes round three times: the row scale, its product with 32,512, the output.
-      EXPECT(std::fabs(planes[j] - exact) <= 3 * 6e-8f * std::fabs(exact), "%s: %.9g", kernel->name,
-             static_cast<double>(planes[j]));
+      // 16 bits round four times: the row scale, its inverse, the sum, the output.
+      EXPECT(std::fabs(sixteen[j] - exact) <= 4 * 6e-8f * std::fabs(exact), "%s: %.9g", kernel->name,
+             static_cast<double>(sixteen[j]));
     }
   }
   use_kernel("");

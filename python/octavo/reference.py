@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # 2^-126: below it 1 / scale is not finite
 MAX_EXACT_K = 65793  # the longest k whose uint8 x int8 sum fits int32: 255 * 128 * 65,793 = 2^31 - 128
-PLANE_MAX = 127 * 256  # weight-only activations are int16 whose high byte stays within [-127, 127]
+MAX_16 = 127 * 256  # 16-bit activations have a high byte within [-127, 127]
 
 
 def choose_qparams(
@@ -159,21 +159,18 @@ def linear_weight_only(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """x @ weight.T + bias with int8 weights and nearly exact activations: 16 bits, multiplied as two planes of 8.
+    """x @ weight.T + bias with int8 weights and nearly exact activations: every row becomes integers of 16 bits.
 
-    Every row becomes q in [-32512, 32512], q = 256 * high + low with high in [-127, 127] and low in [0, 255]; both
-    planes go through the same integer kernels.
+    They lie in [-32512, 32512], so that their high bytes lie in [-127, 127]: the kernels multiply bytes.
     x        [..., k] float32, bfloat16 or float16; weight_scale float32 [n, 1]; bias [n] or None
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
     source   ours
     """
     rows, finite = _finite_rows(x)
-    scale, _ = choose_qparams(rows, -PLANE_MAX, PLANE_MAX, True)
-    q = torch.round(rows * (1 / scale)[:, None]).clamp(-PLANE_MAX, PLANE_MAX).long()
-    high, low = q >> 8, q & 255
+    scale, _ = choose_qparams(rows, -MAX_16, MAX_16, True)
+    codes = torch.round(rows * (1 / scale)[:, None]).clamp(-MAX_16, MAX_16).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
-    total = _fma(torch.tensor(256.0), (high @ weight.T).float(), (low @ weight.T).float())
-    return _epilogue(total, scale, finite, weight_scale, bias, x)
+    return _epilogue((codes @ weight.T).float(), scale, finite, weight_scale, bias, x)
 
 
 def _finite_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
