@@ -29,8 +29,8 @@ MUTATIONS = [
     Mutation(
         "scalar forgets the zero point",
         "isa/scalar.cpp",
-        "sum - static_cast<std::int64_t>(zero_point) * e.column_sum[column]",
-        "sum",
+        "e.acc[i * e.acc_stride + j] - e.rows[i].zero_point * column_sum",
+        "e.acc[i * e.acc_stride + j]",
     ),
     Mutation(
         "scalar rounds bf16 down",
@@ -102,12 +102,12 @@ MUTATIONS = [
     Mutation(
         "k beyond int32 is not split",
         "linear.cpp",
-        "if (weight.k > kMaxExactK) return finish_wide(walk, tile, e);",
-        "",
+        "if (walk.block.k > walk.block.exact_k()) {",
+        "if (false) {",
     ),
     Mutation(
         "a thread skips its last tile",
-        "linear.cpp",
+        "walk.h",
         "row < rows.end; ++row",
         "row < rows.end - (rows.end > 8); ++row",
     ),
