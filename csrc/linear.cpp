@@ -138,7 +138,7 @@ void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double
 }
 
 // From accumulators to outputs; `e` lacks only the sums.
-void finish_tile(const Walk& walk, const Tile& tile, Epilogue e) {
+void finish_tile(const Walk& walk, const Tile& tile, Epilogue& e) {
   if (walk.block.k > walk.block.exact_k()) {
     double sums[kMaxTileOutputs];
     multiply_wide(walk, tile, e, sums);

@@ -49,6 +49,10 @@ struct Walk {
   std::int64_t n;
 };
 
+struct Range {
+  std::int64_t begin, end;
+};
+
 struct Tile {
   std::int64_t row;  // first activation row
   int m;             // activation rows
@@ -65,20 +69,20 @@ struct Grid {
   std::int64_t row_tiles = ceil_divide(walk.count, walk.block.kernel.tile_rows / walk.block.planes());
   std::int64_t column_tiles = ceil_divide(walk.n, tile_columns);
 
-  Tile tile(std::int64_t row_tile, std::int64_t column_tile) const {
-    const std::int64_t row = row_tile * walk.count / row_tiles, end = (row_tile + 1) * walk.count / row_tiles;
+  Range rows(std::int64_t row_tile) const {
+    return {row_tile * walk.count / row_tiles, (row_tile + 1) * walk.count / row_tiles};
+  }
+
+  Tile tile(Range rows, std::int64_t column_tile) const {
     const std::int64_t column = column_tile * tile_columns;
-    return {row, static_cast<int>(end - row), column, static_cast<int>(std::min(tile_columns, walk.n - column))};
+    const std::int64_t columns = std::min(tile_columns, walk.n - column);
+    return {rows.begin, static_cast<int>(rows.end - rows.begin), column, static_cast<int>(columns)};
   }
 
   std::int64_t panel_tiles() const {
     const std::int64_t tile_bytes = tile_columns * walk.block.padded_k();
     return std::max<std::int64_t>(1, kPanelBytes / std::max<std::int64_t>(1, tile_bytes));
   }
-};
-
-struct Range {
-  std::int64_t begin, end;
 };
 
 // Calls f(tile) for tiles of these rows and columns: all rows for a panel of columns, then the next panel. Weights then
@@ -89,7 +93,8 @@ void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
   for (std::int64_t panel = columns.begin; panel < columns.end; panel += panel_tiles) {
     const std::int64_t panel_end = std::min(columns.end, panel + panel_tiles);
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-      for (std::int64_t column = panel; column < panel_end; ++column) f(grid.tile(row, column));
+      const Range tile_rows = grid.rows(row);
+      for (std::int64_t column = panel; column < panel_end; ++column) f(grid.tile(tile_rows, column));
     }
   }
   const Kernel& kernel = grid.walk.block.kernel;
