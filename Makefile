@@ -57,7 +57,7 @@ check: build  ## formatting, lint and types, as CI checks them
 	$(bin)/mypy
 
 docs: build  ## run the notebooks again, outputs included
-	$(bin)/jupyter-execute --inplace notebooks/*.ipynb
+	$(bin)/python tools/run_notebooks.py
 
 mutate: .venv/torch.stamp  ## break kernels on purpose and expect the tests to notice
 	$(bin)/python tools/mutate.py

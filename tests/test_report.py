@@ -26,7 +26,7 @@ def test_str_is_a_table_with_a_line_for_each_row():
     assert lines[0].split() == ["name", "kind", "action", "scheme", "MB", "before", "MB", "after", "reason"]
     assert lines[3].split() == ["fc", "Linear", "quantized", "Int8Dynamic", "4.000", "1.000"]
     assert lines[4].endswith("weight is tied to embedding.weight")
-    assert lines[-1] == "1 layers quantized, 2 kept, 5.000 -> 2.000 MB (2.50x smaller)"
+    assert lines[-1] == "1 of 3 layers with weights quantized, 5.000 -> 2.000 MB (2.50x smaller)"
     columns = {
         line.index(word) for line, word in zip(lines[2:5], ["Embedding", "Linear", "Linear"], strict=True)
     }
@@ -34,7 +34,10 @@ def test_str_is_a_table_with_a_line_for_each_row():
 
 
 def test_repr_is_one_line():
-    assert repr(REPORT) == "QuantizationReport(1 layers quantized, 2 kept, 5.000 -> 2.000 MB (2.50x smaller))"
+    assert (
+        repr(REPORT)
+        == "QuantizationReport(1 of 3 layers with weights quantized, 5.000 -> 2.000 MB (2.50x smaller))"
+    )
 
 
 def test_html_escapes_names():
@@ -50,4 +53,4 @@ def test_to_dict_is_json_with_every_field():
 
 
 def test_an_empty_report_prints():
-    assert str(QuantizationReport([])).endswith("0 layers quantized, 0 kept, 0.000 -> 0.000 MB")
+    assert str(QuantizationReport([])).endswith("0 of 0 layers with weights quantized, 0.000 -> 0.000 MB")

@@ -79,7 +79,7 @@ class QuantizationReport:
     def _summary(self) -> str:
         smaller = f" ({self.bytes_before / self.bytes_after:.2f}x smaller)" if self.bytes_after else ""
         return (
-            f"{len(self.quantized)} layers quantized, {len(self.kept)} kept, "
+            f"{len(self.quantized)} of {len(self.rows)} layers with weights quantized, "
             f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)} MB{smaller}"
         )
 
