@@ -107,8 +107,9 @@ def _check(op: str, name: str, array: NDArray, *accepted: str) -> None:
             f"{op}: {name} is a {type(array).__name__}, an ndarray is needed; for tensors see octavo.{op}"
         )
     if array.dtype.name not in accepted or not array.dtype.isnative:
+        order = "" if array.dtype.isnative else "byte-swapped "
         raise TypeError(
-            f"{op}: {name} is {array.dtype.str}, accepted: {', '.join(accepted)}; use {name}.astype(np.{accepted[0]})"
+            f"{op}: {name} is {order}{array.dtype.name}, accepted: {', '.join(accepted)}; use {name}.astype(np.{accepted[0]})"
         )
 
 
