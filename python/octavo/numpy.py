@@ -109,7 +109,8 @@ def _check(op: str, name: str, array: NDArray, *accepted: str) -> None:
     if array.dtype.name not in accepted or not array.dtype.isnative:
         order = "" if array.dtype.isnative else "byte-swapped "
         raise TypeError(
-            f"{op}: {name} is {order}{array.dtype.name}, accepted: {', '.join(accepted)}; use {name}.astype(np.{accepted[0]})"
+            f"{op}: {name} is {order}{array.dtype.name}, accepted: {', '.join(accepted)}; "
+            f"use {name}.astype(np.{accepted[0]})"
         )
 
 
