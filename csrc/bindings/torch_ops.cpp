@@ -202,10 +202,10 @@ struct LinearArguments {
     const FloatType from = float_type(op, "bias", bias->scalar_type());
     if (from == FloatType::f32) return data<float>(*bias);
     scratch.resize(static_cast<std::size_t>(n));
-    for (std::int64_t j = 0; j < n; ++j) {
-      scratch[static_cast<std::size_t>(j)] = from == FloatType::bf16
-                                                 ? static_cast<float>(data<torch::headeronly::BFloat16>(*bias)[j])
-                                                 : static_cast<float>(data<torch::headeronly::Half>(*bias)[j]);
+    if (from == FloatType::bf16) {
+      std::copy_n(data<torch::headeronly::BFloat16>(*bias), n, scratch.begin());
+    } else {
+      std::copy_n(data<torch::headeronly::Half>(*bias), n, scratch.begin());
     }
     return scratch.data();
   }

@@ -109,6 +109,22 @@ void test_a_row_does_not_depend_on_its_batch() {
   }
 }
 
+// 16 MB of codes are quantized at a time; a row just behind such a block is like any other.
+void test_a_batch_longer_than_the_scratch() {
+  constexpr std::int64_t m = 150000, n = 3, k = 60;
+  const Layer layer(n, k, 22);
+  const auto x = normal_reals(m * k, 23);
+  for (const Form form : kForms) {
+    const auto whole = run(layer, x, form);
+    for (const std::int64_t row :
+         {std::int64_t{0}, std::int64_t{65535}, std::int64_t{65536}, std::int64_t{131072}, m - 1}) {
+      const std::vector<float> piece(x.begin() + row * k, x.begin() + (row + 1) * k);
+      const std::vector<float> expected(whole.begin() + row * n, whole.begin() + (row + 1) * n);
+      expect_bits(run(layer, piece, form), expected, "a long batch");
+    }
+  }
+}
+
 void test_error_is_within_the_scales() {
   // |y - exact| <= sum over k of (row scale / 2) * |w| + float rounding of a sum of k terms.
   constexpr std::int64_t m = 5, n = 40, k = 300;
@@ -276,6 +292,7 @@ int main() {
   test_int8_mm_refuses_inexact_k();
   test_same_bits_on_every_kernel_and_thread_count();
   test_a_row_does_not_depend_on_its_batch();
+  test_a_batch_longer_than_the_scratch();
   test_error_is_within_the_scales();
   test_non_finite_rows_stay_alone();
   test_k_beyond_int32_is_exact();
