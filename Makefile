@@ -9,10 +9,10 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 sources := $(shell find csrc tools -name '*.[ch]pp' -o -name '*.h' -o -name '*.map' -o -name '*.py') CMakeLists.txt pyproject.toml
 cpp := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo ctest test build bench fmt check docs mutate sanitize clean
+.PHONY: help demo ctest test test_emulated build bench fmt check docs mutate sanitize clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z_]*\):.*## /  make \1\t/p' Makefile
 
 .venv/torch.stamp:
 	$(PYTHON) -m venv .venv
@@ -41,6 +41,14 @@ sanitize: .venv/torch.stamp  ## the programs in csrc/tests with AddressSanitizer
 	$(bin)/cmake -S . -B build/sanitize -G Ninja -DOCTAVO_BUILD_TESTS_ONLY=ON -DOCTAVO_SANITIZE=ON
 	$(bin)/cmake --build build/sanitize
 	$(bin)/ctest --test-dir build/sanitize --output-on-failure
+
+# A CPU with AVX2 but neither AVX512 nor VNNI, and one without AVX. Not part of `test`: it needs Debian's qemu-user.
+test_emulated: build ctest  ## the C++ programs and the behaviour tests on emulated older CPUs
+	for cpu in Haswell Nehalem; do \
+	  export OCTAVO_TEST_EMULATED=1; emulator="qemu-x86_64 -cpu $$cpu"; \
+	  $$emulator build/ctest/csrc/tests/test_kernels && $$emulator build/ctest/csrc/tests/test_linear && \
+	  $$emulator $(bin)/python -m pytest tests/test_behaviour.py || exit 1; \
+	done
 
 bench: build  ## speed against fp32 and other quantizers
 	$(bin)/python benchmarks/run.py
