@@ -13,7 +13,7 @@ from torch import nn
 import octavo
 from octavo.demo_data import docstring_sentences
 from octavo.pretrained import bundled_folder, load_encoder, unpadded_batches
-from timing import interleaved
+from timing import interleaved, page_faults
 
 SHAPES = [(1, 16), (1, 128), (8, 128)]  # (sentences, tokens)
 
@@ -52,6 +52,7 @@ def measure(rounds: int = 11) -> list[dict[str, object]]:
         }
         with torch.inference_mode():
             times = interleaved(runs, rounds=rounds, seconds=0.1)
+            faults = {name: page_faults(run) for name, run in runs.items()}
         for name, taken in times.items():
             rows.append(
                 {
@@ -63,6 +64,7 @@ def measure(rounds: int = 11) -> list[dict[str, object]]:
                     "speedup_over_quantize_dynamic": times["quantize_dynamic"].median / taken.median,
                     "speedup_over_fp32": times["torch fp32"].median / taken.median,
                     "cosine": cosines[name],
+                    "page_faults": faults[name],
                 }
             )
     return rows

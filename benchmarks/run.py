@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the benchmarks, prints Markdown tables and writes a JSON file that says on what machine.
 
-Usage: python benchmarks/run.py [layers] [overhead] [encoder] [--threads N] [--cap avx2] [--output FILE]
+Usage: python benchmarks/run.py [layers] [overhead] [encoder] [--threads N] [--cap avx2] [--keep-memory] [--output FILE]
 
 `--cap avx2` holds Octavo and torch to AVX2, in a process of its own, because torch reads its caps once at start.
 """
@@ -14,9 +14,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import octavo
 from timing import CAPS, machine
 
 BENCHMARKS = ("layers", "overhead", "encoder")
@@ -41,6 +43,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cap", choices=["avx2"])
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="octavo.keep_memory(): no page faults of malloc"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
     chosen = parser.parse_args()
     unknown = set(chosen.benchmarks) - set(BENCHMARKS)
@@ -54,7 +59,9 @@ def main() -> int:
     if chosen.cap and any(os.environ.get(name) != value for name, value in CAPS.items()):
         return subprocess.run([sys.executable, *sys.argv], env={**os.environ, **CAPS}).returncode
     torch.set_num_threads(chosen.threads)
-    results: dict[str, object] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
+    if chosen.keep_memory and octavo.keep_memory():
+        results["machine"]["malloc"] = "keep_memory"
     print(json.dumps(results["machine"], indent=2))
     for name in chosen.benchmarks or BENCHMARKS:
         rows = __import__(name).measure()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
@@ -48,6 +49,15 @@ def interleaved(
     return {name: Times(min(times), statistics.median(times)) for name, times in samples.items()}
 
 
+def page_faults(run: Callable[[], object], calls: int = 5) -> float:
+    """Page faults of one call: what malloc gives back to the kernel after one call, the next must fetch again."""
+    run()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
+
+
 def machine() -> dict[str, object]:
     """What a reader must know to judge the numbers."""
     info = octavo.cpu_info()
@@ -63,6 +73,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "commit": commit.stdout.strip(),
         "caps": {name: os.environ[name] for name in CAPS if name in os.environ},
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
     }
 
 

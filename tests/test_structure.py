@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # Imports point down: a module may import those on the lines above its own, and its own folder.
 LAYERS = [
-    ["_C", "reference", "dtypes", "metrics"],
+    ["_C", "reference", "dtypes", "metrics", "malloc"],
     ["ops", "cpu"],
     ["qparams"],
     ["observers", "fake_quantize"],

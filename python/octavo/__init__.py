@@ -13,6 +13,7 @@ from .checkpoint import load, save
 from .compare import compare
 from .convert import quantize_, quantized
 from .cpu import cpu_info, use_isa
+from .malloc import keep_memory
 from .ops import int8_mm
 from .qparams import (
     PerChannel,
@@ -45,6 +46,7 @@ __all__ = [
     "cpu_info",
     "dequantize",
     "int8_mm",
+    "keep_memory",
     "load",
     "nn",
     "numpy",

