@@ -12,7 +12,7 @@
 
 namespace octavo {
 
-constexpr std::int64_t kSerialWork = 1 << 20;  // multiply-adds, 5 to 12 us, that do not pay for waking a second thread
+constexpr std::int64_t kSerialWork = 1000000;  // multiply-adds, 5 to 12 us, that do not pay for waking a second thread
 constexpr std::int64_t kRowsToSplit = 128;     // with this many rows for each thread, threads share out rows
 constexpr std::int64_t kPanelBytes = 256 << 10;  // weights that stay in the L2 cache while rows go by
 
