@@ -3,26 +3,18 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from functools import partial
 
 import torch
 from torch import nn
 
 import octavo
+from layers import quantize_dynamic
 from octavo.demo_data import docstring_sentences
 from octavo.pretrained import bundled_folder, load_encoder, unpadded_batches
-from timing import interleaved, page_faults
+from timing import figures, interleaved, page_faults
 
 SHAPES = [(1, 16), (1, 128), (8, 128)]  # (sentences, tokens)
-
-
-def quantize_dynamic(model: nn.Module) -> nn.Module:
-    torch.backends.quantized.engine = "x86"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
 
 
 def mean_cosine(model: nn.Module, reference: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
@@ -53,16 +45,13 @@ def measure(rounds: int = 11) -> list[dict[str, object]]:
         with torch.inference_mode():
             times = interleaved(runs, rounds=rounds, seconds=0.1)
             faults = {name: page_faults(run) for name, run in runs.items()}
-        for name, taken in times.items():
+        for name in times:
             rows.append(
                 {
                     "sentences": sentences,
                     "tokens": tokens,
                     "candidate": name,
-                    "best_ms": taken.best * 1e3,
-                    "median_ms": taken.median * 1e3,
-                    "speedup_over_quantize_dynamic": times["quantize_dynamic"].median / taken.median,
-                    "speedup_over_fp32": times["torch fp32"].median / taken.median,
+                    **figures(times, name),
                     "cosine": cosines[name],
                     "page_faults": faults[name],
                 }

@@ -13,21 +13,19 @@ import torch
 from torch import nn
 
 import octavo
-from timing import interleaved
+from timing import figures, interleaved
 
 SHAPES = [(384, 1536), (1024, 1024), (4096, 4096)]  # (in_features, out_features)
 BATCHES = [1, 4, 16, 64, 256, 1024]
 SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Dynamic(symmetric=False), octavo.Int8WeightOnly()]
 
 
-def quantize_dynamic(linear: nn.Linear) -> nn.Module:
-    """torch.ao's dynamic quantization: 7-bit, per-tensor activations; the fastest int8 layer of eager PyTorch."""
+def quantize_dynamic(model: nn.Module) -> nn.Module:
+    """A copy by torch.ao: 7-bit, per-tensor activations; the fastest int8 layers of eager PyTorch."""
     torch.backends.quantized.engine = "x86"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear}, dtype=torch.qint8)[
-            0
-        ]
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(model), {nn.Linear}, dtype=torch.qint8)[0]
 
 
 def on_isa(isa: str, layer: nn.Module, x: torch.Tensor) -> Callable[[], object]:
@@ -72,17 +70,14 @@ def measure(rounds: int = 15) -> list[dict[str, object]]:
             with torch.inference_mode():
                 times = interleaved(runs, rounds=rounds)
                 errors = {name: relative_error(run(), exact) for name, run in runs.items()}
-            for name, taken in times.items():
+            for name in times:
                 rows.append(
                     {
                         "in_features": in_features,
                         "out_features": out_features,
                         "batch": batch,
                         "candidate": name,
-                        "best_ms": taken.best * 1e3,
-                        "median_ms": taken.median * 1e3,
-                        "speedup_over_quantize_dynamic": times["quantize_dynamic"].median / taken.median,
-                        "speedup_over_fp32": times["torch fp32"].median / taken.median,
+                        **figures(times, name),
                         "relative_error": errors[name],
                     }
                 )

@@ -49,6 +49,17 @@ def interleaved(
     return {name: Times(min(times), statistics.median(times)) for name, times in samples.items()}
 
 
+def figures(times: dict[str, Times], name: str) -> dict[str, float]:
+    """Milliseconds of one candidate, and how many times as fast it is as the two that every benchmark has."""
+    taken = times[name]
+    return {
+        "best_ms": taken.best * 1e3,
+        "median_ms": taken.median * 1e3,
+        "speedup_over_quantize_dynamic": times["quantize_dynamic"].median / taken.median,
+        "speedup_over_fp32": times["torch fp32"].median / taken.median,
+    }
+
+
 def page_faults(run: Callable[[], object], calls: int = 5) -> float:
     """Page faults of one call: what malloc gives back to the kernel after one call, the next must fetch again."""
     run()

@@ -27,8 +27,6 @@ namespace {
 
 constexpr std::int64_t kScratchBytes = 16 << 20;  // activation codes of one block of rows
 
-std::int64_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
-
 // Memory of one thread that only grows. Calls do not nest, so one buffer for each purpose is enough.
 class Scratch {
  public:

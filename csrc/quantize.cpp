@@ -18,15 +18,11 @@ namespace {
 
 constexpr std::int64_t kSegment = 1 << 15;  // elements; the smallest piece of work worth a thread
 
-std::size_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
-
 const void* element(const void* x, FloatType type, std::int64_t i) {
-  return static_cast<const char*>(x) + i * static_cast<std::int64_t>(bytes_of(type));
+  return static_cast<const char*>(x) + i * bytes_of(type);
 }
 
-void* element(void* x, FloatType type, std::int64_t i) {
-  return static_cast<char*>(x) + i * static_cast<std::int64_t>(bytes_of(type));
-}
+void* element(void* x, FloatType type, std::int64_t i) { return static_cast<char*>(x) + i * bytes_of(type); }
 
 std::int64_t segments_per_row(Rows shape) { return std::max<std::int64_t>(1, ceil_divide(shape.columns, kSegment)); }
 

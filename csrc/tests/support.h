@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "quantize.h"
 
 // Prints where and what, and fails the program.
 #define EXPECT(condition, ...)                                             \
@@ -92,15 +93,13 @@ inline std::uint32_t bits_of(float value) {
   return bits;
 }
 
-inline std::size_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
-
 inline const char* name_of(FloatType type) {
   return type == FloatType::f32 ? "f32" : type == FloatType::bf16 ? "bf16" : "f16";
 }
 
 // The values of `reals` in `type`, cut off (not rounded) to it: tests need the same values everywhere, not the nearest.
 inline std::vector<std::uint8_t> as_type(const std::vector<float>& reals, FloatType type) {
-  std::vector<std::uint8_t> bytes(reals.size() * bytes_of(type));
+  std::vector<std::uint8_t> bytes(reals.size() * static_cast<std::size_t>(bytes_of(type)));
   for (std::size_t i = 0; i < reals.size(); ++i) {
     const std::uint32_t bits = bits_of(reals[i]);
     std::uint16_t half = static_cast<std::uint16_t>(bits >> 16);

@@ -228,7 +228,7 @@ void test_dequantize(const Kernel& kernel) {
       fill_codes(codes, Codes::random, random);
       for (const bool is_signed : {true, false}) {
         for (const float scale : {1.0f, 0.0123f, 1e-38f, 3e37f}) {
-          const std::size_t bytes = static_cast<std::size_t>(count) * bytes_of(type);
+          const std::size_t bytes = static_cast<std::size_t>(count * bytes_of(type));
           std::vector<std::uint8_t> expected(bytes);
           Guarded<std::uint8_t> got(bytes);
           const std::int32_t zero_point = is_signed ? -5 : 130;
@@ -255,7 +255,7 @@ void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, Sums su
   for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
   for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
   const RowQParams rows[m] = {{0.01f, 128}, {3.5e-9f, 17}, {kNan, 0}};
-  const std::size_t bytes = static_cast<std::size_t>(m * n) * bytes_of(type);
+  const std::size_t bytes = static_cast<std::size_t>(m * n * bytes_of(type));
   std::vector<std::uint8_t> expected(bytes);
   Guarded<std::uint8_t> got(bytes);
   Epilogue e{sums,
@@ -324,6 +324,11 @@ bool can_run(const std::string& name) {
 }
 
 int run() {
+  for (const Kernel* kernel : built_kernels()) {
+    const int outputs = kernel->tile_rows * kernel->tile_strips * kStripColumns;
+    EXPECT(outputs <= kMaxTileOutputs, "%s: a tile has %d outputs, the drivers' stack is smaller", kernel->name,
+           outputs);
+  }
   for (const Kernel* kernel : runnable_kernels()) {
     test_multiply(*kernel);
     test_all_products(*kernel);

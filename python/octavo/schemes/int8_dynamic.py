@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,3 +37,12 @@ class Int8Dynamic(Scheme):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric)
+
+    def compressed_tensors_activations(self) -> dict[str, Any]:
+        return {
+            "num_bits": 8,
+            "type": "int",
+            "strategy": "token",
+            "symmetric": self.symmetric,
+            "dynamic": True,
+        }
