@@ -12,7 +12,8 @@ import octavo
 from layers import quantize_dynamic
 from octavo.demo_data import docstring_sentences
 from octavo.pretrained import bundled_folder, load_encoder, unpadded_batches
-from timing import figures, interleaved, page_faults
+from octavo.timing import interleaved, page_faults
+from timing import figures
 
 SHAPES = [(1, 16), (1, 128), (8, 128)]  # (sentences, tokens)
 

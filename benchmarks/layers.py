@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import octavo
-from timing import figures, interleaved
+from octavo.timing import interleaved
+from timing import figures
 
 SHAPES = [(384, 1536), (1024, 1024), (4096, 4096)]  # (in_features, out_features)
 BATCHES = [1, 4, 16, 64, 256, 1024]

@@ -8,7 +8,7 @@ from torch import nn
 
 import octavo
 from layers import quantize_dynamic
-from timing import interleaved
+from octavo.timing import interleaved
 
 
 def measure(rounds: int = 15) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ import torch
 
 import octavo
 from octavo import cli, demo, metrics, pretrained
+from octavo.cli.quantize import BY_NAME
 
 transformers = pytest.importorskip("transformers")
 
@@ -38,7 +39,7 @@ def run(*arguments) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("scheme", cli.SCHEMES)
+@pytest.mark.parametrize("scheme", sorted(BY_NAME))
 def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
     assert run("quantize", model_folder, tmp_path / "int8", "--scheme", scheme) == 0
     printed = capsys.readouterr().out
@@ -46,9 +47,7 @@ def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
     assert run("compare", model_folder, tmp_path / "int8", "--text", text) == 0
     printed = capsys.readouterr().out
     reference = pretrained.load_model(model_folder)
-    model = octavo.quantized(
-        reference, {"int8_dynamic": octavo.Int8Dynamic, "int8_weight_only": octavo.Int8WeightOnly}[scheme]
-    )
+    model = octavo.quantized(reference, BY_NAME[scheme])
     tokenizer = pretrained.load_tokenizer(model_folder)
     sentences = [line for line in text.read_text().splitlines() if line]
     batches = pretrained.unpadded_batches(tokenizer, sentences)

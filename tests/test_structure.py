@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 LAYERS = [
     ["_C", "reference", "dtypes", "metrics", "malloc"],
     ["ops", "cpu"],
-    ["qparams"],
+    ["qparams", "timing"],
     ["observers", "fake_quantize"],
     ["nn"],
     ["schemes"],

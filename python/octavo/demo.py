@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,17 @@ from .demo_data import docstring_sentences, load_digits, train_digit_classifier
 from .pretrained import SentenceEncoder, bundled_folder, load_encoder, unpadded_batches
 from .schemes.int8_dynamic import Int8Dynamic
 from .schemes.int8_weight_only import Int8WeightOnly
+from .timing import Times, interleaved
 
 SCHEMES = (Int8Dynamic(), Int8WeightOnly())
 SHAPES = ((1, 16), (1, 128), (8, 128))  # sentences x tokens
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one call."""
-
-    best: float
-    median: float
-
-
-@dataclass(frozen=True)
 class EncoderResult:
     """One encoder, float or quantized; the figures compare its embeddings with the float encoder's.
 
-    latency               by (sentences, tokens)
+    latency               of one call, by (sentences, tokens)
     mean_cosine, worst_cosine   over all sentences
     same_neighbour        share of sentences whose nearest other sentence stays the same
     comparison, plot      layer by layer, and where the plot was saved; None for the float encoder
@@ -50,7 +42,7 @@ class EncoderResult:
 
     name: str
     bytes: int
-    latency: dict[tuple[int, int], Latency]
+    latency: dict[tuple[int, int], Times]
     mean_cosine: float
     worst_cosine: float
     same_neighbour: float
@@ -150,7 +142,7 @@ def _measure_encoders(encoder: SentenceEncoder, text: _Text, rounds: int) -> dic
         embeddings = {
             name: torch.cat([model(**batch) for batch in text.batches]) for name, model in models.items()
         }
-    latencies = _interleaved_latency(models, text, rounds)
+    latencies = _latencies(models, text, rounds)
     results = {}
     for name, model in models.items():
         cosines = (embeddings[name] * embeddings["fp32"]).sum(-1)  # rows have length 1
@@ -171,29 +163,19 @@ def _neighbours(embeddings: torch.Tensor) -> torch.Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-2.0).argmax(-1)
 
 
-def _interleaved_latency(
+def _latencies(
     models: dict[str, nn.Module], text: _Text, rounds: int
-) -> dict[str, dict[tuple[int, int], Latency]]:
-    """The models take turns within a round, so that a slow moment of the machine hits all of them."""
-    latencies: dict[str, dict[tuple[int, int], Latency]] = {name: {} for name in models}
+) -> dict[str, dict[tuple[int, int], Times]]:
+    latencies: dict[str, dict[tuple[int, int], Times]] = {name: {} for name in models}
     for shape in SHAPES:
         batch = text.of_shape(*shape)
-        times: dict[str, list[float]] = {name: [] for name in models}
         with torch.inference_mode():
-            for model in models.values():
-                model(**batch)  # warm: packs weights, fills caches
-            for _ in range(rounds):
-                for name, model in models.items():
-                    times[name].append(_milliseconds(model, batch))
-        for name, values in times.items():
-            latencies[name][shape] = Latency(min(values), statistics.median(values))
+            times = interleaved(
+                {name: partial(model, **batch) for name, model in models.items()}, rounds=rounds, seconds=0
+            )
+        for name in models:
+            latencies[name][shape] = times[name]
     return latencies
-
-
-def _milliseconds(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    start = time.perf_counter()
-    model(**batch)
-    return 1e3 * (time.perf_counter() - start)
 
 
 @contextmanager
@@ -242,7 +224,7 @@ def _latency_lines(encoders: list[EncoderResult]) -> list[str]:
         for shape in SHAPES:
             latency, float_latency = encoder.latency[shape], encoders[0].latency[shape]
             speedup = f"({float_latency.median / latency.median:.2f}x)"
-            cells.append(f"{latency.best:9.2f} /{latency.median:8.2f} {speedup:<8}")
+            cells.append(f"{1e3 * latency.best:9.2f} /{1e3 * latency.median:8.2f} {speedup:<8}")
         lines.append(f"  {encoder.name:<14}" + "".join(cells))
     return lines
 

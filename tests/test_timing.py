@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates take turns; the figures are order statistics of the rounds; faults are counted for each call."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.timing import Times, cpu_name, interleaved, machine, page_faults
+
+
+def test_the_figures_are_order_statistics():
+    assert Times.of([3.0, 1.0, 2.0]) == Times(best=1.0, median=2.0, p10=1.2, p90=2.8)
+    assert Times.of([0.5]) == Times(0.5, 0.5, 0.5, 0.5)
+
+
+def test_candidates_take_turns():
+    order = []
+    interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, seconds=0)
+    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3  # two calls each to warm up and to size a turn
+
+
+def test_a_turn_is_as_many_calls_as_fill_its_time():
+    calls = []
+    times = interleaved({"sleep": lambda: calls.append(None)}, rounds=2, seconds=1e-3)
+    assert len(calls) > 100 and times["sleep"].best < 1e-5
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="page faults are counted on Linux")
+def test_each_page_first_touched_is_a_fault():
+    assert page_faults(lambda: None) < 1
+    # 64 MB, above any malloc threshold, come from the kernel and go back in each call. Huge pages hold 2 MB.
+    assert page_faults(lambda: torch.zeros(16 << 20).add_(1)) >= 32
+
+
+def test_the_machine_is_named():
+    assert machine()["cpu"] == cpu_name() and cpu_name()
+    assert machine()["active_isa"] in machine()["isas"]
