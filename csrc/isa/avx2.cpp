@@ -401,8 +401,8 @@ const Kernel kernel_avx2 = {
     kFeatureAvx2 | kFeatureFma | kFeatureF16c,
     &kernel_scalar,  // base
     RowForm::s16,    // form
-    6,               // tile_rows
-    1,               // tile_strips
+    {6, 1},          // tile
+    {0, 0},          // tall_tile
     1,               // min_rows
     multiply,
     nullptr,  // leave

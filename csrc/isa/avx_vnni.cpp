@@ -91,8 +91,8 @@ const Kernel kernel_avx_vnni = {
     kFeatureAvx2 | kFeatureFma | kFeatureF16c | kFeatureAvxVnni,
     &kernel_avx2,  // base
     RowForm::u8,   // form
-    6,             // tile_rows: 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
-    1,             // tile_strips
+    {6, 1},        // tile: 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
+    {0, 0},        // tall_tile
     1,             // min_rows
     multiply,
     nullptr,  // leave
