@@ -2,11 +2,14 @@
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized -Wno-uninitialized
 // vpdpbusd on zmm: one line of a strip (16 columns x 4 k) times 4 activation bytes broadcast to all columns.
 //
-// Tiles of 6 rows x 4 strips keep 24 accumulators in registers, 10 loads for 24 multiplies: the whole layer runs at 92 % of
-// the instruction's peak (256 x 4096 x 4096, Zen 4). Tiles of 8 x 3 take 11 loads but fewer weights at a time: 3 % faster
-// from the L3 cache, 9 to 29 % from memory at 8 to 16 rows, and 1 % slower from the L2 cache. Strips are read as
-// sequential streams with one prefetch 2 KB ahead of each; blocking over k or rows, packed activations and prefetches of
-// the next panel into L2 were measured and gained nothing.
+// Tiles of 6 rows x 4 strips keep 24 accumulators in registers, 10 loads for 24 multiplies: the whole layer runs at 93 %
+// of the instruction's peak (256 x 4096 x 4096, Zen 4). Tiles of 8 x 3 take 11 loads but fewer weights at a time: 3 %
+// faster from the L3 cache, 9 to 29 % from memory at 8 to 16 rows, and 1 % slower from the L2 cache.
+//
+// Strips are sequential streams, which the CPU prefetches by itself. Prefetches 256 to 4096 bytes ahead cost (Zen 4) 15 to
+// 20 % at 1 to 6 rows of weights from memory and 2 to 3 % at 64 rows and more; they gained only at 3 to 8 rows of weights
+// from the L3 cache, 3 to 7 %. Blocking over k or rows, packed activations and prefetches of the next panel into the L2
+// cache gained nothing.
 #include <immintrin.h>
 
 #include "../kernel.h"
@@ -17,7 +20,6 @@ namespace {
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
 constexpr TileShape kTile{6, 4}, kTallTile{8, 3};
-constexpr int kPrefetchBytes = 2048;
 
 // An instruction of its own, because g++ 12 moves the accumulators of the intrinsic through the stack when a tile has
 // 24 of them: half the speed. vpdpbusd wraps; the saturating vpdpbusds would make sums inexact.
@@ -47,11 +49,7 @@ void multiply_tile(const TileProduct& tile) {
   for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
     OCTAVO_UNROLL for (int line = 0; line < 4; ++line) {
       __m512i weights[kStrips];
-      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) {
-        const std::int8_t* const at = strip[s] + line * kLineBytes;
-        weights[s] = _mm512_loadu_si512(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T0);
-      }
+      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) weights[s] = _mm512_loadu_si512(strip[s] + line * kLineBytes);
       OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m512i activations = broadcast(codes + r * tile.row_stride + line * kLineK);
         OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) dot(acc[line % kChains][r][s], activations, weights[s]);
