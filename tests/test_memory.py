@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory a conversion takes, counted from the allocator's own events: no clock, no resident set."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 import octavo
+from octavo.timing import page_faults
 
 SCHEME = octavo.Int8Dynamic()
 
@@ -72,3 +76,17 @@ def test_quantized_never_copies_the_float_weights():
     size = sum(tensor.nbytes for tensor in [*fast.parameters(), *fast.buffers()])
     assert last == size < DEPTH * LAYER
     assert highest <= size + LAYER
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the kernel gives no huge pages"
+)
+def test_a_large_output_lies_on_huge_pages():
+    """64 MB are 16,384 small pages or 32 huge ones; a few more for the ends and if memory is fragmented."""
+    codes = torch.zeros(1024, 16384, dtype=torch.int8)
+    scale, zero_point = torch.ones(1024), torch.zeros(1024, dtype=torch.int32)
+    faults = page_faults(lambda: octavo.ops.dequantize(codes, scale, zero_point, torch.float32))
+    assert faults < 16384 / 4

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators through torch: equal to octavo.reference bit for bit, on every ISA and however they are called."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.library import opcheck
 
 import octavo
 from octavo import ops, reference
-from octavo.timing import page_faults
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 RANGES = {  # (dtype, symmetric): qmin, qmax
@@ -399,17 +396,3 @@ def test_use_isa_reaches_the_operators(linear):
     default = linear(x, *weight)
     with octavo.use_isa("scalar"):
         assert_same_bits(linear(x, *weight), default)
-
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="the kernel gives no huge pages"
-)
-def test_a_large_output_lies_on_huge_pages():
-    """64 MB are 16,384 small pages or 32 huge ones; a few more for the ends and if memory is fragmented."""
-    codes = torch.zeros(1024, 16384, dtype=torch.int8)
-    scale, zero_point = torch.ones(1024), torch.zeros(1024, dtype=torch.int32)
-    faults = page_faults(lambda: ops.dequantize(codes, scale, zero_point, torch.float32))
-    assert faults < 16384 / 4
