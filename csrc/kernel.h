@@ -107,7 +107,7 @@ struct Epilogue {
 };
 
 // codes[i] = clamp(round_half_even(x[i] * inverse_scale), qmin - zero_point, qmax - zero_point) + zero_point, as the low
-// byte, so that int8 and uint8 codes are one function. NaN becomes zero_point.
+// byte, so that int8 and uint8 codes are one function. NaN becomes zero_point. Returns whether all x are finite.
 struct QuantizeRow {
   const void* x;
   FloatType type;
@@ -170,7 +170,7 @@ struct Kernel {
 
   float (*absmax)(const void* x, FloatType type, std::int64_t count);  // NaN or Inf if the row holds one
   RowRange (*min_max)(const void* x, FloatType type, std::int64_t count);
-  void (*quantize_row)(const QuantizeRow&);
+  bool (*quantize_row)(const QuantizeRow&);
   void (*split_row)(const SplitRow&);
   void (*dequantize_row)(const DequantizeRow&);
 };

@@ -86,32 +86,52 @@ const std::uint8_t* fill_rows(const RowBlock& block, std::int64_t count, const F
   return rows;
 }
 
-enum class RowCodes { symmetric, affine, sixteen_bits };
+constexpr RowQParams kNotFinite{std::numeric_limits<float>::quiet_NaN(), 0};  // makes a row's outputs NaN
 
-// Quantizes one row into `codes`; a row that is not finite gets scale NaN, which makes its outputs NaN.
-RowQParams quantize_row(const Kernel& kernel, const void* x, FloatType type, std::int64_t k, RowCodes form,
-                        std::uint8_t* codes, std::int64_t distance) {
-  RowRange range{};
-  if (form == RowCodes::affine) {
-    range = kernel.min_max(x, type, k);
-  } else {
-    range.max = kernel.absmax(x, type, k);
+constexpr CodeRange code_range(bool symmetric) { return {symmetric ? 1 : 0, 255}; }
+
+// One row of activations on its way to codes.
+struct Row {
+  const Kernel& kernel;
+  const void* x;
+  FloatType type;
+  std::int64_t k;
+  std::uint8_t* codes;
+  std::int64_t distance;  // from the high bytes of 16-bit codes to the low ones
+
+  RowQParams quantize_dynamic(bool symmetric) const {
+    RowRange range{};
+    if (symmetric) {
+      range.max = kernel.absmax(x, type, k);
+    } else {
+      range = kernel.min_max(x, type, k);
+    }
+    if (!std::isfinite(range.max)) return clear(1);
+    const CodeRange codes8 = code_range(symmetric);
+    const RowQParams qparams = row_qparams(range, codes8, symmetric);
+    kernel.quantize_row({x, type, k, 1.0f / qparams.scale, qparams.zero_point, codes8.qmin, codes8.qmax, codes});
+    return qparams;
   }
-  if (!std::isfinite(range.max)) {
-    std::memset(codes, 0, static_cast<std::size_t>(k));
-    if (form == RowCodes::sixteen_bits) std::memset(codes + distance, 0, static_cast<std::size_t>(k));
-    return {std::numeric_limits<float>::quiet_NaN(), 0};
+
+  RowQParams quantize_static(RowQParams qparams) const {
+    const CodeRange codes8 = code_range(false);
+    const QuantizeRow row{x, type, k, 1.0f / qparams.scale, qparams.zero_point, codes8.qmin, codes8.qmax, codes};
+    return kernel.quantize_row(row) ? qparams : kNotFinite;
   }
-  if (form == RowCodes::sixteen_bits) {
+
+  RowQParams quantize_to_16_bits() const {
+    const RowRange range{0.0f, kernel.absmax(x, type, k)};
+    if (!std::isfinite(range.max)) return clear(2);
     const RowQParams qparams = row_qparams(range, {-kMax16, kMax16}, true);
     kernel.split_row({x, type, k, 1.0f / qparams.scale, codes, codes + distance});
     return qparams;
   }
-  const CodeRange range8{form == RowCodes::symmetric ? 1 : 0, 255};
-  const RowQParams qparams = row_qparams(range, range8, form == RowCodes::symmetric);
-  kernel.quantize_row({x, type, k, 1.0f / qparams.scale, qparams.zero_point, range8.qmin, range8.qmax, codes});
-  return qparams;
-}
+
+  RowQParams clear(int rows) const {
+    for (int row = 0; row < rows; ++row) std::memset(codes + row * distance, 0, static_cast<std::size_t>(k));
+    return kNotFinite;
+  }
+};
 
 // The sums of a tile whose k is too long for int32: exact stretches, added up in double, corrected and joined there.
 void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double* sums) {
@@ -179,9 +199,11 @@ const Kernel& kernel_for(std::int64_t rows) {
   return *kernel;
 }
 
-void linear(const Activations& x, const PackedWeight& weight, RowCodes form, void* out) {
+// `quantize` makes the codes and qparams of one Row.
+template <class Quantize>
+void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, void* out, const Quantize& quantize) {
   if (x.m == 0 || weight.n == 0) return;
-  const RowBlock block{kernel_for(x.m), weight.k, form == RowCodes::sixteen_bits};
+  const RowBlock block{kernel_for(x.m), weight.k, is_16_bit};
   const std::int64_t rows_in_block = std::min(x.m, block.rows_within(kScratchBytes));
   auto* const qparams =
       reinterpret_cast<RowQParams*>(qparams_scratch.get(rows_in_block * static_cast<std::int64_t>(sizeof(RowQParams))));
@@ -192,7 +214,7 @@ void linear(const Activations& x, const PackedWeight& weight, RowCodes form, voi
     const char* const data = static_cast<const char*>(x.data) + first * x_row;
     char* const block_out = static_cast<char*>(out) + first * out_row;
     const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
-      qparams[i] = quantize_row(block.kernel, data + i * x_row, x.type, weight.k, form, codes, distance);
+      qparams[i] = quantize(Row{block.kernel, data + i * x_row, x.type, weight.k, codes, distance});
     });
     const Walk walk{block, rows, count, weight.strips, weight.n};
     for_each_tile(walk, [&](const Tile& tile) {
@@ -215,11 +237,16 @@ void linear(const Activations& x, const PackedWeight& weight, RowCodes form, voi
 }  // namespace
 
 void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, void* out) {
-  linear(x, weight, symmetric ? RowCodes::symmetric : RowCodes::affine, out);
+  linear(x, weight, false, out, [&](const Row& row) { return row.quantize_dynamic(symmetric); });
+}
+
+void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, void* out) {
+  const RowQParams unsigned_input{input.scale, input.zero_point + 128};
+  linear(x, weight, false, out, [&](const Row& row) { return row.quantize_static(unsigned_input); });
 }
 
 void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out) {
-  linear(x, weight, RowCodes::sixteen_bits, out);
+  linear(x, weight, true, out, [](const Row& row) { return row.quantize_to_16_bits(); });
 }
 
 void int8_mm(const IntegerProduct& product) {

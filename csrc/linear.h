@@ -27,6 +27,9 @@ struct Activations {
 // A row that holds NaN or Inf gives a row of NaN; other rows do not notice.
 void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, void* out);
 
+// The same with one scale and zero point for all of x, chosen beforehand: codes -128 .. 127, as int8 counts them.
+void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, void* out);
+
 // The same with rows quantized to 16 bits, split into two planes of 8: int8 weights, near-float activations.
 void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out);
 

@@ -18,6 +18,7 @@ RANGES = {  # (dtype, symmetric): qmin, qmax
 LINEARS = {
     "dynamic_symmetric": ("linear_dynamic", (True,)),
     "dynamic_affine": ("linear_dynamic", (False,)),
+    "static": ("linear_static", (torch.tensor([0.02]), torch.tensor([-7], dtype=torch.int32))),
     "weight_only": ("linear_weight_only", ()),
 }
 
@@ -320,6 +321,10 @@ X, SCALE, ZERO = torch.randn(3, 5), torch.ones(3), torch.zeros(3, dtype=torch.in
 CODES = torch.zeros(3, 5, dtype=torch.int8)
 
 
+def static(input_scale, input_zero_point):
+    return ops.linear_static(torch.randn(2, 70), *make_weight(20, 70), input_scale, input_zero_point)
+
+
 @pytest.mark.parametrize(
     "error, text, call",
     [
@@ -354,6 +359,10 @@ CODES = torch.zeros(3, 5, dtype=torch.int8)
         (TypeError, "codes is float32", lambda: ops.pack_weight(X)),
         (ValueError, "2 dimensions", lambda: ops.pack_weight(CODES[0])),
         (ValueError, "does not hold", lambda: ops.unpack_weight(ops.pack_weight(CODES)[0], 17, 5)),
+        (ValueError, "input_scale must be float32", lambda: static(SCALE, ZERO[:1])),
+        (ValueError, "positive", lambda: static(torch.zeros(1), ZERO[:1])),
+        (ValueError, "input_zero_point must be int32", lambda: static(SCALE[:1], SCALE[:1])),
+        (ValueError, "-128 .. 127, is 128", lambda: static(SCALE[:1], ZERO[:1] + 128)),
         (ValueError, "negative", lambda: ops.unpack_weight(ops.pack_weight(CODES)[0], -1, 5)),
     ],
 )

@@ -13,7 +13,9 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -258,6 +260,24 @@ Tensor linear_dynamic_op(const Tensor& x, const Tensor& packed, const Tensor& co
   return out;
 }
 
+Tensor linear_static_op(const Tensor& x, const Tensor& packed, const Tensor& column_sum, const Tensor& weight_scale,
+                        const std::optional<Tensor>& bias, const Tensor& input_scale, const Tensor& input_zero_point) {
+  LinearArguments arguments("linear_static", x, packed, column_sum, weight_scale, bias);
+  require(input_scale.scalar_type() == ScalarType::Float && input_scale.numel() == 1,
+          "linear_static: input_scale must be float32 with 1 value");
+  require(input_zero_point.scalar_type() == ScalarType::Int && input_zero_point.numel() == 1,
+          "linear_static: input_zero_point must be int32 with 1 value");
+  const RowQParams input{*data<float>(input_scale), *data<std::int32_t>(input_zero_point)};
+  require(input.scale >= std::numeric_limits<float>::min() && std::isfinite(input.scale),
+          "linear_static: input_scale must be a positive normal number, is ", input.scale);
+  require(input.zero_point >= -128 && input.zero_point <= 127,
+          "linear_static: input_zero_point must be in -128 .. 127, is ", input.zero_point);
+  const PackedWeight weight = arguments.weight("linear_static");
+  const Tensor out = arguments.make_output();
+  linear_static(arguments.activations(), weight, input, out.mutable_data_ptr());
+  return out;
+}
+
 Tensor linear_weight_only_op(const Tensor& x, const Tensor& packed, const Tensor& column_sum,
                              const Tensor& weight_scale, const std::optional<Tensor>& bias) {
   LinearArguments arguments("linear_weight_only", x, packed, column_sum, weight_scale, bias);
@@ -280,6 +300,9 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "linear_dynamic(Tensor x, Tensor packed, Tensor column_sum, Tensor weight_scale, Tensor? bias, "
       "bool symmetric) -> Tensor");
   m.def(
+      "linear_static(Tensor x, Tensor packed, Tensor column_sum, Tensor weight_scale, Tensor? bias, "
+      "Tensor input_scale, Tensor input_zero_point) -> Tensor");
+  m.def(
       "linear_weight_only(Tensor x, Tensor packed, Tensor column_sum, Tensor weight_scale, Tensor? bias) -> "
       "Tensor");
 }
@@ -292,6 +315,7 @@ STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("pack_weight", TORCH_BOX(&pack_weight_op));
   m.impl("unpack_weight", TORCH_BOX(&unpack_weight_op));
   m.impl("linear_dynamic", TORCH_BOX(&linear_dynamic_op));
+  m.impl("linear_static", TORCH_BOX(&linear_static_op));
   m.impl("linear_weight_only", TORCH_BOX(&linear_weight_only_op));
 }
 

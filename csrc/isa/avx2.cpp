@@ -228,6 +228,8 @@ void epilogue(const Epilogue& e) {
   with_type(e.type, [&](auto type) { epilogue_of<type.value>(e); });
 }
 
+constexpr std::int32_t kInfinity = 0x7f800000;
+
 // Magnitudes as integers, where NaN is above Inf and Inf above every finite value: neither gets lost, as in vmaxps.
 inline __m256i magnitude(__m256 value) {
   return _mm256_and_si256(_mm256_castps_si256(value), _mm256_set1_epi32(0x7fffffff));
@@ -273,7 +275,7 @@ RowRange min_max_of(const void* x, std::int64_t count) {
     most = _mm256_max_ps(value, most);
     largest = _mm256_max_epi32(largest, magnitude(value));
   }
-  if (largest_of(largest) >= 0x7f800000) return {__builtin_nanf(""), __builtin_nanf("")};
+  if (largest_of(largest) >= kInfinity) return {__builtin_nanf(""), __builtin_nanf("")};
   float least_lanes[8], most_lanes[8];
   _mm256_storeu_ps(least_lanes, least);
   _mm256_storeu_ps(most_lanes, most);
@@ -318,27 +320,34 @@ inline void store_low_bytes(std::uint8_t* to, std::int64_t count, __m256i values
 }
 
 template <FloatType kType>
-void quantize_row_of(const QuantizeRow& row) {
+bool quantize_row_of(const QuantizeRow& row) {
   const Steps steps = steps_within(row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
   const __m256i zero_point = _mm256_set1_epi16(static_cast<short>(row.zero_point));
   const __m256i low_byte = _mm256_set1_epi16(0xff);
+  __m256i largest = _mm256_setzero_si256();
+  const auto steps_of = [&](std::int64_t i, std::int64_t count) {
+    const __m256 x = load<kType>(row.x, i, count);
+    largest = _mm256_max_epi32(largest, magnitude(x));
+    return steps.of(x);
+  };
   std::int64_t i = 0;
   for (; i + 32 <= row.count; i += 32) {
     __m256i q[4];
-    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 8 * v, 8));
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps_of(i + 8 * v, 8);
     const __m256i a = _mm256_add_epi16(_mm256_packs_epi32(q[0], q[1]), zero_point);
     const __m256i b = _mm256_add_epi16(_mm256_packs_epi32(q[2], q[3]), zero_point);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.codes + i),
                         pack_bytes(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte)));
   }
   for (; i < row.count; i += 8) {
-    const __m256i q = steps.of(load<kType>(row.x, i, row.count - i));
+    const __m256i q = steps_of(i, row.count - i);
     store_low_bytes(row.codes + i, row.count - i, _mm256_add_epi32(q, _mm256_set1_epi32(row.zero_point)));
   }
+  return largest_of(largest) < kInfinity;
 }
 
-void quantize_row(const QuantizeRow& row) {
-  with_type(row.type, [&](auto type) { quantize_row_of<type.value>(row); });
+bool quantize_row(const QuantizeRow& row) {
+  return with_type(row.type, [&](auto type) { return quantize_row_of<type.value>(row); });
 }
 
 template <FloatType kType>

@@ -239,6 +239,8 @@ void epilogue(const Epilogue& e) {
   with_type(e.type, [&](auto type) { epilogue_of<type.value>(e); });
 }
 
+constexpr std::int32_t kInfinity = 0x7f800000;
+
 // Magnitudes as integers, where NaN is above Inf and Inf above every finite value: neither gets lost, as in vmaxps.
 inline __m512i magnitude(__m512 value) {
   return _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0x7fffffff));
@@ -285,7 +287,7 @@ RowRange min_max_of(const void* x, std::int64_t count) {
       largest[v] = _mm512_max_epi32(largest[v], magnitude(value));
     }
   }
-  if (_mm512_reduce_max_epi32(_mm512_max_epi32(largest[0], largest[1])) >= 0x7f800000) {
+  if (_mm512_reduce_max_epi32(_mm512_max_epi32(largest[0], largest[1])) >= kInfinity) {
     return {__builtin_nanf(""), __builtin_nanf("")};
   }
   return {_mm512_reduce_min_ps(_mm512_min_ps(least[0], least[1])),
@@ -319,27 +321,34 @@ inline __m512i pack_bytes(__m512i a, __m512i b) {
 }
 
 template <FloatType kType>
-void quantize_row_of(const QuantizeRow& row) {
+bool quantize_row_of(const QuantizeRow& row) {
   const Steps steps = steps_within(row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
   const __m512i zero_point = _mm512_set1_epi16(static_cast<short>(row.zero_point));
   const __m512i low_byte = _mm512_set1_epi16(0xff);
+  __m512i largest = _mm512_setzero_si512();
+  const auto steps_of = [&](std::int64_t i, __mmask16 lanes) {
+    const __m512 x = load<kType>(row.x, i, lanes);
+    largest = _mm512_max_epi32(largest, magnitude(x));
+    return steps.of(x);
+  };
   std::int64_t i = 0;
   for (; i + 64 <= row.count; i += 64) {
     __m512i q[4];
-    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 16 * v, 0xffff));
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps_of(i + 16 * v, 0xffff);
     const __m512i a = _mm512_add_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
     const __m512i b = _mm512_add_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
     _mm512_storeu_si512(row.codes + i, pack_bytes(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte)));
   }
   for (; i < row.count; i += 16) {
     const __mmask16 lanes = first(row.count - i);
-    const __m512i code = _mm512_add_epi32(steps.of(load<kType>(row.x, i, lanes)), _mm512_set1_epi32(row.zero_point));
+    const __m512i code = _mm512_add_epi32(steps_of(i, lanes), _mm512_set1_epi32(row.zero_point));
     _mm512_mask_cvtepi32_storeu_epi8(row.codes + i, lanes, code);
   }
+  return _mm512_reduce_max_epi32(largest) < kInfinity;
 }
 
-void quantize_row(const QuantizeRow& row) {
-  with_type(row.type, [&](auto type) { quantize_row_of<type.value>(row); });
+bool quantize_row(const QuantizeRow& row) {
+  return with_type(row.type, [&](auto type) { return quantize_row_of<type.value>(row); });
 }
 
 template <FloatType kType>

@@ -139,12 +139,15 @@ std::int32_t rounded(float value, float inverse_scale, std::int32_t low, std::in
   return static_cast<std::int32_t>(std::nearbyint(steps));
 }
 
-void quantize_row(const QuantizeRow& row) {
+bool quantize_row(const QuantizeRow& row) {
+  bool finite = true;
   for (std::int64_t i = 0; i < row.count; ++i) {
-    const std::int32_t steps =
-        rounded(load(row.x, row.type, i), row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
+    const float value = load(row.x, row.type, i);
+    const std::int32_t steps = rounded(value, row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
     row.codes[i] = static_cast<std::uint8_t>(steps + row.zero_point);
+    finite = finite && std::isfinite(value);
   }
+  return finite;
 }
 
 void split_row(const SplitRow& row) {

@@ -47,8 +47,9 @@ struct Shape {
   std::int64_t m, n, k;
 };
 
-enum class Form { symmetric, affine, weight_only };
-constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::weight_only};
+enum class Form { symmetric, affine, fixed, weight_only };
+constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::fixed, Form::weight_only};
+constexpr RowQParams kFixed{0.05f, -3};  // codes for -6.25 .. 6.5, which holds normal_reals
 
 std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form form) {
   const std::int64_t m = layer.k ? static_cast<std::int64_t>(x.size()) / layer.k : 1;
@@ -56,6 +57,8 @@ std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form for
   const Activations activations{x.data(), FloatType::f32, m};
   if (form == Form::weight_only) {
     linear_weight_only(activations, layer.weight(), out.data());
+  } else if (form == Form::fixed) {
+    linear_static(activations, layer.weight(), kFixed, out.data());
   } else {
     linear_dynamic(activations, layer.weight(), form == Form::symmetric, out.data());
   }
@@ -146,6 +149,7 @@ void test_error_is_within_the_scales() {
       const double largest = std::max(-low, high);
       const double step = form == Form::symmetric ? largest / 127
                           : form == Form::affine  ? (static_cast<double>(high) - low) / 255
+                          : form == Form::fixed   ? static_cast<double>(kFixed.scale)
                                                   : largest / kMax16;
       for (std::int64_t j = 0; j < n; ++j) {
         double exact = 0, weight_sum = 0;

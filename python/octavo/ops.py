@@ -22,6 +22,7 @@ _int8_mm = torch.ops.octavo.int8_mm.default
 _pack_weight = torch.ops.octavo.pack_weight.default
 _unpack_weight = torch.ops.octavo.unpack_weight.default
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
+_linear_static = torch.ops.octavo.linear_static.default
 _linear_weight_only = torch.ops.octavo.linear_weight_only.default
 _is_autocast_enabled, _is_grad_enabled = torch.is_autocast_enabled, torch.is_grad_enabled
 
@@ -127,8 +128,33 @@ def linear_dynamic(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         _check("linear_dynamic", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
-        return _Linear.apply(x, packed, column_sum, weight_scale, bias, symmetric)
+        return _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
     return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
+
+
+def linear_static(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: torch.Tensor,
+    input_zero_point: torch.Tensor,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
+
+    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate at -128 and 127
+    Other arguments, result and errors as `linear_dynamic`.
+    source   Jacob et al. 2018 (arXiv:1712.05877), section 2
+    """
+    if _is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        _check("linear_static", "x", x, FLOAT_TYPES)
+    arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
+    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+        return _Linear.apply(_linear_static, *arguments)
+    return _linear_static(*arguments)
 
 
 def linear_weight_only(
@@ -148,7 +174,7 @@ def linear_weight_only(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         _check("linear_weight_only", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
-        return _Linear.apply(x, packed, column_sum, weight_scale, bias, None)
+        return _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
     return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
 
 
@@ -180,17 +206,16 @@ def _names(dtypes: frozenset | set) -> str:
 
 
 class _Linear(torch.autograd.Function):
-    """Both linear operators; `symmetric` is None for weight-only. Backward is that of the dequantized linear layer."""
+    """Every linear operator, with its arguments. Backward is that of the dequantized linear layer."""
 
     @staticmethod
-    def forward(x, packed, column_sum, weight_scale, bias, symmetric):
-        if symmetric is None:
-            return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
-        return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
+    def forward(operator, x, packed, column_sum, weight_scale, bias, *options):
+        return operator(x, packed, column_sum, weight_scale, bias, *options)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, packed, _, weight_scale, bias, _ = inputs
+        _, x, packed, _, weight_scale, bias, *options = inputs
+        ctx.option_count = len(options)
         ctx.save_for_backward(packed, weight_scale)
         ctx.k = x.shape[-1]
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -199,13 +224,13 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad_y):
         packed, weight_scale = ctx.saved_tensors
         grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             codes = _unpack_weight(packed, weight_scale.shape[0], ctx.k)
             zero_point = torch.zeros(weight_scale.shape[0], dtype=torch.int32)
             grad_x = grad_y @ _dequantize(codes, weight_scale.detach().flatten(), zero_point, grad_y.dtype)
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[5]:
             grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
-        return grad_x, None, None, None, grad_bias, None
+        return None, grad_x, None, None, None, grad_bias, *[None] * ctx.option_count
 
 
 # --- fakes: shape and dtype without data ----------------------------------------------------------------------------
@@ -247,8 +272,9 @@ def _(packed, n, k):
 
 
 @torch.library.register_fake("octavo::linear_dynamic")
+@torch.library.register_fake("octavo::linear_static")
 @torch.library.register_fake("octavo::linear_weight_only")
-def _(x, packed, column_sum, weight_scale, bias, symmetric=True):
+def _(x, packed, column_sum, weight_scale, bias, *options):
     k = x.shape[-1]
     torch._check(
         (k + 63) // 64 == packed.shape[1], lambda: f"x has {k} features, packed was made for another number"

@@ -152,6 +152,29 @@ def linear_dynamic(
     return _epilogue(total.float(), scale, finite, weight_scale, bias, x)
 
 
+def linear_static(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: torch.Tensor,
+    input_zero_point: torch.Tensor,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand.
+
+    x        [..., k] float32, bfloat16 or float16; input_scale float32 [1]; input_zero_point int32 [1]
+    returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
+    source   Jacob et al. 2018 (arXiv:1712.05877), section 2
+    """
+    rows, finite = _finite_rows(x)
+    scale, zero_point = input_scale.expand(len(rows)), input_zero_point.expand(len(rows))
+    codes = quantize(rows, scale, zero_point, -128, 127, torch.int8).long()
+    weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
+    total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
+    return _epilogue(total.float(), scale, finite, weight_scale, bias, x)
+
+
 def linear_weight_only(
     x: torch.Tensor,
     packed: torch.Tensor,
