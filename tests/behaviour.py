@@ -115,14 +115,14 @@ def measure(scheme: octavo.schemes.Scheme) -> dict[str, str]:
     """One row of the table: what `scheme` does with each kind of data."""
 
     def run(case: tuple[nn.Linear, torch.Tensor]) -> str:
-        return error(octavo.quantized(case[0], scheme)(case[1]), exact(*case))
+        return error(octavo.quantized(case[0], scheme, data=case[1])(case[1]), exact(*case))
 
     layer, x = layer_and_input()
-    fast = octavo.quantized(layer, scheme)
+    fast = octavo.quantized(layer, scheme, data=x)
     y = fast(x)
     bad = {name: fast(replace_element(x, float(name))) for name in ("nan", "inf")}
     heavy, _ = outlier_weight_row()
-    heavy_y = octavo.quantized(heavy, scheme)(x)
+    heavy_y = octavo.quantized(heavy, scheme, data=x)(x)
     odd_layer, odd_x = layer_and_input(n=129, k=383)
     return {
         "random": error(y, exact(layer, x)),

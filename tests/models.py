@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests share: a small model of embedding, two blocks and a head; every registered scheme in all its variants."""
+"""What tests share: a small model of embedding, two blocks and a head; every registered scheme in all its variants, and
+how far a layer of any of them may be from the float one."""
 
 import dataclasses
 import itertools
@@ -8,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+import octavo
+from octavo.nn import QuantLinear, SmoothedLinear, StaticQuantLinear
 from octavo.schemes import SCHEMES, Scheme
 
 
@@ -54,8 +57,8 @@ def model() -> Model:
 
 
 def variants() -> list[Scheme]:
-    """Each scheme with each combination of its boolean fields."""
-    result = []
+    """Each scheme with each combination of its boolean fields, and those that go before another one with each."""
+    result: list[Scheme] = [octavo.SmoothQuant(then=octavo.Int8Static())]
     for scheme in SCHEMES.values():
         flags = [field.name for field in dataclasses.fields(scheme) if isinstance(field.default, bool)]
         for values in itertools.product([True, False], repeat=len(flags)):
@@ -64,3 +67,30 @@ def variants() -> list[Scheme]:
 
 
 every_scheme = pytest.mark.parametrize("scheme", variants(), ids=repr)
+
+
+def input_multiplier(layer: QuantLinear) -> torch.Tensor:
+    """What a layer does to its input before anything else, float64 [k] or []."""
+    is_smoothed = isinstance(layer, SmoothedLinear)
+    return layer.input_multiplier.detach().double() if is_smoothed else torch.ones((), dtype=torch.float64)
+
+
+def rounding_bound(linear: nn.Linear, layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
+    """What rounding weights and input to codes may change in each output of `linear` for x [m, k].
+
+    |xw - x'w'| <= |x| dw + dx |w| + dx dw with dw half a step, and dx as below. Then float32 has its share: 2^-12 of
+    that, as assert_within_scale counts it for 255 steps, and 2^-20 for the sum and the bias.
+    """
+    multiplier = input_multiplier(layer)
+    x, w = x.double() * multiplier, linear.weight.detach().double() / multiplier
+    dw, dx = layer.weight_scale.detach().double().expand_as(w) / 2, _input_error(layer, x)
+    return (x.abs() @ dw.T + dx @ w.abs().T + dx @ dw.T) * (1 + 2**-12) + 2**-20
+
+
+def _input_error(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
+    """Half a step of the row, or, if the scale is fixed, half a step or the way back into its range."""
+    if not isinstance(layer, StaticQuantLinear):  # affine codes and more bits have smaller steps
+        return (x.abs().amax(1, keepdim=True) / 127 / 2).expand_as(x)
+    scale, zero_point = layer.input_scale.detach().double(), layer.input_zero_point
+    low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+    return torch.maximum(low - x, x - high).maximum(scale / 2)

@@ -102,7 +102,7 @@ def test_files_hold_codes_and_scales_under_the_names_of_compressed_tensors(folde
     config = json.loads((folder / "octavo.json").read_text())
     assert config["format"] == "octavo" and config["format_version"] == 1
     assert config["octavo_version"] == octavo.__version__
-    assert config["layers"]["body.2"] == {"name": "Int8Dynamic", "symmetric": True}
+    assert config["layers"]["body.2"] == {"name": "Int8Dynamic", "weight_bits": 8, "symmetric": True}
 
 
 def test_tied_weights_are_written_once_and_stay_tied(folder):
@@ -221,7 +221,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("octavo.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("octavo.shards.write", full_disk)
     files = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
     with pytest.raises(OSError, match="No space"):
         octavo.save(nn.Sequential(nn.Linear(4, 4)), folder)
@@ -233,6 +233,12 @@ def test_equal_models_give_equal_files(tmp_path):
         octavo.save(quantized_model(), tmp_path / name)
     for name in os.listdir(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(folder):
+    edit_tensors(folder, lambda t: None)  # safetensors' own function writes none
+    edit_config(folder, lambda c: c.pop("prepared"))
+    assert torch.equal(octavo.load(folder, meta_skeleton())(IDS), quantized_model()(IDS))
 
 
 # Buffers that state_dict leaves out
@@ -289,7 +295,15 @@ def test_a_truncated_file_is_refused(folder, file, keep):
     check_refused(folder, meta_skeleton(), ValueError, f"{file} is truncated or not a safetensors file")
 
 
-@pytest.mark.parametrize("text", ["", "{", "not json", "\0\0"])
+@pytest.mark.parametrize("file", ["model.safetensors", "buffers.safetensors"])
+def test_a_flipped_bit_is_noticed(folder, file):
+    data = bytearray((folder / file).read_bytes())
+    data[-10] ^= 16
+    (folder / file).write_bytes(data)
+    check_refused(folder, meta_skeleton(), ValueError, "is damaged: its checksum")
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "\0\0", "[" * 100_000])
 def test_a_damaged_config_is_refused(folder, text):
     (folder / "octavo.json").write_text(text)
     check_refused(folder, meta_skeleton(), ValueError, "octavo.json is not JSON")

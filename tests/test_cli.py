@@ -11,6 +11,7 @@ import torch
 import octavo
 from octavo import cli, demo, metrics, pretrained
 from octavo.cli.quantize import BY_NAME
+from octavo.nn import QuantLinear
 
 transformers = pytest.importorskip("transformers")
 
@@ -60,17 +61,38 @@ def test_a_quantized_folder_cannot_be_mistaken_for_a_float_one(model_folder, tmp
     config = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "compressed-tensors"
     group = config["config_groups"]["group_0"]
-    assert len(group["targets"]) == 2 * 6 + 1
+    assert group["targets"] == ["Linear"]
     assert group["weights"]["strategy"] == "channel" and group["input_activations"]["strategy"] == "token"
     # The decoder is tied to the embedding: it stays float, and the file says so.
     assert config["ignore"] == ["cls.predictions.decoder"]
+
+
+def test_layers_can_be_excluded_and_weights_cut_into_shards(model_folder, tmp_path):
+    run("quantize", model_folder, tmp_path / "int8", "--shard-size", "10KB", "--exclude", "*.query", "*.1.*")
+    assert (tmp_path / "int8" / "model.safetensors.index.json").exists()
+    layers = pretrained.load_quantized(tmp_path / "int8").named_modules()
+    names = [name for name, module in layers if isinstance(module, QuantLinear)]
+    assert len(names) == 5 + 1 and not any(".1." in name or "query" in name for name in names)
+
+
+def test_a_model_and_its_tokenizer_can_be_saved_from_memory(model_folder, tmp_path):
+    """The way for schemes that need data, whatever names transformers gives the tensors in its own files."""
+    model = pretrained.load_model(model_folder)
+    ids = torch.arange(1000, 1016)[None]
+    octavo.quantize_(model, octavo.Int8Static(symmetric=False), data=ids)
+    pretrained.save_quantized(model, pretrained.load_tokenizer(model_folder), tmp_path)
+    loaded = pretrained.load_quantized(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert loaded.config.quantization_config["quant_method"] == "compressed-tensors"
+    assert pretrained.load_tokenizer(tmp_path)("a word")["input_ids"]
 
 
 def test_transformers_reads_a_quantized_folder_with_compressed_tensors(model_folder, tmp_path):
     pytest.importorskip("compressed_tensors")
     run("quantize", model_folder, tmp_path / "int8", "--scheme", "int8_weight_only")
     stock = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "int8").eval()
-    ours = pretrained.load_quantized(tmp_path / "int8", pretrained.load_model(model_folder))
+    ours = pretrained.load_quantized(tmp_path / "int8")
     ids = torch.arange(1000, 1016)[None]
     with torch.no_grad():
         # The same codes and scales; ours rounds activations to 1 part in 65,024 of each row's largest value.
@@ -103,7 +125,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, tmp_path,
         (("quantize", tmp_path / "nowhere", tmp_path / "out"), "holds no config.json"),
         (("quantize", model_folder, model_folder), "exists and is not an empty folder"),
         (("quantize", model_folder, text), "exists and is not an empty folder"),
-        (("compare", model_folder, model_folder, "--text", text), "octavo.json does not exist"),
+        (("compare", model_folder, model_folder, "--text", text), "has no quantization_config"),
         (("compare", model_folder, model_folder, "--text", tmp_path / "none.txt"), "none.txt"),
         (("compare", model_folder, model_folder, "--text", empty), "holds no text"),
     ]:
@@ -113,7 +135,16 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["quantize", "a", "b", "--scheme", "int3"], ["demo", "--threads", "0"]]
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["quantize", "a", "b", "--scheme", "int3"],
+        ["quantize", "a", "b", "--scheme", "int8_static"],  # it needs data
+        ["quantize", "a", "b", "--shard-size", "many"],
+        ["quantize", "a", "b", "--shard-size", "0GB"],
+        ["demo", "--threads", "0"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -139,6 +139,22 @@ def test_every_form_of_batch_and_output_counts_the_same(kind, wrap):
     assert result.output.sqnr_db == pytest.approx(metrics.sqnr_db(expected, found), rel=1e-12)
 
 
+def test_static_layers_are_compared_and_prepared_ones_show_the_same_before_they_are_frozen(pair):
+    """Both models compute with the same codes; float32 rounds their sums by some 2^-20 apart, -120 dB."""
+    reference, x = pair[0], torch.randn(64, 20)
+    model = small_model()
+    octavo.prepare_(model, octavo.Int8Static())
+    with octavo.calibrating(model):
+        model(x)
+    before = octavo.compare(reference, model, x)
+    octavo.freeze_(model)
+    after = octavo.compare(reference, model, x)
+    assert [layer.name for layer in after.layers] == ["0", "2"]
+    assert all(layer.local_sqnr_db > 30 for layer in after.layers)
+    for one, other in zip(before.layers, after.layers, strict=True):
+        assert one.local_sqnr_db == pytest.approx(other.local_sqnr_db, abs=0.01)
+
+
 def test_a_layer_that_runs_twice_counts_twice():
     class Twice(nn.Module):
         def __init__(self):

@@ -12,9 +12,10 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import octavo
 from asserts import assert_bits_equal, assert_unchanged, model_state
 from models import IDS, LINEARS, Block, model
-from octavo.nn import QuantLinear
+from octavo.nn import OurLinear, QuantLinear, StaticQuantLinear
 
 SCHEME = octavo.Int8Dynamic()
+STATIC = octavo.Int8Static(octavo.observers.MinMax())
 
 
 def only_reason(module: nn.Module) -> str:
@@ -269,3 +270,79 @@ def test_an_excluded_layer_may_hold_nan():
 def test_only_modules_are_taken(convert, not_a_model):
     with pytest.raises(TypeError, match="model must be a torch.nn.Module, got"):
         convert(not_a_model, SCHEME)
+
+
+# --- data --------------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """A layer that no batch reaches, and one fused transformer layer whose flags conversion changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+        self.used, self.unused = nn.Linear(12, 5), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.used(self.encoder(x))
+
+
+def failing_batches():
+    yield torch.randn(2, 3, 12)
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("convert", [octavo.quantize_, octavo.quantized])
+@pytest.mark.parametrize(
+    "data, error, text",
+    [
+        (torch.randn(2, 3, 12), ValueError, "layer 'unused' is not calibrated.*exclude='unused'"),
+        (torch.randn(2, 3, 11), (AssertionError, RuntimeError), "11"),
+        (3, TypeError, "data is int; a tensor, a tuple, a dict or an iterable"),
+        ([], ValueError, "not calibrated"),
+        (failing_batches, OSError, "disk"),
+    ],
+    ids=["not reached", "wrong width", "no batches", "empty", "fails"],
+)
+def test_after_bad_data_the_model_is_as_it_was(convert, data, error, text):
+    model = Branches()
+    model.encoder.eval()
+    before, flag, x = model_state(model), model.encoder.activation_relu_or_gelu, torch.randn(2, 3, 12)
+    with pytest.raises(error, match=text):
+        convert(model, STATIC, data=data() if callable(data) else data)
+    assert_unchanged(model, before)
+    assert flag == model.encoder.activation_relu_or_gelu == 1
+    assert not any(isinstance(module, OurLinear) for module in model.modules())
+    report = octavo.quantize_(model, STATIC, data=x, exclude="unused")
+    assert len(report.quantized) == 3 and model.training and not model.encoder.training
+
+
+def test_data_runs_in_eval_mode_without_gradients_and_progress_shows_bars(capsys):
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append((self.training, torch.is_grad_enabled()))
+            return x
+
+    model = nn.Sequential(nn.Linear(12, 5), Spy()).train()
+    octavo.quantize_(model, STATIC, data=list(torch.randn(64, 12).split(16)), progress=True)
+    assert seen == [(False, False)] * 4 and model.training
+    assert "calibrating" in (bars := capsys.readouterr().err) and "quantizing" in bars
+
+
+def test_a_bare_layer_can_be_quantized_with_data():
+    layer = octavo.quantized(nn.Linear(12, 5), STATIC, data=torch.randn(3, 12))
+    assert isinstance(layer, StaticQuantLinear)
+
+
+def test_layers_that_were_prepared_before_see_nothing_of_the_data():
+    m = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 5))
+    octavo.prepare_(m, octavo.Int8Dynamic(), include="1")
+    octavo.prepare_(m, STATIC, include="0")
+    with octavo.calibrating(m):
+        m(torch.ones(1, 12))
+    head = nn.Sequential(m, nn.Linear(5, 2))
+    before = model_state(m)
+    octavo.quantize_(head, STATIC, data=torch.full((3, 12), 7.0))
+    assert_unchanged(m, before)

@@ -45,12 +45,14 @@ def test_memory_accounting_sees_allocations_and_releases():
     assert memory(action) == (1000, 500)
 
 
-def test_in_place_the_peak_is_the_model_plus_one_layer():
+@pytest.mark.parametrize("scheme", [SCHEME, octavo.Int8Static(octavo.observers.MinMax())], ids=repr)
+def test_in_place_the_peak_is_the_model_plus_one_layer(scheme):
+    """Calibration included: prepared layers hold the float weights themselves, and freezing drops them one by one."""
     reports = []
 
     def action():
         m = big_model()
-        reports.append(octavo.quantize_(m, SCHEME))
+        reports.append(octavo.quantize_(m, scheme, data=torch.ones(1, WIDTH)))
         return m
 
     highest, last = memory(action)

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every registered scheme, in all its variants, on the same models: error bound, files, flags, refusals."""
+"""Every registered scheme, in all its variants, on the same models: error bound, files, flags, refusals.
 
+All are given data; those that need none do not look at it.
+"""
+
+import copy
 import dataclasses
 import importlib
 import io
@@ -13,7 +17,7 @@ from torch import nn
 
 import octavo
 from asserts import assert_bits_equal, assert_unchanged, assert_within, assert_within_scale, model_state
-from models import every_scheme
+from models import every_scheme, input_multiplier, rounding_bound
 from octavo.schemes import SCHEMES, from_dict
 
 
@@ -50,37 +54,38 @@ def test_registry_is_the_folder():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weight_is_within_half_a_step_and_the_largest_is_exact(scheme, dtype):
     linear = nn.Linear(70, 33).to(dtype)
-    layer = octavo.quantized(linear, scheme)
-    weight, restored = linear.weight.detach().float(), layer.dequantize()
-    assert_within_scale(restored, weight, layer.weight_scale.detach().expand(33, 70))
-    rows, largest = torch.arange(33), weight.abs().argmax(1)
-    assert_within(restored[rows, largest], weight[rows, largest], weight.abs().amax(1) * 2**-23)
+    layer = octavo.quantized(linear, scheme, data=seeded(2, 70).to(dtype))
+    weight, restored, multiplier = linear.weight.detach().float(), layer.dequantize(), input_multiplier(layer)
+    assert_within_scale(restored, weight, layer.weight_scale.detach() * multiplier.expand(70))
+    rows, largest = torch.arange(33), (weight / multiplier).abs().argmax(1)
+    roundings = 2 if multiplier.dim() == 0 else 5  # of scale and product; of s, 1 / s and products with them
+    assert_within(
+        restored[rows, largest], weight[rows, largest], weight[rows, largest].abs() * roundings * 2**-24
+    )
     assert layer(seeded(2, 70).to(dtype)).dtype == dtype
 
 
 @every_scheme
-def test_output_is_within_the_bound_that_the_scales_give(scheme):
-    """|y - float| <= sum_k (|x| w_step + |w| x_step + x_step w_step / 2) / 2: weights and inputs, half a step each."""
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_output_is_within_the_bound_that_the_scales_give(scheme, bits):
+    scheme = dataclasses.replace(scheme, weight_bits=bits)
     linear, x = nn.Linear(130, 40), seeded(9, 130)
-    layer = octavo.quantized(linear, scheme)
-    y, expected = layer(x), linear.double()(x.double())
-    w_step = layer.weight_scale.detach().double().reshape(1, -1)
-    x_step = x.abs().amax(1, keepdim=True).double() / 127  # affine codes and more bits have smaller steps
-    x_sum, w_sum = x.double().abs().sum(1, keepdim=True), linear.weight.detach().abs().sum(1).reshape(1, -1)
-    bound = (x_sum * w_step + w_sum * x_step + 130 * x_step * w_step / 2) / 2
-    assert_within(y, expected, bound * (1 + 2**-12) + 2**-20)
+    layer = octavo.quantized(linear, scheme, data=x)
+    assert layer.codes().abs().max() == 2 ** (bits - 1) - 1
+    assert_within(layer(x), copy.deepcopy(linear).double()(x.double()), rounding_bound(linear, layer, x))
 
 
 @every_scheme
 @every_model
 def test_a_state_dict_brings_a_new_model_to_the_same_bits(scheme, model, shape):
-    source, x, file = octavo.quantized(model(), scheme).eval(), seeded(*shape), io.BytesIO()
+    x, file = seeded(*shape), io.BytesIO()
+    source = octavo.quantized(model(), scheme, data=x).eval()
     torch.save(source.state_dict(), file)
     file.seek(0)
     other = model().eval()
     for parameter in other.parameters():
         nn.init.ones_(parameter)
-    octavo.quantize_(other, scheme)
+    octavo.quantize_(other, scheme, data=x + 1)
     other.load_state_dict(torch.load(file, weights_only=True))
     with torch.no_grad():
         assert_bits_equal(other(x), source(x))
@@ -89,7 +94,8 @@ def test_a_state_dict_brings_a_new_model_to_the_same_bits(scheme, model, shape):
 @every_scheme
 @every_model
 def test_octavo_save_and_load_give_the_same_bits(scheme, model, shape, tmp_path):
-    source, x = octavo.quantized(model(), scheme).eval(), seeded(*shape)
+    x = seeded(*shape)
+    source = octavo.quantized(model(), scheme, data=x).eval()
     octavo.save(source, tmp_path / "model")
     with torch.device("meta"):
         skeleton = model().eval()
@@ -100,19 +106,36 @@ def test_octavo_save_and_load_give_the_same_bits(scheme, model, shape, tmp_path)
 
 @every_scheme
 def test_quantizing_a_layer_leaves_it_alone_and_keeps_its_training_flag(scheme):
-    linear = nn.Linear(5, 6).eval()
+    linear, x = nn.Linear(5, 6).eval(), seeded(3, 5)
     before = model_state(linear)
-    layer = scheme.quantize_linear(linear)
+    layer = octavo.quantized(linear, scheme, data=x)
     assert_unchanged(linear, before)
     assert layer.training is False and layer.is_packed and layer.scheme is scheme
     layer.bias.data.zero_()
     assert linear.bias.any()
-    assert scheme.quantize_linear(linear.train()).training is True
+    assert octavo.quantized(linear.train(), scheme, data=x).training is True
+
+
+@every_scheme
+def test_a_scheme_that_needs_data_says_so_and_the_others_do_not_look_at_it(scheme):
+    m = mlp()
+    before = model_state(m)
+    if scheme.needs_data:
+        for convert in (octavo.quantize_, octavo.quantized):
+            with pytest.raises(ValueError, match="calibrates the input of '0' and needs data: give batches"):
+                convert(m, scheme)
+        assert_unchanged(m, before)
+        with pytest.raises(ValueError, match="not calibrated"):
+            scheme.quantize_linear(m[0])
+    else:
+        assert scheme.quantize_linear(m[0]).scheme is scheme
+        octavo.quantize_(m, scheme, data=iter([torch.ones(1, 1)]))  # would not fit
 
 
 @every_scheme
 def test_same_bits_on_every_isa(scheme, isa):
-    layer, x = octavo.quantized(nn.Linear(383, 129), scheme), seeded(11, 383)
+    x = seeded(11, 383)
+    layer = octavo.quantized(nn.Linear(383, 129), scheme, data=x)
     y = layer(x)
     with octavo.use_isa("scalar"):
         assert_bits_equal(y, layer(x))
@@ -156,7 +179,12 @@ def test_what_a_scheme_cannot_serve_is_named(scheme, make, reason):
     [
         (lambda: octavo.Int8Dynamic(symmetric=1), TypeError, "symmetric must be True or False, got 1"),
         (lambda: octavo.Int8Dynamic(symetric=True), TypeError, "symetric"),
-        (lambda: from_dict({"name": "Int3"}), ValueError, "'Int3' is unknown.*Int8Dynamic, Int8WeightOnly"),
+        (lambda: octavo.Int8Dynamic(weight_bits=4.0), TypeError, "weight_bits must be an int, got 4.0"),
+        (lambda: octavo.Int8WeightOnly(weight_bits=9), ValueError, r"weight_bits must be in 2 .. 8, got 9"),
+        (lambda: octavo.Int8Static(symmetric=0), TypeError, "Int8Static: symmetric must be True or False"),
+        (lambda: octavo.Int8Static("minmax"), TypeError, "observer is 'minmax'.*MSE, MinMax, MovingAverage"),
+        (lambda: from_dict({"name": "Int8Static", "observer": {"name": "X"}}), ValueError, "observer 'X'"),
+        (lambda: from_dict({"name": "Int3"}), ValueError, "'Int3' is unknown.*Int8Dynamic, Int8Static"),
         (lambda: from_dict({}), ValueError, "None is unknown"),
         (
             lambda: from_dict({"name": "Int8Dynamic", "bits": 4}),
@@ -183,6 +211,6 @@ def test_bad_input_is_refused(call, error, text):
 )
 def test_a_layer_refuses_other_widths_and_dtypes(scheme, x, error, text):
     """Four features would fit the packed weight of three: it is padded to 64."""
-    layer = octavo.quantized(nn.Linear(3, 4), scheme)
+    layer = octavo.quantized(nn.Linear(3, 4), scheme, data=torch.ones(2, 3))
     with pytest.raises(error, match=text):
         layer(x)

@@ -8,13 +8,16 @@ from importlib.metadata import version as _version
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import nn, numpy, ops, reference, schemes
+from . import nn, numpy, observers, ops, reference, schemes
+from .bias_correction import correct_bias_
 from .checkpoint import load, save
 from .compare import compare
 from .convert import quantize_, quantized
 from .cpu import cpu_info, use_isa
+from .equalization import equalize_
 from .malloc import keep_memory
 from .ops import int8_mm
+from .prepare import calibrating, freeze_, prepare_
 from .qparams import (
     PerChannel,
     PerGroup,
@@ -27,30 +30,42 @@ from .qparams import (
     quantize,
 )
 from .schemes.int8_dynamic import Int8Dynamic
+from .schemes.int8_static import Int8Static
 from .schemes.int8_weight_only import Int8WeightOnly
+from .schemes.llm_int8 import LLMInt8
+from .schemes.smoothquant import SmoothQuant
 
 __version__ = _version("octavo")
 
 __all__ = [
     "Int8Dynamic",
+    "Int8Static",
     "Int8WeightOnly",
+    "LLMInt8",
     "PerChannel",
     "PerGroup",
     "PerTensor",
     "PerToken",
     "QParams",
     "QuantizedTensor",
+    "SmoothQuant",
     "__version__",
+    "calibrating",
     "choose_qparams",
     "compare",
+    "correct_bias_",
     "cpu_info",
     "dequantize",
+    "equalize_",
+    "freeze_",
     "int8_mm",
     "keep_memory",
     "load",
     "nn",
     "numpy",
+    "observers",
     "ops",
+    "prepare_",
     "quantize",
     "quantize_",
     "quantized",

@@ -5,9 +5,11 @@
                           that compressed-tensors uses, everything else as it is; never the packed form
     buffers.safetensors   non-persistent buffers (rotary tables, position ids), so that a skeleton on the meta
                           device can be filled whole; absent if there are none
-    octavo.json           format version, the scheme of each quantized layer, names that share one tensor
+    octavo.json           format version, the scheme of each quantized and each prepared layer, names that share one
+                          tensor
 
-`load` checks every name, shape and dtype of the files before it touches the skeleton.
+`load` checks every name, shape, dtype and checksum of the files before it touches the skeleton. A folder of
+transformers without octavo.json, written by compressed-tensors, is read as well.
 """
 
 from __future__ import annotations
@@ -16,22 +18,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from .nn import QuantLinear, leave_fused_paths
+from . import compressed_tensors, shards
+from .nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from .schemes import Scheme, from_dict
+from .swap import undone_on_error
 
 FORMAT_VERSION = 1
-WEIGHTS, BUFFERS, CONFIG = "model.safetensors", "buffers.safetensors", "octavo.json"
+Maker = Callable[[nn.Linear], OurLinear]
+WEIGHTS, BUFFERS, CONFIG = shards.WEIGHTS, "buffers.safetensors", "octavo.json"
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -48,37 +51,38 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model is {type(model).__name__}, a torch.nn.Module is needed")
     tensors, aliases = _without_duplicates(model.state_dict(keep_vars=True))
-    layers = {
-        name: module.scheme.to_dict()
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, QuantLinear)
-    }
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: m.scheme.to_dict() for name, m in modules.items() if isinstance(m, QuantLinear)}
+    prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
     buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
     config = {
         "format": "octavo",
         "format_version": FORMAT_VERSION,
         "octavo_version": version("octavo"),
         "layers": layers,
+        "prepared": prepared,
         "aliases": aliases,
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
     with _replacing(Path(folder)) as temporary:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        shards.write(temporary / WEIGHTS, tensors, tensors.items())
         if buffers:
-            save_file(buffers, temporary / BUFFERS, metadata={"format": "pt"})
+            shards.write(temporary / BUFFERS, buffers, buffers.items())
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
 
+    folder     of `save`, or of transformers with integer weights in the compressed-tensors format
     skeleton   the float model that was quantized, with any weights or, best, none: built under
                `with torch.device("meta")`, so that no float copy of a quantized weight ever exists
-    The Linear layers that the checkpoint holds as integers become QuantLinear; every other tensor is
+    The Linear layers that the checkpoint holds as integers become QuantLinear, those that were prepared are
+    prepared again, calibration and learned scales included; every other tensor is
     replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
     and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
 
-    Raises: FileNotFoundError if a file is missing; ValueError if one is truncated, foreign, of a newer
+    Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, foreign, of a newer
     format, or does not fit the skeleton, or if something would stay on the meta device; TypeError if
     skeleton is not a module. On an error the skeleton is as it was.
     Source: ours.
@@ -86,23 +90,27 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     if not isinstance(skeleton, nn.Module):
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    tensors = _read_tensors(folder / WEIGHTS)
-    buffers = _read_tensors(folder / BUFFERS) if (folder / BUFFERS).exists() else {}
-    for alias, name in config["aliases"].items():
-        if name not in tensors:
-            raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
-        tensors[alias] = tensors[name]
-    layers = _unfilled_layers(skeleton, _read_schemes(config["layers"]))
+    is_foreign = (folder / compressed_tensors.CONFIG).exists() and not (folder / CONFIG).exists()
+    if is_foreign:
+        schemes, tensors = compressed_tensors.read(folder, skeleton)
+        makers = {name: _frozen_maker(scheme) for name, scheme in schemes.items()}
+    else:
+        makers, tensors = _read_ours(folder)
+    buffers = shards.read_file(folder / BUFFERS) if (folder / BUFFERS).exists() else {}
+    layers = _unfilled_layers(skeleton, makers)
+    for name, layer in layers.items():
+        layer.take_shapes_(tensors, f"{name}." if name else "")
     _check_tensors(_expected_tensors(skeleton, layers), tensors, set(layers))
-    with _undone_on_error(skeleton):
+    with undone_on_error(skeleton):
         model = _swap(skeleton, layers)
         model.load_state_dict(_own_parameters(model, tensors), assign=True)
         _fill_transient_buffers(model, buffers)
         _check_nothing_on_meta(model)
     for layer in layers.values():
-        layer.pack_()
+        if isinstance(layer, QuantLinear):
+            layer.pack_()
     leave_fused_paths(model)
+    compressed_tensors.set_quantization_config(model)
     return model
 
 
@@ -149,13 +157,22 @@ def _replacing(folder: Path) -> Iterator[Path]:
             (folder / stale).unlink(missing_ok=True)
         for name in (WEIGHTS, BUFFERS, CONFIG):
             if (temporary / name).exists():
-                shutil.copymode(temporary / CONFIG, temporary / name)  # safetensors' own files are 0600
                 os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary)
 
 
 # Reading
+
+
+def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor]]:
+    config = _read_config(folder / CONFIG)
+    tensors = shards.read_file(folder / WEIGHTS)
+    for alias, name in config["aliases"].items():
+        if name not in tensors:
+            raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
+        tensors[alias] = tensors[name]
+    return _makers(config), tensors
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -165,7 +182,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"load: {path} does not exist; give a folder written by octavo.save"
         ) from None
-    except ValueError as error:  # JSON and UTF-8 errors
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors
         raise ValueError(f"load: {path} is not JSON ({error}); save the model again") from error
     if not isinstance(config, dict) or config.get("format") != "octavo":
         raise ValueError(f"load: {path} is not a file written by octavo.save")
@@ -175,40 +192,51 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"load: {path} has format version {found}, written by octavo "
             f"{config.get('octavo_version')}; this octavo reads up to {FORMAT_VERSION}: upgrade it"
         )
-    for key in ("layers", "aliases"):
+    config.setdefault("prepared", {})  # files of before there were any
+    for key in ("layers", "prepared", "aliases"):
         if not isinstance(config.get(key), dict):
             raise ValueError(f"load: {path} has no {key!r}; the file is damaged, save the model again")
     return config
 
 
-def _read_schemes(layers: dict[str, Any]) -> dict[str, Scheme]:
-    schemes = {}
-    for name, fields in layers.items():
+def _makers(config: dict[str, Any]) -> dict[str, Maker]:
+    """What makes the unfilled layer of each name from the skeleton's Linear."""
+    makers: dict[str, Maker] = {}
+    for name, fields in {**config["layers"], **config["prepared"]}.items():
+        is_prepared = name in config["prepared"]
         try:
-            schemes[name] = from_dict(fields)
+            makers[name] = _prepared_maker(name, fields) if is_prepared else _frozen_maker(from_dict(fields))
         except (TypeError, ValueError) as error:
             raise ValueError(f"load: layer {name!r} in {CONFIG}: {error}") from error
-    return schemes
+    return makers
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors mapped from the file: names, shapes and dtypes now, the bytes when they are copied."""
-    if not path.exists():
-        raise FileNotFoundError(f"load: {path} does not exist; give a folder written by octavo.save")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"load: {path} is truncated or not a safetensors file ({error})") from error
+def _frozen_maker(scheme: Scheme) -> Maker:
+    def make(linear: nn.Linear) -> OurLinear:
+        has_bias = linear.bias is not None
+        layer = scheme.layer(linear.in_features, linear.out_features, has_bias, scheme=scheme, device="meta")
+        return layer.train(linear.training)
+
+    return make
 
 
-def _unfilled_layers(skeleton: nn.Module, schemes: dict[str, Scheme]) -> dict[str, QuantLinear]:
+def _prepared_maker(name: str, fields: dict[str, Any]) -> Maker:
+    options = dict(fields)
+    scheme = from_dict(options.pop("scheme", {}))
+
+    def make(linear: nn.Linear) -> OurLinear:
+        layer = scheme.prepare_linear(linear, **options)
+        layer.name = name
+        return layer
+
+    return make
+
+
+def _unfilled_layers(skeleton: nn.Module, makers: dict[str, Maker]) -> dict[str, OurLinear]:
     modules = dict(skeleton.named_modules(remove_duplicate=False))
-    made: dict[
-        int, QuantLinear
-    ] = {}  # by id of the Linear: one that has several names becomes one QuantLinear
+    made: dict[int, OurLinear] = {}  # by id of the Linear: one that has several names becomes one layer
     layers = {}
-    for name, scheme in schemes.items():
+    for name, make in makers.items():
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             found = "missing" if linear is None else f"a {type(linear).__name__}"
@@ -217,15 +245,12 @@ def _unfilled_layers(skeleton: nn.Module, schemes: dict[str, Scheme]) -> dict[st
                 "give the float model that was quantized"
             )
         if id(linear) not in made:
-            layer = QuantLinear(
-                linear.in_features, linear.out_features, linear.bias is not None, scheme=scheme, device="meta"
-            )
-            made[id(linear)] = layer.train(linear.training)
+            made[id(linear)] = make(linear)
         layers[name] = made[id(linear)]
     return layers
 
 
-def _expected_tensors(skeleton: nn.Module, layers: dict[str, QuantLinear]) -> dict[str, torch.Tensor]:
+def _expected_tensors(skeleton: nn.Module, layers: dict[str, OurLinear]) -> dict[str, torch.Tensor]:
     state = skeleton.state_dict(keep_vars=True)
     expected = {name: tensor for name, tensor in state.items() if _owner(name) not in layers}
     for prefix, layer in layers.items():
@@ -251,8 +276,8 @@ def _check_tensors(
                 f"load: {name!r} has shape {tuple(tensor.shape)} in the checkpoint "
                 f"and {tuple(wanted.shape)} in skeleton"
             )
-        # The float dtype of the file wins (a bfloat16 model fits a float32 skeleton), but codes are codes.
-        exact = _owner(name) in layers and not name.endswith("bias")
+        # The float dtype of the file wins (a bfloat16 model fits a float32 skeleton), but scales are float32.
+        exact = _owner(name) in layers and name.endswith("_scale")
         both_float = tensor.is_floating_point() and wanted.is_floating_point()
         if tensor.dtype != wanted.dtype and (exact or not both_float):
             raise ValueError(f"load: {name!r} is {tensor.dtype} in the checkpoint, {wanted.dtype} is needed")
@@ -261,24 +286,7 @@ def _check_tensors(
 # Filling
 
 
-@contextmanager
-def _undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Everything below is done by exchanging references, so putting them back undoes it."""
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (registry, dict(registry))
-        for module in model.modules()
-        for registry in (module._parameters, module._buffers, module._modules)
-    ]
-    try:
-        yield
-    except BaseException:
-        for registry, entries in before:
-            registry.clear()
-            registry.update(entries)
-        raise
-
-
-def _swap(skeleton: nn.Module, layers: dict[str, QuantLinear]) -> nn.Module:
+def _swap(skeleton: nn.Module, layers: dict[str, OurLinear]) -> nn.Module:
     for name, layer in layers.items():
         if name == "":
             return layer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batches import calls, evaluating, float_tensors
 from .comparison import Comparison, LayerComparison, OutputComparison
 from .metrics import ErrorAccumulator
-from .nn import QuantLinear
+from .nn import OurLinear
 
 logger = logging.getLogger("octavo")
 
@@ -29,7 +30,7 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     """Runs both models on the same batches; returns how they differ, as a `Comparison`.
 
     reference  the float model
-    model      the quantized one, with the same module names
+    model      the quantized or prepared one, with the same module names
     batches    one batch or an iterable of them. A batch is a tensor, a tuple (positional arguments) or a dict
                (keyword arguments); within an iterable, a list is one too
     progress   show a tqdm bar
@@ -44,12 +45,12 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
-    with torch.no_grad(), _evaluating(reference, model):
-        for args, kwargs in _with_progress(_calls(batches), progress):
+    with torch.no_grad(), evaluating(reference, model):
+        for args, kwargs in _with_progress(calls(batches, "compare: batches"), progress):
             with _hooked((probe.reference, probe.on_reference) for probe in probes):
-                expected = list(_float_tensors(reference(*args, **kwargs)))
+                expected = list(float_tensors(reference(*args, **kwargs)))
             with _hooked((probe.layer, probe.on_layer) for probe in probes):
-                found = list(_float_tensors(model(*args, **kwargs)))
+                found = list(float_tensors(model(*args, **kwargs)))
             for probe in probes:
                 probe.end_batch()
             _add_output(output, expected, found)
@@ -73,7 +74,7 @@ def model_bytes(model: nn.Module) -> int:
 class _Probe:
     """A quantized layer beside the layer of the same name in the reference."""
 
-    def __init__(self, name: str, reference: nn.Module, layer: QuantLinear) -> None:
+    def __init__(self, name: str, reference: nn.Module, layer: OurLinear) -> None:
         self.name, self.reference, self.layer = name, reference, layer
         self.calls = 0
         self.local, self.propagated = ErrorAccumulator(), ErrorAccumulator()
@@ -111,18 +112,18 @@ def _match(reference: nn.Module, model: nn.Module) -> list[_Probe]:
     counterparts = dict(reference.named_modules(remove_duplicate=False))
     probes = []
     for name, layer in model.named_modules():
-        if isinstance(layer, QuantLinear):
+        if isinstance(layer, OurLinear):
             _check_counterpart(name, layer, counterparts.get(name))
             probes.append(_Probe(name, counterparts[name], layer))
-    if not probes and any(isinstance(module, QuantLinear) for module in counterparts.values()):
+    if not probes and any(isinstance(module, OurLinear) for module in counterparts.values()):
         logger.warning("compare: reference has quantized layers and model has none; were the two exchanged?")
     return probes
 
 
-def _check_counterpart(name: str, layer: QuantLinear, counterpart: nn.Module | None) -> None:
+def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | None) -> None:
     if counterpart is None:
         raise _mismatch(f"reference has no layer {name!r}")
-    if not isinstance(counterpart, nn.Linear | QuantLinear):
+    if not isinstance(counterpart, nn.Linear | OurLinear):
         raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, a Linear is needed")
     expected = (counterpart.in_features, counterpart.out_features)
     found = (layer.in_features, layer.out_features)
@@ -144,58 +145,12 @@ def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _calls(batches: Any) -> Iterator[tuple[tuple, dict]]:
-    if isinstance(batches, torch.Tensor | tuple | Mapping):
-        batches = [batches]
-    elif isinstance(batches, str) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"compare: batches is {type(batches).__name__}; "
-            "a tensor, a tuple, a dict or an iterable of those is needed"
-        )
-    for batch in batches:
-        if isinstance(batch, torch.Tensor):
-            yield (batch,), {}
-        elif isinstance(batch, Mapping):
-            yield (), dict(batch)
-        elif isinstance(batch, tuple | list):
-            yield tuple(batch), {}
-        else:
-            raise TypeError(f"compare: a batch is {type(batch).__name__}; a tensor, tuple or dict is needed")
-
-
-def _with_progress(calls: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
+def _with_progress(batches: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
     if not progress:
-        return calls
+        return batches
     from tqdm.auto import tqdm  # not at the top: in a notebook, tqdm.auto may warn as soon as it is imported
 
-    return tqdm(calls, desc="comparing", unit="batch")
-
-
-def _float_tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):  # dicts and transformers' ModelOutput
-        for value in output.values():
-            yield from _float_tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _float_tensors(value)
-    elif hasattr(output, "__dataclass_fields__"):
-        for name in output.__dataclass_fields__:
-            yield from _float_tensors(getattr(output, name))
+    return tqdm(batches, desc="comparing", unit="batch")
 
 
 def _add_output(output: ErrorAccumulator, expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:

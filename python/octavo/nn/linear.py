@@ -17,16 +17,19 @@ from torch import nn
 from .. import ops
 from ..cpu import cpu_info
 from ..qparams import FLOAT_DTYPES, Granularity
+from .scales import SCALES, is_scale_of
 
 
 class LinearScheme(Protocol):
     """What a QuantLinear asks of its scheme."""
 
-    bits: ClassVar[int]
     granularity: ClassVar[Granularity]
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def weight_bits(self) -> int: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
@@ -69,12 +72,12 @@ class QuantLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
-        self.weight = _frozen(torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
-        self.weight_scale = _frozen(torch.ones(out_features, 1, dtype=torch.float32, device=device))
+        self.weight = frozen(torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
+        self.weight_scale = frozen(torch.ones(out_features, 1, dtype=torch.float32, device=device))
         default = torch.get_default_dtype()
         bias_dtype = default if default in FLOAT_DTYPES else torch.float32
         zeros = torch.zeros(out_features, dtype=bias_dtype, device=device) if bias else None
-        self.register_parameter("bias", None if zeros is None else _frozen(zeros))
+        self.register_parameter("bias", None if zeros is None else frozen(zeros))
         self.register_buffer("packed", None, persistent=False)
         self.register_buffer("column_sum", None, persistent=False)
 
@@ -90,30 +93,18 @@ class QuantLinear(nn.Module):
         _check_codes(codes, weight_scale, bias)
         n, k = codes.shape
         layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
-        layer.weight = _frozen(codes)
-        layer.weight_scale = _frozen(weight_scale)
+        layer.weight = frozen(codes)
+        layer.weight_scale = frozen(weight_scale)
         if bias is not None:
-            layer.bias = _frozen(bias)
+            layer.bias = frozen(bias)
         return layer
 
     def forward(
         self, input: torch.Tensor
     ) -> torch.Tensor:  # nn.Linear's name for it, so that keyword calls work
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
-        shape = input.shape
-        if not shape or shape[-1] != self.in_features:  # the operator only knows k rounded up to 64
-            raise ValueError(
-                f"QuantLinear: input has shape {list(shape)}, its last axis must be in_features = "
-                f"{self.in_features}"
-            )
-        # Reading these dicts costs half of what attributes do, each of which goes through nn.Module.__getattr__.
+        packed, column_sum = self._packed_for(input)
         parameters: dict[str, Any] = self._parameters
-        weight = parameters.get("weight")
-        if weight is not None:
-            packed, column_sum = self._pack_on_use(weight)
-        else:
-            buffers: dict[str, Any] = self._buffers
-            packed, column_sum = buffers["packed"], buffers["column_sum"]
         return self.scheme.linear(input, packed, column_sum, parameters["weight_scale"], parameters["bias"])
 
     @property
@@ -142,12 +133,32 @@ class QuantLinear(nn.Module):
         scale = self.weight_scale.detach().reshape(-1)
         return ops.dequantize(self.codes(), scale, torch.zeros_like(scale, dtype=torch.int32), dtype)
 
+    def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
+        """Makes room for what `state`, a state_dict of names with `prefix`, has and the float layer has not: a bias."""
+        add_bias_(self, state.get(prefix + "bias"))
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"scheme={self.scheme.name}, bits={self.scheme.bits}, granularity={self.scheme.granularity.name}, "
+            f"scheme={self.scheme.name}, bits={self.scheme.weight_bits}, granularity={self.scheme.granularity.name}, "
             f"isa={cpu_info().active}"
         )
+
+    def _packed_for(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """packed and column_sum, once the input's width is known to fit them."""
+        shape = input.shape
+        if not shape or shape[-1] != self.in_features:  # the operator only knows k rounded up to 64
+            raise ValueError(
+                f"QuantLinear: input has shape {list(shape)}, its last axis must be in_features = "
+                f"{self.in_features}"
+            )
+        # Reading these dicts costs half of what attributes do, each of which goes through nn.Module.__getattr__.
+        parameters: dict[str, Any] = self._parameters
+        weight = parameters.get("weight")
+        if weight is not None:
+            return self._pack_on_use(weight)
+        buffers: dict[str, Any] = self._buffers
+        return buffers["packed"], buffers["column_sum"]
 
     def _pack_on_use(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
@@ -172,11 +183,10 @@ class QuantLinear(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         """.half(), .to(dtype) and the like change the bias only, and that to what the operators take: a scale keeps
         all its bits, and .double() does nothing."""
-        scale = self.weight_scale
 
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
-            is_bias = tensor is not scale and tensor.is_floating_point()
+            is_bias = tensor.is_floating_point() and not is_scale_of(self, tensor)
             if result.dtype == tensor.dtype or (is_bias and result.dtype in FLOAT_DTYPES):
                 return result
             return tensor.to(result.device)
@@ -210,7 +220,7 @@ class QuantLinear(nn.Module):
             device = "meta" if assign else self.packed.device
             # First, so that the two forms are never both in memory.
             self._buffers.update(packed=None, column_sum=None)
-            self.weight = _frozen(
+            self.weight = frozen(
                 torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=device)
             )
         elif was_packed and strict:
@@ -218,18 +228,35 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._restore_scale_dtype()
+        self._restore_dtypes()
         if was_packed:
             self.pack_()
 
-    def _restore_scale_dtype(self) -> None:
+    def _restore_dtypes(self) -> None:
         """load_state_dict(assign=True) takes a bfloat16 scale as it comes."""
-        scale = self.weight_scale
-        if scale.dtype != torch.float32:
-            self.weight_scale = _frozen(scale.float())
+        for name in SCALES:
+            scale = self._parameters.get(name)
+            if scale is not None and scale.dtype != torch.float32:
+                setattr(self, name, frozen(scale.float()))
+
+    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+        """The shape and the dtypes that each name in a state_dict may have."""
+        n, k = self.out_features, self.in_features
+        return {
+            "weight": ((n, k), (torch.int8,)),
+            "weight_scale": ((n, 1), FLOAT_DTYPES),
+            "bias": ((n,), FLOAT_DTYPES),
+        }
 
 
-def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+def add_bias_(layer: nn.Module, bias: Any) -> None:
+    """Gives a layer without bias one like `bias`, on the meta device, if that is a tensor: to be filled."""
+    if isinstance(bias, torch.Tensor) and layer._parameters["bias"] is None:
+        layer.bias = frozen(torch.empty_like(bias, device="meta"))
+
+
+def frozen(tensor: torch.Tensor) -> nn.Parameter:
+    """`tensor` as a Parameter that is not trained."""
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
@@ -257,14 +284,8 @@ def _check_codes(codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Te
 
 
 def _loading_errors(layer: QuantLinear, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    n, k = layer.out_features, layer.in_features
-    expected = {
-        "weight": ((n, k), (torch.int8,)),
-        "weight_scale": ((n, 1), FLOAT_DTYPES),
-        "bias": ((n,), FLOAT_DTYPES),
-    }
     errors = []
-    for name, (shape, dtypes) in expected.items():
+    for name, (shape, dtypes) in layer._expected_state().items():
         value = state_dict.get(prefix + name)
         if not isinstance(value, torch.Tensor):
             continue

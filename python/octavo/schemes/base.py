@@ -1,35 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every scheme is: a frozen dataclass that says how a layer's weight becomes integers and how it then computes.
 
-A scheme is one file in this folder. It overrides `linear`, and what else differs from int8 weights with one scale for
-each output channel; fields are plain values, checked in __post_init__, so that a scheme can be written to a file.
+A scheme is one file in this folder. It overrides `linear`, `fake_quantize_input` to match, and what else differs from
+weights with one scale for each output channel; fields are plain values, checked in __post_init__, so that a scheme can
+be written to a file.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ..nn import QuantLinear
-from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, quantize
+from .. import ops
+from ..nn import PreparedLinear, QuantLinear
+from ..observers import Observer
+from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams
 
 
 @dataclass(frozen=True)
 class Scheme(ABC):
-    """How linear layers are quantized. Instances compare by value and can be dictionary keys."""
+    """How linear layers are quantized. Instances compare by value and can be dictionary keys.
 
-    bits: ClassVar[int] = 8
+    weight_bits   2 .. 8: weights are codes -7 .. 7 for 4 bits, -127 .. 127 for 8. They take a byte each, whatever it is
+    """
+
+    weight_bits: int = field(default=8, kw_only=True)
+
     granularity: ClassVar[Granularity] = PerChannel(0)
+    layer: ClassVar[type[QuantLinear]] = QuantLinear  # what freezing makes
+    needs_data: ClassVar[bool] = False  # whether batches must be seen before freezing
+    calibration_passes: ClassVar[int] = 1  # and how often, if so
+
+    def __post_init__(self) -> None:
+        bits = self.weight_bits
+        if not isinstance(bits, int) or isinstance(bits, bool):
+            raise TypeError(f"{self.name}: weight_bits must be an int, got {bits!r}")
+        if not 2 <= bits <= 8:
+            raise ValueError(f"{self.name}: weight_bits must be in 2 .. 8, got {bits}")
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
-    @abstractmethod
     def linear(
         self,
         x: torch.Tensor,
@@ -38,17 +54,48 @@ class Scheme(ABC):
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The layer's product: x [..., k] and a packed weight of n rows to [..., n] in x's dtype."""
+        """The product of a QuantLinear: x [..., k] and a packed weight of n rows to [..., n] in x's dtype."""
+        raise NotImplementedError(
+            f"{self.name} brings no operator: its {self.layer.__name__} has one of its own"
+        )
 
     def quantize_linear(self, linear: nn.Linear) -> QuantLinear:
         """A packed layer that computes what `linear` does, in integers; `linear` is left as it is.
 
-        raises   ValueError if the weight holds NaN or Inf
+        raises   ValueError if the weight holds NaN or Inf, and if the scheme needs data
         """
-        q = quantize(linear.weight, granularity=self.granularity)
-        bias = None if linear.bias is None else linear.bias.detach().clone()
-        layer = QuantLinear.from_codes(q.codes, q.scale[:, None], bias, self)
-        return layer.train(linear.training).pack_()
+        return self.freeze(self.prepare_linear(linear))
+
+    def prepare_linear(
+        self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
+    ) -> PreparedLinear:
+        """A layer to calibrate and train, which holds the Parameters of `linear`."""
+        return PreparedLinear(linear, self, estimator=estimator, learn_scales=learn_scales)
+
+    def freeze(self, prepared: PreparedLinear) -> QuantLinear:
+        """A packed layer with the codes that `prepared` has now; `prepared` is left as it is.
+
+        raises   ValueError if the weight holds NaN or Inf, and if the layer is not calibrated
+        """
+        q = prepared.quantized_weight
+        bias = None if prepared.bias is None else prepared.bias.detach().clone()
+        layer = self.layer.from_codes(q.codes, q.scale[:, None], bias, self)
+        return layer.train(prepared.training).pack_()
+
+    def weight_qparams(self, weight: torch.Tensor) -> QParams:
+        """Those that cover the range of `weight` [n, k]. Raises: ValueError for NaN or Inf."""
+        qmax = 2 ** (self.weight_bits - 1) - 1
+        scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -qmax, qmax, True)
+        shape = self.granularity.qparams_shape(weight.shape)
+        return QParams(scale.reshape(shape), zero_point.reshape(shape), -qmax, qmax, self.granularity)
+
+    def input_qparams(self, observer: Observer) -> QParams:
+        """Those of the input, once a scheme with an observer has calibrated it."""
+        raise NotImplementedError(f"{self.name} observes no inputs")
+
+    @abstractmethod
+    def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        """What the integer layer that `layer` becomes will read of x [..., k], as floats in x's dtype."""
 
     def reason_to_keep(self, linear: nn.Linear) -> str | None:
         """Why this scheme cannot serve `linear`, in words for the report; None if it can."""
@@ -71,7 +118,26 @@ class Scheme(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """{"name": class name, field: value, ...}, JSON; `octavo.schemes.from_dict` reads it back."""
-        return {"name": self.name, **asdict(self)}
+        return {"name": self.name, **{item.name: _plain(getattr(self, item.name)) for item in fields(self)}}
+
+
+def from_dict(fields: dict[str, Any]) -> Scheme:
+    """The scheme that `Scheme.to_dict` wrote. Raises ValueError for a scheme or a field this version does not know."""
+    options = dict(fields)
+    name = options.pop("name", None)
+    schemes = {scheme.__name__: scheme for scheme in Scheme.__subclasses__()}
+    if name not in schemes:
+        raise ValueError(
+            f"scheme {name!r} is unknown, this version of octavo has {', '.join(sorted(schemes))}"
+        )
+    try:
+        return schemes[name](**options)
+    except TypeError as error:
+        raise ValueError(f"scheme {name} cannot be made from {options}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..fake_quantize import fake_quantize_per_token
+from ..nn import PreparedLinear
 from .base import Scheme
 
 
@@ -24,7 +26,8 @@ class Int8Dynamic(Scheme):
 
     symmetric: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.symmetric, bool):
             raise TypeError(f"Int8Dynamic: symmetric must be True or False, got {self.symmetric!r}")
 
@@ -37,6 +40,9 @@ class Int8Dynamic(Scheme):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric)
+
+    def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        return fake_quantize_per_token(x, self.symmetric)
 
     def compressed_tensors_activations(self) -> dict[str, Any]:
         return {

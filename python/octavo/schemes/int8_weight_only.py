@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import ops
+from ..nn import PreparedLinear
 from .base import Scheme
 
 
@@ -27,3 +28,6 @@ class Int8WeightOnly(Scheme):
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         return ops.linear_weight_only(x, packed, column_sum, weight_scale, bias)
+
+    def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        return x  # 16 bits are nearly exact

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bias correction: what rounding adds to an output on average is taken off the bias.
+
+Rounding errors of a weight are small and of both signs, but inputs are not centred: their mean times the errors is a
+shift of each output, the same for all rows. It costs nothing to remove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .batches import calls, evaluating
+from .nn import OurLinear, PreparedLinear
+from .swap import undone_on_error
+
+Call = tuple[tuple, dict]
+
+
+def correct_bias_(
+    model: nn.Module, reference: nn.Module, data: Any, *, progress: bool = False
+) -> dict[str, torch.Tensor]:
+    """Corrects the biases of the quantized or prepared layers of `model`, in place, on calibration data.
+
+    The layers are taken in the order in which they run, so each is corrected for what is left of the errors before it:
+    the model runs on `data` once for each layer. A layer without a bias gets one. Any scheme will do.
+
+    reference  the float model, with the same module names: reference, model = model, octavo.quantized(model, scheme)
+    data       one batch or an iterable of them, as `octavo.compare` takes; both models run on them in eval mode
+    progress   a tqdm bar over the layers
+    returns    {name: float32 [n], what was subtracted from the bias}, in the order of running
+    raises     ValueError if a layer has no counterpart in reference, runs in one model only, or gives NaN or Inf, and
+               if data is empty; TypeError for what is no module or no batch. The model is then unchanged
+    source     Nagel et al. 2019 (arXiv:1906.04721), section 4.2 and appendix D, the empirical form
+    """
+    layers = _layers(model, reference)
+    batches = list(calls(data, "correct_bias_: data"))
+    if not batches:
+        raise ValueError("correct_bias_: data is empty; give at least one batch")
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model, reference), undone_on_error(model):
+        expected = _means(reference, {name: reference.get_submodule(name) for name in layers}, batches)
+        shifts = {}
+        for name in _with_bar(expected, progress):
+            found = _means(model, {name: layers[name]}, batches)
+            if name not in found or found[name].rows != expected[name].rows:
+                raise ValueError(f"correct_bias_: layer {name!r} runs more often in one of the models")
+            shift = found[name].mean - expected[name].mean
+            if not shift.isfinite().all():
+                raise ValueError(f"correct_bias_: layer {name!r} gives NaN or Inf on this data")
+            _subtract_(layers[name], shift, reference.get_submodule(name))
+            shifts[name] = shift.float()
+    return shifts
+
+
+class _Mean:
+    """Of each output over all rows that a layer gives, float64."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.sum: Any = 0.0
+
+    def update(self, y: torch.Tensor) -> None:
+        rows = y.detach().reshape(-1, y.shape[-1])
+        self.rows += len(rows)
+        self.sum = self.sum + rows.double().sum(0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.sum / self.rows
+
+
+def _means(model: nn.Module, layers: dict[str, nn.Module], batches: list[Call]) -> dict[str, _Mean]:
+    """Of those of `layers` that ran on a row at least, in the order in which they did first."""
+    means: dict[str, _Mean] = {}
+    with _hooked(layers, lambda name, y: means.setdefault(name, _Mean()).update(y)):
+        for args, kwargs in batches:
+            model(*args, **kwargs)
+    return {name: mean for name, mean in means.items() if mean.rows}
+
+
+@contextmanager
+def _hooked(layers: dict[str, nn.Module], on_output: Any) -> Iterator[None]:
+    handles = [
+        layer.register_forward_hook(lambda _, args, y, name=name: on_output(name, y))
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
+    for argument, module in (("model", model), ("reference", reference)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"correct_bias_: {argument} is {type(module).__name__}, a torch.nn.Module is needed"
+            )
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, OurLinear)}
+    if not layers:
+        raise ValueError("correct_bias_: model has no quantized layers; quantize it first")
+    counterparts = dict(reference.named_modules(remove_duplicate=False))
+    for name, layer in layers.items():
+        other: Any = counterparts.get(name)
+        if not isinstance(other, nn.Linear) or other.out_features != layer.out_features:
+            raise ValueError(
+                f"correct_bias_: reference has no Linear {name!r} with {layer.out_features} outputs; give the float "
+                "model that was quantized"
+            )
+    return layers
+
+
+def _subtract_(layer: Any, shift: torch.Tensor, reference: Any) -> None:
+    """A new Parameter: the old one may be another model's."""
+    old = layer._parameters["bias"]
+    if old is None:
+        dtype = reference.weight.dtype
+        layer.bias = nn.Parameter((-shift).to(dtype), requires_grad=isinstance(layer, PreparedLinear))
+    else:
+        layer.bias = nn.Parameter((old.double() - shift).to(old.dtype), requires_grad=old.requires_grad)
+
+
+def _with_bar(names: Any, progress: bool) -> Any:
+    if not progress:
+        return names
+    from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns
+
+    return tqdm(names, desc="correcting biases", unit="layer")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fake quantization: the values that integers would give, in float, with a gradient to train through.
+
+Forward is `ops.dequantize(ops.quantize(x))`, the same bits as the integer layers see. Backward passes straight through
+the rounding; LSQ has a gradient for the scale as well. "Train the float weights, run the quantized ones."
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import ops
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its inverse is finite
+ESTIMATORS = ("clipped", "pure")
+
+
+def fake_quantize(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    estimator: str = "clipped",
+) -> torch.Tensor:
+    """dequantize(quantize(x)), bit for bit, with a straight-through gradient to x and none to scale.
+
+    x          float32, bfloat16 or float16, any shape
+    scale      float32 [] or [1] for the tensor, [n] for x [n, ...]; zero_point int32, the same shape
+    qmin, qmax   the codes: int8 if qmin is negative, else uint8
+    estimator  "clipped": gradient 1 where x gets a code without being clipped, 0 elsewhere. "pure": 1 everywhere
+    returns    x's shape and dtype; NaN becomes 0.0, as `octavo.ops.quantize` gives it the code zero_point
+    raises     TypeError, ValueError for other dtypes, shapes, codes or estimators
+    source     Bengio et al. 2013 (arXiv:1308.3432), section 4; clipped: Hubara et al. 2016 (arXiv:1609.07061)
+               and torch.fake_quantize_per_tensor_affine; docs/numerics.md, eq. 20
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"fake_quantize: estimator is {estimator!r}, accepted are 'clipped' and 'pure'")
+    _check("fake_quantize", x, scale)
+    if zero_point.shape != scale.shape:
+        raise ValueError(
+            f"fake_quantize: zero_point has shape {list(zero_point.shape)}, it must be that of scale, "
+            f"{list(scale.shape)}"
+        )
+    return _FakeQuantize.apply(x, scale.detach(), zero_point, qmin, qmax, estimator)
+
+
+def fake_quantize_per_token(x: torch.Tensor, symmetric: bool = True) -> torch.Tensor:
+    """The input of an Int8Dynamic layer as its integers have it: each row of the last axis with a scale of its own.
+
+    x          [..., k] float32, bfloat16 or float16
+    returns    x's shape and dtype, with the codes of `ops.linear_dynamic`; a row with NaN or Inf becomes NaN. The
+               gradient passes whole: a row's own range clips nothing
+    source     as fake_quantize; per-token activations: Yao et al. 2022 (arXiv:2206.01861), section 4.1
+    """
+    _check_x("fake_quantize_per_token", x)
+    if x.dim() == 0:
+        raise ValueError("fake_quantize_per_token: x has no axis, it must be [..., k]; use x.reshape(1, 1)")
+    return _FakeQuantizePerToken.apply(x, symmetric)
+
+
+def lsq(
+    x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int, *, grad_factor: float | None = None
+) -> torch.Tensor:
+    """Fake quantization with zero_point 0 whose scale is learned ("learned step size quantization").
+
+    x            as in fake_quantize; its gradient is the clipped one
+    scale        float32 [], [1] or [n], usually a Parameter. What is used is `positive_scale(scale)`, and the gradient
+                 to the scale has its sign, so that a scale that crossed zero goes on learning
+    grad_factor  multiplies the scale's gradient; None: 1 / sqrt(elements per scale * qmax). For activations the paper
+                 counts the features only, not the batch: pass 1 / sqrt(features * qmax)
+    returns      x's shape and dtype
+    raises       TypeError, ValueError as fake_quantize; ValueError unless qmin <= 0 < qmax
+    source       Esser et al. 2020 (arXiv:1902.08153), eq. 1 to 5; docs/numerics.md, eq. 21
+    """
+    if not qmin <= 0 < qmax:
+        raise ValueError(f"lsq: needs qmin <= 0 < qmax, because its zero_point is 0; got {qmin} and {qmax}")
+    _check("lsq", x, scale)
+    if grad_factor is None:
+        grad_factor = 1 / math.sqrt(max(x.numel() // scale.numel(), 1) * qmax) if scale.numel() else 1.0
+    return _LSQ.apply(x, scale, qmin, qmax, grad_factor)
+
+
+def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.Tensor:
+    """The scale that LSQ starts from, 2 mean|x| / sqrt(qmax): float32 [1], or [C] for each index of `axis`.
+
+    source   Esser et al. 2020 (arXiv:1902.08153), section 2.1
+    """
+    magnitudes = x.detach().abs().float()
+    rows = magnitudes.reshape(1, -1) if axis is None else magnitudes.movedim(axis, 0).flatten(1)
+    means = rows.mean(1) if rows.shape[1] else rows.new_zeros(len(rows))
+    scale = 2 * means / math.sqrt(qmax)
+    return torch.where(scale < SMALLEST_SCALE, 1.0, scale)  # as choose_qparams: zeros have the scale 1
+
+
+def positive_scale(scale: torch.Tensor) -> torch.Tensor:
+    """max(|scale|, 2^-126), without gradient: the scale that `lsq` computes with, and that a frozen layer must have."""
+    return scale.detach().abs().clamp_min(SMALLEST_SCALE)
+
+
+def _check_x(who: str, x: torch.Tensor) -> None:
+    if not isinstance(x, torch.Tensor) or x.dtype not in ops.FLOAT_TYPES:
+        kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"{who}: x is {kind}, accepted are tensors of float32, bfloat16 and float16")
+
+
+def _check(who: str, x: torch.Tensor, scale: torch.Tensor) -> None:
+    _check_x(who, x)
+    if scale.dtype != torch.float32:
+        raise TypeError(f"{who}: scale is {scale.dtype}, it must be float32")
+    if scale.dim() > 1 or (scale.numel() != 1 and (x.dim() == 0 or len(scale) != len(x))):
+        channels = f" or [{len(x)}], one for each index of its first axis" if x.dim() else ""
+        raise ValueError(
+            f"{who}: scale has shape {list(scale.shape)}, x of shape {list(x.shape)} takes [], [1]{channels}"
+        )
+
+
+def _rows(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x as [rows, columns], one row for each scale."""
+    return x.detach().reshape(scale.numel(), x.numel() // max(scale.numel(), 1))
+
+
+def _values(
+    rows: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int
+) -> torch.Tensor:
+    codes = ops.quantize(rows, scale, zero_point, qmin, qmax, torch.int8 if qmin < 0 else torch.uint8)
+    return ops.dequantize(codes, scale, zero_point, rows.dtype)
+
+
+def _steps(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """round(x / scale), as `ops.quantize` computes it before it clips."""
+    return (rows.float() * (1 / scale)[:, None]).round_()
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, qmin, qmax, estimator):
+        scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        rows = _rows(x, scale)
+        if estimator == "clipped" and ctx.needs_input_grad[0]:
+            code = _steps(rows, scale).add_(zero_point[:, None])
+            ctx.save_for_backward(((code >= qmin) & (code <= qmax)).view(x.shape))  # a byte for each element
+        return _values(rows, scale, zero_point, qmin, qmax).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad), None, None, None, None, None
+
+
+class _FakeQuantizePerToken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, symmetric):
+        qmin, qmax = (1, 255) if symmetric else (0, 255)
+        rows = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        finite = rows.isfinite().all(1, keepdim=True)
+        rows = rows if finite.all() else torch.where(finite, rows, 0.0)
+        scale, zero_point = ops.choose_qparams(rows, qmin, qmax, symmetric)
+        return torch.where(finite, _values(rows, scale, zero_point, qmin, qmax), torch.nan).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class _LSQ(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, qmin, qmax, grad_factor):
+        ctx.save_for_backward(x, scale)
+        ctx.options = qmin, qmax, grad_factor
+        positive = positive_scale(scale).reshape(-1)
+        zero_point = torch.zeros_like(positive, dtype=torch.int32)
+        return _values(_rows(x, positive), positive, zero_point, qmin, qmax).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale = ctx.saved_tensors
+        qmin, qmax, grad_factor = ctx.options
+        positive = positive_scale(scale).reshape(-1)
+        rows, grad_rows = _rows(x, positive), _rows(grad, positive)
+        steps = _steps(rows, positive)
+        inside = (steps >= qmin) & (steps <= qmax)
+        slope = torch.where(inside, steps - rows / positive[:, None], steps.clamp(qmin, qmax))
+        grad_scale = (grad_rows.float() * slope).sum(1) * grad_factor
+        grad_scale = torch.where(scale.reshape(-1) < 0, -grad_scale, grad_scale)
+        return (grad_rows * inside).view(x.shape), grad_scale.view(scale.shape), None, None, None

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PreparedLinear: a linear layer on its way to integers, which holds the float weight and shows what will become of it.
+
+While calibrating it is the float layer, and an observer watches its input. Otherwise it computes with fake-quantized
+weight and input: the numbers of the integer layer that freezing makes of it, and gradients pass through to the floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..fake_quantize import ESTIMATORS, fake_quantize, lsq, positive_scale
+from ..observers import Observer
+from ..qparams import PerTensor, QParams, QuantizedTensor
+from .linear import add_bias_
+from .scales import keep_scales
+
+# Codes of static inputs, symmetric ones too: those only choose their scale for -127 .. 127.
+INPUT_QMIN, INPUT_QMAX = -128, 127
+
+
+class PreparedScheme(Protocol):
+    """What a PreparedLinear asks of its scheme."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def weight_qparams(self, weight: torch.Tensor) -> QParams: ...
+
+    def input_qparams(self, observer: Observer) -> QParams: ...
+
+    def fake_quantize_input(self, x: torch.Tensor, layer: Any) -> torch.Tensor: ...
+
+
+class PreparedLinear(nn.Module):
+    """y = fake_quantized(x) @ fake_quantized(weight).T + bias; while calibrating, y = x @ weight.T + bias.
+
+    linear         the layer to prepare; its own Parameters are held, so an optimizer that has them keeps training them
+    observer       for schemes whose input scale is found by calibration, else None
+    estimator      the gradient of rounding: "clipped" is 0 where a value is out of range, "pure" is 1 everywhere
+    learn_scales   scales become Parameters that start at their calibrated values and are trained with the rest
+    raises         ValueError for another estimator
+
+    The state_dict has `weight` [n, k], `bias` [n], with an observer its state, `input_scale` [1] and `input_zero_point`
+    [1], and with learn_scales `weight_scale` [n, 1]. Training and eval mode compute the same.
+    source         straight-through: Bengio et al. 2013 (arXiv:1308.3432), section 4; learned scales: Esser et al. 2020
+                   (arXiv:1902.08153)
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    weight_scale: nn.Parameter
+    input_scale: torch.Tensor
+    input_zero_point: torch.Tensor
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        scheme: PreparedScheme,
+        *,
+        observer: Observer | None = None,
+        estimator: str = "clipped",
+        learn_scales: bool = False,
+    ):
+        super().__init__()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+        self.name = ""  # in the model, for errors
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scheme = scheme
+        self.estimator, self.learn_scales = estimator, learn_scales
+        self.is_calibrating = False
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self.input_observer = observer
+        self._add_scales()
+        self.train(linear.training)
+
+    def _add_scales(self) -> None:
+        device = self.weight.device
+        if self.learn_scales:
+            start = torch.ones(self.out_features, dtype=torch.float32, device=device)
+            if not self.weight.is_meta:
+                start = self.scheme.weight_qparams(self.weight).scale
+            self.weight_scale = nn.Parameter(start.reshape(-1, 1))
+        if self.input_observer is not None:
+            one = torch.ones(1, dtype=torch.float32, device=device)
+            if self.learn_scales:
+                self.input_scale = nn.Parameter(one)
+            else:
+                self.register_buffer("input_scale", one)
+            self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int32, device=device))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input [..., in_features] to [..., out_features], float32, bfloat16 or float16 as the weight is.
+
+        raises   ValueError if the scheme needs calibration and no batch has been seen
+        """
+        if self.is_calibrating:
+            if self.input_observer is not None:
+                self.input_observer.update(input)
+            return F.linear(input, self.weight, self.bias)
+        if torch.is_autocast_enabled("cpu"):  # as the integer layers do, so that the codes are the same
+            input = input.to(torch.get_autocast_dtype("cpu"))
+        return F.linear(self.fake_quantized_input(input), self.fake_quantized_weight(), self.bias)
+
+    # --- the views --------------------------------------------------------------------------------------------------
+
+    def float_weight(self) -> torch.Tensor:
+        """What becomes codes [n, k]: the weight, or what a scheme that calibrates makes of it."""
+        return self.weight
+
+    @property
+    def weight_qparams(self) -> QParams:
+        """Those of the weight as it is now: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
+        try:
+            qparams = self.scheme.weight_qparams(self.float_weight())
+        except ValueError as error:
+            raise ValueError(
+                f"layer {self.name!r} has NaN or Inf in its weight: training has diverged, or it was loaded so"
+            ) from error
+        if not self.learn_scales:
+            return qparams
+        return replace(qparams, scale=positive_scale(self.weight_scale).reshape(-1))
+
+    @property
+    def quantized_weight(self) -> QuantizedTensor:
+        """The weight's codes [n, k] and their qparams, as freezing would take them now."""
+        return self.weight_qparams.quantize(self.float_weight())
+
+    def fake_quantized_weight(self) -> torch.Tensor:
+        """`quantized_weight` as floats [n, k] in the weight's dtype; gradients reach the weight and a learned scale."""
+        q, weight = self.weight_qparams, self.float_weight()
+        if self.learn_scales:
+            return lsq(weight, self.weight_scale.reshape(-1), q.qmin, q.qmax)
+        return fake_quantize(weight, q.scale, q.zero_point, q.qmin, q.qmax, estimator=self.estimator)
+
+    @property
+    def input_qparams(self) -> QParams:
+        """Those of the calibrated input, per tensor. Raises: ValueError if no batch has been seen."""
+        self.require_calibrated()
+        scale, zero_point = positive_scale(self.input_scale), self.input_zero_point
+        return QParams(scale.reshape(()), zero_point.reshape(()), INPUT_QMIN, INPUT_QMAX, PerTensor())
+
+    def fake_quantized_input(self, x: torch.Tensor) -> torch.Tensor:
+        """What the integer layer reads of x [..., k], as floats in x's dtype; gradients reach x."""
+        return self.scheme.fake_quantize_input(x, self)
+
+    # --- calibration ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True if the scheme needs no calibration, or if its observer has seen a finite value."""
+        return self.input_observer is None or self.input_observer.is_initialized
+
+    def require_calibrated(self) -> None:
+        if not self.is_calibrated:
+            raise ValueError(
+                f"layer {self.name!r} is not calibrated: {self.scheme.name} needs its input's range, and no finite "
+                "batch has reached it. Give batches that do, as data or inside `with octavo.calibrating(model):`, or "
+                f"keep the layer float with exclude={self.name!r}"
+            )
+
+    def take_input_qparams_(self) -> None:
+        """Sets input_scale and input_zero_point to what the observer has found; without a find they stay."""
+        if self.input_observer is not None and self.input_observer.is_initialized:
+            q = self.scheme.input_qparams(self.input_observer)
+            with torch.no_grad():
+                self.input_scale.copy_(q.scale.reshape(1))
+                self.input_zero_point.copy_(q.zero_point.reshape(1))
+
+    def reset_weight_scale_(self) -> None:
+        """A learned scale starts anew at the range of `float_weight`; without one there is nothing to do."""
+        if self.learn_scales:
+            with torch.no_grad():
+                self.weight_scale.copy_(self.scheme.weight_qparams(self.float_weight()).scale.reshape(-1, 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `scheme.prepare_linear` needs to make such a layer again, JSON."""
+        return {
+            "scheme": self.scheme.to_dict(),
+            "estimator": self.estimator,
+            "learn_scales": self.learn_scales,
+        }
+
+    # --- nn.Module --------------------------------------------------------------------------------------------------
+
+    def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
+        """As QuantLinear.take_shapes_."""
+        add_bias_(self, state.get(prefix + "bias"))
+
+    def extra_repr(self) -> str:
+        state = (
+            "calibrating" if self.is_calibrating else "calibrated" if self.is_calibrated else "not calibrated"
+        )
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"scheme={self.scheme.name}, estimator={self.estimator}, learn_scales={self.learn_scales}, {state}"
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PreparedLinear:
+        return super()._apply(keep_scales(self, fn), recurse)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """torch would take the codes of a frozen layer for a float weight and say nothing."""
+        weight = state_dict.get(prefix + "weight")
+        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+            error_msgs.append(
+                f"{prefix}weight is {weight.dtype}, the codes of a frozen layer, and this one is prepared: it needs "
+                "floats; load into the frozen model"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Int8 weights, activations quantized to 8 bits with one scale that calibration has found: no pass over the input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from .. import observers
+from ..fake_quantize import fake_quantize, lsq
+from ..nn import PreparedLinear, QuantLinear, StaticQuantLinear
+from ..observers import Observer, ObserverConfig
+from ..qparams import QParams
+from .base import Scheme
+
+
+@dataclass(frozen=True)
+class Int8Static(Scheme):
+    """Weights int8 per output channel; all of a layer's input has one scale, fixed by batches that calibrate it.
+
+    observer    how the input's range is found: octavo.observers.MinMax(), Percentile(99.99), MSE(), ... or its class
+    symmetric   True: the scale covers -t .. t, zero point 0. False: it covers low .. high with a zero point, which is
+                finer for one-sided activations such as those after a ReLU
+    source      Jacob et al. 2018 (arXiv:1712.05877), section 2; observers: each names its own
+    """
+
+    observer: ObserverConfig = observers.MSE()
+    symmetric: bool = True
+
+    layer: ClassVar[type[QuantLinear]] = StaticQuantLinear
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"Int8Static: symmetric must be True or False, got {self.symmetric!r}")
+        object.__setattr__(self, "observer", _config(self.observer))
+
+    def prepare_linear(
+        self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
+    ) -> PreparedLinear:
+        if learn_scales and not self.symmetric:
+            raise ValueError("learn_scales: Int8Static learns symmetric scales only; use symmetric=True")
+        return PreparedLinear(
+            linear, self, observer=self.observer.make(), estimator=estimator, learn_scales=learn_scales
+        )
+
+    def freeze(self, prepared: PreparedLinear) -> QuantLinear:
+        qparams = prepared.input_qparams
+        layer: Any = super().freeze(prepared)
+        layer.set_input_qparams_(qparams)
+        return layer
+
+    def input_qparams(self, observer: Observer) -> QParams:
+        # Symmetric codes reach -128 as well, but the scale is that of 127 steps, so that -t and t get mirrored codes.
+        return observer.qparams(self.symmetric, -127 if self.symmetric else -128, 127)
+
+    def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        q = layer.input_qparams
+        if layer.learn_scales:
+            # The paper's factor for activations: features are counted, rows are not.
+            factor = 1 / math.sqrt(layer.in_features * q.qmax)
+            y = lsq(x, layer.input_scale, q.qmin, q.qmax, grad_factor=factor)
+        else:
+            y = fake_quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, estimator=layer.estimator)
+        return y + (x - x).detach()  # NaN where x is not finite: the integer layer gives such rows as NaN
+
+    def compressed_tensors_activations(self) -> dict[str, Any]:
+        return {
+            "num_bits": 8,
+            "type": "int",
+            "strategy": "tensor",
+            "symmetric": self.symmetric,
+            "dynamic": False,
+        }
+
+
+def _config(observer: Any) -> ObserverConfig:
+    """`observer` itself, the default of its class, or what its to_dict gave."""
+    if isinstance(observer, Mapping):
+        return observers.from_dict(dict(observer))
+    if isinstance(observer, type) and issubclass(observer, ObserverConfig):
+        observer = observer()
+    if not isinstance(observer, ObserverConfig):
+        raise TypeError(
+            f"Int8Static: observer is {observer!r}, accepted is one of octavo.observers: "
+            f"{', '.join(sorted(observers.OBSERVERS))}"
+        )
+    return observer

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmoothQuant's step between calibration and quantizing: chooses s for each layer and finds who divides by it.
+
+Layers that read the same output of a norm or a linear layer share one s, and that producer gives its output divided by
+s from then on: two small tensors change, no layer computes more. Other layers get an s of their own and divide
+themselves. Either way the float model computes what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .nn import PreparedLinear, PreparedSmoothed
+from .tracing import Group, Trace, is_linear, is_norm_like, sole_owners, traced
+
+SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
+
+
+@contextmanager
+def smoothing(model: nn.Module, calibrated: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the layers `calibrated` of `model` are; on leaving, those of SmoothQuant that saw a batch are smoothed.
+
+    raises   ValueError if a scheme's `fold` names what is not there. After an error no layer is smoothed
+    """
+    layers = [m for m in calibrated if isinstance(m, PreparedSmoothed) and not m.is_smoothed]
+    if not layers:
+        yield
+        return
+    told = _told_groups(model, layers)
+    with traced(model, [layer for layer in layers if _scheme(layer).fold is True]) as trace:
+        yield
+    with torch.inference_mode(False), torch.no_grad():
+        owners = sole_owners(model)
+        for group in [*told, *_found_groups(trace)]:
+            if group.producer in owners:
+                _smooth_group_(group)
+        for layer in layers:
+            if not layer.is_smoothed and layer.channel_observer.is_initialized:
+                layer.smooth_(choose_smoothing([layer]), folded=False)
+
+
+# --- who shares an s ------------------------------------------------------------------------------------------------
+
+
+def _found_groups(trace: Trace) -> list[Group]:
+    return [group for group in trace.groups() if len({_scheme(layer) for layer in group.consumers}) == 1]
+
+
+def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[Group]:
+    """Those that the layers' schemes name."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    groups = []
+    for fold in dict.fromkeys(_scheme(layer).fold for layer in layers):
+        for name, consumers in () if isinstance(fold, bool) else fold:
+            for each in (name, *consumers):
+                if each not in modules:
+                    raise ValueError(f"SmoothQuant: fold names {each!r}, which the model does not have")
+            found = [modules[each] for each in consumers]
+            if not (is_linear(modules[name]) or is_norm_like(modules[name])):
+                kind = type(modules[name]).__name__
+                raise ValueError(
+                    f"SmoothQuant: fold names {name!r}, a {kind}; it must be a linear layer, or a norm whose "
+                    "parameters are a weight [k] and perhaps a bias [k]"
+                )
+            if not set(found) <= set(layers):
+                raise ValueError(f"SmoothQuant: not all of {list(consumers)} are layers that it smooths")
+            groups.append(Group(modules[name], found, False))
+    return groups
+
+
+def _smooth_group_(group: Group) -> None:
+    """Folds one s for all into the producer, if that can be done; else nothing happens."""
+    layers: list[Any] = group.consumers
+    if all(not layer.is_smoothed and layer.channel_observer.is_initialized for layer in layers):
+        s = choose_smoothing(layers)
+        if fold_(group.producer, s):
+            for layer in layers:
+                layer.smooth_(s, folded=True)
+
+
+def _scheme(layer: Any) -> Any:
+    return layer.scheme
+
+
+# --- who divides by it ----------------------------------------------------------------------------------------------
+
+
+def fold_(producer: nn.Module, s: torch.Tensor) -> bool:
+    """Makes `producer` give its output divided by `s` [k]; False, and nothing is changed, if it cannot.
+
+    Parameters are replaced, not written to: they may be another model's, or tied.
+    """
+    module: Any = producer
+    weight, bias = module.weight.detach(), module._parameters.get("bias")
+    if len(weight) != len(s):
+        return False
+    new_bias = None if bias is None else bias.detach() / s
+    if is_linear(producer):
+        _put(module, weight / s[:, None], new_bias)
+        if isinstance(producer, PreparedLinear):
+            producer.reset_weight_scale_()
+        return True
+    # Gemma's norm multiplies by 1 + weight.
+    return any(_put_if_right(module, new, new_bias, s) for new in (weight / s, (1 + weight) / s - 1))
+
+
+def _put_if_right(module: Any, weight: torch.Tensor, bias: torch.Tensor | None, s: torch.Tensor) -> bool:
+    """Keeps the new parameters if `module` then gives what it gave divided by s, to float rounding."""
+    before = dict(module._parameters)
+    dtype = module.weight.dtype
+    x = torch.randn(16, len(s), generator=torch.Generator().manual_seed(0)).to(dtype)
+    try:
+        y = module.forward(x)
+        _put(module, weight, bias)
+        error = (module.forward(x).double() * s.double() - y.double()).abs()
+        bound = 4 * torch.finfo(dtype).eps * y.double().abs().amax(0)
+        is_right = bool((error <= bound).all())
+    except Exception:  # a module that wants another shape, or more arguments
+        is_right = False
+    if not is_right:
+        module._parameters.update(before)
+    return is_right
+
+
+def _put(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    for name, value in (("weight", weight), ("bias", bias)):
+        old = module._parameters.get(name)
+        if old is not None and value is not None:
+            module._parameters[name] = nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
+
+
+# --- s --------------------------------------------------------------------------------------------------------------
+
+
+def smoothing_scales(input_absmax: torch.Tensor, weight_absmax: torch.Tensor, alpha: float) -> torch.Tensor:
+    """s for each channel: input_absmax ^ alpha / weight_absmax ^ (1 - alpha); 1 for a channel that is always zero.
+
+    input_absmax, weight_absmax   float32 [k], the largest |x| and |weight| in each channel
+    source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4. There 1e-5 is the least weight_absmax and the least s; here the
+             least weight_absmax is 1e-5 of the largest, so that the units do not matter
+    """
+    x, w = input_absmax.double(), weight_absmax.double()
+    w = w.clamp_min(1e-5 * w.max().item())
+    s = (x**alpha / w ** (1 - alpha)).clamp(SMALLEST, LARGEST)
+    return torch.where((x > 0) & (w > 0), s, 1.0).float()
+
+
+def choose_smoothing(layers: Sequence[PreparedSmoothed]) -> torch.Tensor:
+    """One s [k] for `layers`, which read the same input; of several alphas the one with the closest output."""
+    input_absmax = torch.stack([layer.input_absmax for layer in layers]).amax(0)
+    weight_absmax = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in layers]).amax(0)
+    alphas = _scheme(layers[0]).alphas
+    candidates = [smoothing_scales(input_absmax, weight_absmax, alpha) for alpha in alphas]
+    if len(candidates) == 1:
+        return candidates[0]
+    return min(candidates, key=lambda s: sum(output_error(layer, s) for layer in layers))
+
+
+def output_error(layer: PreparedSmoothed, s: torch.Tensor) -> float:
+    """Mean squared error of the output on the layer's sample, if it were smoothed by `s` and quantized."""
+    if not layer.sample:  # the layer was saved and loaded in the middle
+        return 0.0
+    x, weight = torch.cat(layer.sample), layer.weight.detach().float()
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight * s)
+    trial = _scheme(layer).then.prepare_linear(linear)
+    trial.is_calibrating = True
+    exact = trial(x / s)
+    trial(_largest(layer, s))
+    trial.is_calibrating = False
+    trial.take_input_qparams_()
+    return (trial(x / s) - exact).square().mean().item()
+
+
+def _largest(layer: PreparedSmoothed, s: torch.Tensor) -> torch.Tensor:
+    """A row with the largest element of the smoothed input, which the sample may have missed, and zeros."""
+    row = layer.input_absmax / s
+    return torch.where(row == row.max(), row, 0.0)[None]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules change places by reference, so putting the references back undoes whatever was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+Places = dict[int, list[tuple[nn.Module, str]]]
+
+
+def places_of(modules: Iterable[nn.Module], model: nn.Module) -> Places:
+    """Where each of `modules` hangs in `model`, by its id: (parent, attribute). Holds none of them."""
+    places: Places = {id(module): [] for module in modules}
+    for parent in model.modules():
+        for attribute, child in parent._modules.items():
+            if id(child) in places:
+                places[id(child)].append((parent, attribute))
+    return places
+
+
+def replace_at(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
+    """Hangs `module` there."""
+    for parent, attribute in places:
+        parent._modules[attribute] = module
+
+
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """After an exception every module of `model` has the attributes, parameters, buffers and children it had before.
+
+    Tensors are put back, not copied: values that were changed in place stay changed.
+    """
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (references, dict(references))
+        for module in model.modules()
+        for references in (module.__dict__, module._parameters, module._buffers, module._modules)
+    ]
+    try:
+        yield
+    except BaseException:
+        for references, entries in before:
+            references.clear()
+            references.update(entries)
+        raise

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bias correction: no output is off on average any more, in any layer, with any scheme, and the rest is as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from asserts import assert_equal, assert_unchanged, assert_within, model_state
+from models import every_scheme
+
+
+def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+BATCHES = [
+    seeded(30, 12, seed=i).abs() for i in range(3)
+]  # not centred: errors of the weights add up to a shift
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24, bias=False), nn.ReLU(), nn.Linear(24, 5)
+    )
+
+
+def coarse(scheme=octavo.Int8Dynamic()) -> tuple[nn.Sequential, nn.Sequential]:
+    """The float model and one with weights of 3 bits."""
+    import dataclasses
+
+    reference = mlp()
+    return reference, octavo.quantized(reference, dataclasses.replace(scheme, weight_bits=3), data=BATCHES)
+
+
+def outputs(model: nn.Sequential) -> dict[str, torch.Tensor]:
+    """What each layer gives for all batches, float64."""
+    x, result = torch.cat(BATCHES), {}
+    with torch.no_grad():
+        for name, layer in model.named_children():
+            x = layer(x)
+            result[name] = x.double()
+    return {name: result[name] for name in ("0", "2", "4")}
+
+
+def oracle(reference: nn.Sequential, model: nn.Sequential) -> dict[str, torch.Tensor]:
+    """E[y' - y] of each layer, with the layers before it corrected already; `model` is changed."""
+    shifts = {}
+    for name in ("0", "2", "4"):
+        shifts[name] = (outputs(model)[name] - outputs(reference)[name]).mean(0)
+        layer = model.get_submodule(name)
+        old = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        layer.bias = nn.Parameter((old - shifts[name]).float(), requires_grad=False)
+    return shifts
+
+
+@every_scheme
+def test_no_layer_is_off_on_average_and_errors_do_not_grow(scheme):
+    """The mean of 90 outputs after one rounding of the bias: 1e-6 and more is a mistake. What a layer gives is closer,
+    by the square of the shift, on inputs that stay the same: those of the first."""
+    reference, model = coarse(scheme)
+    before, exact = outputs(model), outputs(reference)
+    shifts = octavo.correct_bias_(model, reference, BATCHES)
+    after = outputs(model)
+    assert list(shifts) == ["0", "2", "4"]
+    for name in shifts:
+        assert_within((after[name] - exact[name]).mean(0), torch.zeros(len(shifts[name])), 1e-6)
+    gained = (before["0"] - exact["0"]).square().mean(0) - (after["0"] - exact["0"]).square().mean(0)
+    assert_within(gained, shifts["0"].double().square(), 1e-6)
+
+
+def test_shifts_are_those_of_the_oracle_layer_by_layer():
+    reference, model = coarse()
+    expected = oracle(reference, copy.deepcopy(model))
+    shifts = octavo.correct_bias_(model, reference, iter(BATCHES))
+    for name, shift in shifts.items():
+        assert shift.abs().max() > 1e-3, "there should be something to correct"
+        assert_within(shift, expected[name], 1e-6)
+
+
+def test_a_layer_without_bias_gets_one_which_files_keep(tmp_path):
+    reference, model = coarse()
+    octavo.correct_bias_(model, reference, BATCHES)
+    assert model[2].bias is not None and not model[2].bias.requires_grad
+    octavo.save(model, tmp_path)
+    with torch.device("meta"):
+        skeleton = mlp()
+    loaded = octavo.load(tmp_path, skeleton)
+    assert torch.equal(loaded(BATCHES[0]), model(BATCHES[0]))
+
+
+def test_only_biases_change():
+    reference, model = coarse()
+    codes, reference_before = [layer.codes() for layer in model[::2]], model_state(reference)
+    octavo.correct_bias_(model.train(), reference, BATCHES)
+    for layer, before in zip(model[::2], codes, strict=True):
+        assert_equal(layer.codes(), before)
+    assert_unchanged(reference, reference_before)
+    assert model.training and all(module.training for module in model.modules())
+
+
+def test_a_prepared_model_is_corrected_before_it_is_trained_or_frozen():
+    reference, model = mlp(), mlp()
+    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.correct_bias_(model, reference, BATCHES)
+    assert model[2].bias.requires_grad
+    expected = model(BATCHES[0]).detach()
+    octavo.freeze_(model)
+    assert_within(model(BATCHES[0]), expected, 2**-18)  # float rounding of 24 products of about 1
+
+
+def test_quantizing_every_output_of_all_positive_inputs_gains():
+    reference, model = coarse()
+    before = octavo.compare(reference, model, BATCHES).output.sqnr_db
+    octavo.correct_bias_(model, reference, BATCHES)
+    assert octavo.compare(reference, model, BATCHES).output.sqnr_db > before + 1
+
+
+def bad_data():
+    reference, model = coarse()
+    return model, reference, [BATCHES[0], torch.full((2, 12), torch.nan)]
+
+
+def other_reference():
+    _, model = coarse()
+    return model, nn.Sequential(nn.Linear(12, 23)), BATCHES
+
+
+def empty_data():
+    reference, model = coarse()
+    return model, reference, []
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (bad_data, "layer '0' gives NaN or Inf on this data"),
+        (other_reference, "reference has no Linear '0' with 24 outputs"),
+        (empty_data, "data is empty"),
+        (lambda: (mlp(), mlp(), BATCHES), "model has no quantized layers"),
+    ],
+)
+def test_what_cannot_be_corrected_is_refused_and_the_model_stays(make, text):
+    model, reference, data = make()
+    before = model_state(model)
+    with pytest.raises(ValueError, match=text):
+        octavo.correct_bias_(model, reference, data)
+    assert_unchanged(model, before)
+
+
+def test_only_modules_are_taken_and_progress_shows_a_bar(capsys):
+    with pytest.raises(TypeError, match="reference is list"):
+        octavo.correct_bias_(mlp(), [], BATCHES)
+    reference, model = coarse()
+    octavo.correct_bias_(model, reference, BATCHES, progress=True)
+    assert "correcting biases" in capsys.readouterr().err
