@@ -64,8 +64,9 @@ check: build  ## formatting, lint and types, as CI checks them
 	$(bin)/ruff check .
 	$(bin)/mypy
 
-docs: build  ## run the notebooks again, outputs included
+docs: build  ## run the notebooks again, outputs included, and build the site into build/site
 	$(bin)/python tools/run_notebooks.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 mutate: .venv/torch.stamp  ## break kernels on purpose and expect the tests to notice
 	$(bin)/python tools/mutate.py

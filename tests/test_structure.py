@@ -17,16 +17,17 @@ CSRC = ROOT / "csrc"
 
 # Imports point down: a module may import those on the lines above its own, and its own folder.
 LAYERS = [
-    ["_C", "reference", "dtypes", "metrics", "malloc"],
+    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches"],
     ["ops", "cpu"],
     ["qparams", "timing"],
     ["observers", "fake_quantize"],
     ["nn"],
     ["schemes"],
-    ["report", "matching", "comparison"],
+    ["report", "matching", "comparison", "study_result"],
     ["convert", "compare", "checkpoint"],
-    ["pretrained", "demo_data"],
-    ["numpy", "demo", "integrations"],
+    ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
+    ["evaluate"],
+    ["numpy", "demo", "study", "integrations"],
     ["cli"],
 ]
 # Longer than the limit, and why.

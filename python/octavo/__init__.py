@@ -8,11 +8,14 @@ from importlib.metadata import version as _version
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import nn, numpy, ops, reference, schemes
+from . import dtypes, evaluation, metrics, nn, numpy, ops, reference, schemes
 from .checkpoint import load, save
 from .compare import compare
 from .convert import quantize_, quantized
 from .cpu import cpu_info, use_isa
+from .evaluate import evaluate
+from .evaluation import Evaluation, Prompts
+from .inspection import CheckpointContents, inspect_checkpoint
 from .malloc import keep_memory
 from .ops import int8_mm
 from .qparams import (
@@ -32,12 +35,15 @@ from .schemes.int8_weight_only import Int8WeightOnly
 __version__ = _version("octavo")
 
 __all__ = [
+    "CheckpointContents",
+    "Evaluation",
     "Int8Dynamic",
     "Int8WeightOnly",
     "PerChannel",
     "PerGroup",
     "PerTensor",
     "PerToken",
+    "Prompts",
     "QParams",
     "QuantizedTensor",
     "__version__",
@@ -45,9 +51,14 @@ __all__ = [
     "compare",
     "cpu_info",
     "dequantize",
+    "dtypes",
+    "evaluate",
+    "evaluation",
+    "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
     "load",
+    "metrics",
     "nn",
     "numpy",
     "ops",

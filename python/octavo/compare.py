@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .batches import calls, evaluating, float_tensors
 from .comparison import Comparison, LayerComparison, OutputComparison
 from .metrics import ErrorAccumulator
 from .nn import QuantLinear
@@ -44,12 +45,12 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
-    with torch.no_grad(), _evaluating(reference, model):
-        for args, kwargs in _with_progress(_calls(batches), progress):
+    with torch.no_grad(), evaluating(reference, model):
+        for args, kwargs in _with_progress(calls(batches, "compare: batches"), progress):
             with _hooked((probe.reference, probe.on_reference) for probe in probes):
-                expected = list(_float_tensors(reference(*args, **kwargs)))
+                expected = list(float_tensors(reference(*args, **kwargs)))
             with _hooked((probe.layer, probe.on_layer) for probe in probes):
-                found = list(_float_tensors(model(*args, **kwargs)))
+                found = list(float_tensors(model(*args, **kwargs)))
             for probe in probes:
                 probe.end_batch()
             _add_output(output, expected, found)
@@ -144,58 +145,12 @@ def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _calls(batches: Any) -> Iterator[tuple[tuple, dict]]:
-    if isinstance(batches, torch.Tensor | tuple | Mapping):
-        batches = [batches]
-    elif isinstance(batches, str) or not isinstance(batches, Iterable):
-        raise TypeError(
-            f"compare: batches is {type(batches).__name__}; "
-            "a tensor, a tuple, a dict or an iterable of those is needed"
-        )
-    for batch in batches:
-        if isinstance(batch, torch.Tensor):
-            yield (batch,), {}
-        elif isinstance(batch, Mapping):
-            yield (), dict(batch)
-        elif isinstance(batch, tuple | list):
-            yield tuple(batch), {}
-        else:
-            raise TypeError(f"compare: a batch is {type(batch).__name__}; a tensor, tuple or dict is needed")
-
-
-def _with_progress(calls: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
+def _with_progress(batches: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
     if not progress:
-        return calls
+        return batches
     from tqdm.auto import tqdm  # not at the top: in a notebook, tqdm.auto may warn as soon as it is imported
 
-    return tqdm(calls, desc="comparing", unit="batch")
-
-
-def _float_tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping):  # dicts and transformers' ModelOutput
-        for value in output.values():
-            yield from _float_tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _float_tensors(value)
-    elif hasattr(output, "__dataclass_fields__"):
-        for name in output.__dataclass_fields__:
-            yield from _float_tensors(getattr(output, name))
+    return tqdm(batches, desc="comparing", unit="batch")
 
 
 def _add_output(output: ErrorAccumulator, expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
