@@ -26,7 +26,7 @@ LAYERS = [
     ["report", "matching", "comparison"],
     ["convert", "compare", "checkpoint"],
     ["pretrained", "demo_data"],
-    ["numpy", "demo", "integrations"],
+    ["numpy", "demo", "bench", "integrations"],
     ["cli"],
 ]
 # Longer than the limit, and why.
