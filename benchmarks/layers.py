@@ -11,7 +11,7 @@ import gc
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,13 @@ def isas() -> list[str]:
     return [isa for isa in within if isa != "scalar"] or ["scalar"]
 
 
-def measure_plan(plan: Plan, ceilings: dict[str, Any]) -> tuple[list[Row], list[str]]:
-    """A row for each cell and candidate, and the rivals that were skipped. Progress goes to stderr."""
+def measure_plan(
+    plan: Plan, ceilings: dict[str, Any], on_table: Callable[[list[Row]], None] = lambda rows: None
+) -> tuple[list[Row], list[str]]:
+    """A row for each cell and candidate, and the rivals that were skipped. Progress goes to stderr.
+
+    on_table   gets all rows so far after each layer, dtype and kind of weights: the whole takes a quarter of an hour
+    """
     chosen, skipped = rivals.available(list(plan.rivals))
     rows = []
     for (in_features, out_features), dtype in itertools.product(plan.shapes, plan.dtypes):
@@ -99,6 +104,7 @@ def measure_plan(plan: Plan, ceilings: dict[str, Any]) -> tuple[list[Row], list[
                 cell = {"in_features": in_features, "out_features": out_features, "batch": batch}
                 cell |= {"dtype": dtype, "weights": weights}
                 rows.append(cell | row_of(measurement, chosen) | shares(measurement, cell, ceilings))
+            on_table(rows)
             seconds = time.perf_counter() - start
             print(f"{in_features} x {out_features} {dtype} {weights}: {seconds:.0f} s", file=sys.stderr)
             gc.collect()

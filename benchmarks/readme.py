@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the README's tables from committed results, so that the two cannot differ.
+"""Writes the tables of README.md and docs/performance.md from committed results, so that they cannot differ.
 
-Usage: python benchmarks/readme.py [--check]. A table stands between two comments of the README:
+Usage: python benchmarks/readme.py [--check]. A table stands between two comments:
 
     <!-- benchmarks: layers zen4-1-thread -->    TABLES' name, and a file of benchmarks/results without .json
     <!-- end -->
@@ -20,6 +20,7 @@ import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -39,6 +40,7 @@ def plain(name: str) -> Callable[[dict[str, Any]], str]:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": lambda results: f"{results['machine']['cpu']}\n\n{tables.machine_lines(results['machine'])}",
     "ceilings": lambda results: tables.ceilings_section(results["ceilings"]).partition("\n\n")[2],
+    "speedups": lambda results: tables.speedups(results["layers"]),
     "layers": layers("f32", "warm"),
     "layers_cold": layers("f32", "cold"),
     "layers_bf16": layers("bf16", "warm"),
@@ -64,15 +66,16 @@ def written(text: str, folder: Path) -> str:
 
 
 def main() -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = written(text, RESULTS)
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            print("README.md: tables differ from benchmarks/results: run python benchmarks/readme.py")
-        return int(new != text)
-    readme.write_text(new)
-    return 0
+    differing = 0
+    for document in DOCUMENTS:
+        text = document.read_text()
+        new = written(text, RESULTS)
+        if "--check" not in sys.argv[1:]:
+            document.write_text(new)
+        elif new != text:
+            differing += 1
+            print(f"{document.name}: tables differ from benchmarks/results: run python benchmarks/readme.py")
+    return int(differing > 0)
 
 
 if __name__ == "__main__":

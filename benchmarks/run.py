@@ -107,7 +107,9 @@ def main() -> int:
     for name in chosen.benchmarks or BENCHMARKS:
         if name == "layers":
             results[name], results["skipped"] = layers.measure_plan(
-                plan_of(chosen), results.get("ceilings", {})
+                plan_of(chosen),
+                results.get("ceilings", {}),
+                lambda rows: write(results | {"layers": rows}, chosen.output),
             )
         else:
             results[name] = importlib.import_module(name).measure()

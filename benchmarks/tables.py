@@ -210,6 +210,25 @@ def layer_summary(rows: list[Row]) -> str:
     return table([*columns, "fastest as accurate", "fastest of the others"], lines)
 
 
+def speedups(rows: list[Row]) -> str:
+    """For the README, a line for each layer, warm and float32: how many times as long torch fp32 and quantize_dynamic
+    take as Int8Dynamic."""
+    cells = {key: mine for key, mine in cells_of(rows).items() if key[3:] == ("f32", "warm")}
+    batches = sorted({key[2] for key in cells})
+    lines = []
+    for shape in dict.fromkeys(key[:2] for key in cells):
+        line = [f"{shape[0]} x {shape[1]}"]
+        for batch in batches:
+            found = {
+                rival["candidate"]: rival["ratio"]
+                for rival in rivals_of(cells.get((*shape, batch, "f32", "warm"), []))
+            }
+            pair = [f"{found[name]:.3g}" for name in ("torch fp32", "quantize_dynamic") if name in found]
+            line.append(" / ".join(pair))
+        lines.append(line)
+    return table(["layer", *(f"{batch} rows" for batch in batches)], lines)
+
+
 def ceilings_section(ceilings: dict[str, Any]) -> str:
     isas = [[isa, figure(gops)] for isa, gops in ceilings["gops"].items()]
     sizes = [

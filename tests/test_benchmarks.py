@@ -232,8 +232,9 @@ def test_two_runs_of_the_same_code_do_not_move_within_the_margin():
     assert [change.verdict for change in compare.changes(old, new)] == [""]
 
 
-def test_the_readme_shows_the_committed_results():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", readme.DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_shows_the_committed_results(document):
+    text = document.read_text()
     assert readme.written(text, readme.RESULTS) == text, "run python benchmarks/readme.py"
 
 
