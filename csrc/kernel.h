@@ -72,8 +72,8 @@ struct TileProduct {
   const std::int8_t* strips;    // first strip, at its first tile
   std::ptrdiff_t strip_stride;  // bytes from one strip to the next
   std::int64_t k_tiles;         // 64 k each
-  int m;                        // 1 .. tile_rows
-  int strip_count;              // 1 .. tile_strips
+  int m, strip_count;           // both at least 1, and within one of the kernel's tiles
+  bool cold;                    // the whole weight exceeds the L2 cache
   std::int32_t* acc;            // [m][strip_count * 16]
   std::ptrdiff_t acc_stride;    // elements
 };
@@ -146,6 +146,12 @@ struct RowRange {
   float max;  // of the row and 0; both NaN if the row holds NaN or Inf
 };
 
+// The most rows and strips of one TileProduct.
+struct TileShape {
+  int rows;
+  int strips;
+};
+
 // One instruction set. A null function means: that of `base`, the table to inherit from.
 struct Kernel {
   const char* name;
@@ -154,9 +160,9 @@ struct Kernel {
   const Kernel* base;      // null only for scalar
 
   RowForm form;
-  int tile_rows;    // the largest TileProduct::m
-  int tile_strips;  // the largest TileProduct::strip_count
-  int min_rows;     // below this many rows in a call, base's multiply is the faster one
+  TileShape tile;       // the fastest while weights come from the L2 cache
+  TileShape tall_tile;  // more rows for each byte of weights, for weights from beyond it; {0, 0}: none
+  int min_rows;         // below this many rows in a call, base's multiply is the faster one
 
   void (*multiply)(const TileProduct&);
   void (*leave)();  // each thread calls it after its last multiply of a call; null: nothing to tidy up

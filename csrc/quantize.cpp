@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Work is cut into segments of rows, so that one huge row (a tensor with a single scale) uses all threads as well as
-// many short ones (groups) do.
+// many short ones (groups) do. Stores past the caches (non-temporal) were tried for large outputs and lost: 33 against 27 ms
+// for 256 MB, because the kernel has just zeroed the new pages and their lines are still in the cache.
 #include "quantize.h"
 
 #include <algorithm>

@@ -15,6 +15,7 @@ namespace octavo {
 constexpr std::int64_t kSerialWork = 1000000;  // multiply-adds, 5 to 12 us, that do not pay for waking a second thread
 constexpr std::int64_t kRowsToSplit = 128;     // with this many rows for each thread, threads share out rows
 constexpr std::int64_t kPanelBytes = 256 << 10;  // weights that stay in the L2 cache while rows go by
+constexpr std::int64_t kCachedBytes = 1 << 20;   // the most weights that stay there from call to call
 
 // A block of activation rows as a kernel reads them.
 struct RowBlock {
@@ -36,7 +37,7 @@ struct RowBlock {
   std::int64_t stride() const { return (padded_k() + kTileK) * code_bytes(); }
 
   std::int64_t rows_within(std::int64_t bytes) const {
-    return std::max<std::int64_t>(kernel.tile_rows, bytes / (stride() * planes()));
+    return std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
   }
 };
 
@@ -47,7 +48,19 @@ struct Walk {
   std::int64_t count;  // activation rows
   const std::int8_t* strips;
   std::int64_t n;
+
+  // Too many weights to stay in the L2 cache from call to call.
+  bool is_cold() const { return n * block.padded_k() > kCachedBytes; }
+
+  std::int64_t row_tiles(TileShape shape) const { return ceil_divide(count, shape.rows / block.planes()); }
 };
+
+// The tall tile where weights do not stay in the L2 cache and fewer tiles of rows go by them.
+inline TileShape tile_shape(const Walk& walk) {
+  const Kernel& kernel = walk.block.kernel;
+  if (kernel.tall_tile.rows == 0 || !walk.is_cold()) return kernel.tile;
+  return walk.row_tiles(kernel.tall_tile) < walk.row_tiles(kernel.tile) ? kernel.tall_tile : kernel.tile;
+}
 
 struct Range {
   std::int64_t begin, end;
@@ -65,8 +78,9 @@ struct Tile {
 // Rows are dealt out evenly: 8 rows on a 6-row kernel are tiles of 4 + 4, not 6 + 2.
 struct Grid {
   const Walk& walk;
-  std::int64_t tile_columns = std::int64_t{walk.block.kernel.tile_strips} * kStripColumns;
-  std::int64_t row_tiles = ceil_divide(walk.count, walk.block.kernel.tile_rows / walk.block.planes());
+  TileShape shape = tile_shape(walk);
+  std::int64_t tile_columns = std::int64_t{shape.strips} * kStripColumns;
+  std::int64_t row_tiles = walk.row_tiles(shape);
   std::int64_t column_tiles = ceil_divide(walk.n, tile_columns);
 
   Range rows(std::int64_t row_tile) const {
@@ -129,6 +143,7 @@ inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, s
   product.k_tiles = length / kTileK;
   product.m = tile.m * block.planes();
   product.strip_count = tile.strips();
+  product.cold = walk.is_cold();
   product.acc = acc;
   product.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
   block.kernel.multiply(product);

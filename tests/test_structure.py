@@ -27,7 +27,7 @@ LAYERS = [
     ["convert", "compare", "checkpoint"],
     ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
     ["evaluate"],
-    ["numpy", "demo", "study", "integrations"],
+    ["numpy", "demo", "bench", "study", "integrations"],
     ["cli"],
 ]
 # Longer than the limit, and why.

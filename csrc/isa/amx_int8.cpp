@@ -123,11 +123,11 @@ const Kernel kernel_amx_int8 = {
     40,          // rank
     kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni | kFeatureAmxTile |
         kFeatureAmxInt8,
-    &kernel_avx512_vnni,       // base
-    RowForm::u8,               // form
-    kRowBlocks * kTileHeight,  // tile_rows
-    2,                         // tile_strips
-    3,                         // min_rows: a product takes as long for 1 row as for 8, so vpdpbusd wins at 1 and 2
+    &kernel_avx512_vnni,  // base
+    RowForm::u8,          // form
+    {kRowBlocks * kTileHeight, 2},
+    {0, 0},  // tall_tile
+    3,       // min_rows: a product takes as long for 1 row as for 8, so vpdpbusd wins at 1 and 2
     multiply,
     leave,
     nullptr,  // epilogue

@@ -15,7 +15,8 @@ namespace {
 
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kPrefetchBytes = 2048;
+// Into the L2 cache: 1.4x at 4 rows of weights from memory, 1.04x at 64, against 2 KB ahead into L1 (Zen 4).
+constexpr int kPrefetchBytes = 6144;
 constexpr int kQuarterBytes = kLineBytes / 4;
 
 // One asm for the pair, because g++ 12 otherwise moves accumulators through the stack.
@@ -43,7 +44,7 @@ void multiply_quarters(const TileProduct& tile, int strip, int first_quarter) {
   const std::int8_t* line = tile.strips + strip * tile.strip_stride + first_quarter * kQuarterBytes;
   for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
     OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
-      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetchBytes, _MM_HINT_T1);
       __m256i weights[kQuarters];
       OCTAVO_UNROLL for (int q = 0; q < kQuarters; ++q) weights[q] = widened(line + q * kQuarterBytes);
       OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -401,8 +402,8 @@ const Kernel kernel_avx2 = {
     kFeatureAvx2 | kFeatureFma | kFeatureF16c,
     &kernel_scalar,  // base
     RowForm::s16,    // form
-    6,               // tile_rows
-    1,               // tile_strips
+    {6, 1},          // tile
+    {0, 0},          // tall_tile
     1,               // min_rows
     multiply,
     nullptr,  // leave

@@ -15,7 +15,9 @@ namespace {
 
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kPrefetchBytes = 2048;
+// Into the L2 cache, where one stream needs help: 1.2 to 1.3x at 4 and 6 rows of weights from memory, against 2 KB ahead into
+// L1 (Zen 4, EVEX encoding). One row is faster without.
+constexpr int kPrefetchBytes = 6144;
 constexpr int kHalves = 2;
 
 inline void dot(__m256i& acc, __m256i activations, __m256i half_line) {
@@ -42,10 +44,11 @@ void multiply_strip(const TileProduct& tile, int strip) {
   const std::int8_t* line = tile.strips + strip * tile.strip_stride;
   for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
     OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
-      _mm_prefetch(reinterpret_cast<const char*>(line) + l * kLineBytes + kPrefetchBytes, _MM_HINT_T0);
+      const std::int8_t* const at = line + l * kLineBytes;
+      if (kRows > 1) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
       __m256i weights[kHalves];
       OCTAVO_UNROLL for (int h = 0; h < kHalves; ++h) {
-        weights[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line + l * kLineBytes + h * 32));
+        weights[h] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + h * 32));
       }
       OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m256i activations = broadcast(codes + r * tile.row_stride + l * kLineK);
@@ -91,8 +94,8 @@ const Kernel kernel_avx_vnni = {
     kFeatureAvx2 | kFeatureFma | kFeatureF16c | kFeatureAvxVnni,
     &kernel_avx2,  // base
     RowForm::u8,   // form
-    6,             // tile_rows: 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
-    1,             // tile_strips
+    {6, 1},        // tile: 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
+    {0, 0},        // tall_tile
     1,             // min_rows
     multiply,
     nullptr,  // leave

@@ -172,8 +172,8 @@ const Kernel kernel_scalar = {
     0,            // features
     nullptr,      // base
     RowForm::u8,  // form
-    4,            // tile_rows
-    1,            // tile_strips
+    {4, 1},       // tile
+    {0, 0},       // tall_tile
     1,            // min_rows
     multiply,
     nullptr,  // leave

@@ -49,7 +49,8 @@ struct ActivationRows {
   Guarded<std::uint8_t> memory;
 };
 
-void multiply_equals_scalar(const Kernel& kernel, int m, int strips, std::int64_t k_tiles, Codes mode) {
+void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int strips, std::int64_t k_tiles,
+                            Codes mode) {
   Random random(static_cast<unsigned>(m * 1000 + strips * 100) + static_cast<unsigned>(k_tiles));
   const std::int64_t k = k_tiles * kTileK;
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(m * k));
@@ -60,21 +61,21 @@ void multiply_equals_scalar(const Kernel& kernel, int m, int strips, std::int64_
   std::vector<std::int32_t> expected(outputs, 1);
   Guarded<std::int32_t> got(outputs);
 
-  const auto run = [&](const Kernel& with, std::int32_t* acc) {
+  const bool cold = k_tiles % 2 == 1;  // a hint that changes no sum
+  const auto run = [&](const Kernel& with, TileShape shape, std::int32_t* acc) {
     ActivationRows rows(with, codes, m, k);
     const std::int64_t strip_stride = k * kStripColumns;
-    for (int first = 0; first < m; first += with.tile_rows) {
-      for (int strip = 0; strip < strips; strip += with.tile_strips) {
+    for (int first = 0; first < m; first += shape.rows) {
+      for (int strip = 0; strip < strips; strip += shape.strips) {
         with.multiply({rows.memory.data() + first * rows.stride, rows.stride, weight.data() + strip * strip_stride,
-                       strip_stride, k_tiles, std::min(with.tile_rows, m - first),
-                       std::min(with.tile_strips, strips - strip),
-                       acc + first * strips * kStripColumns + strip * kStripColumns, strips * kStripColumns});
+                       strip_stride, k_tiles, std::min(shape.rows, m - first), std::min(shape.strips, strips - strip),
+                       cold, acc + first * strips * kStripColumns + strip * kStripColumns, strips * kStripColumns});
       }
     }
     if (with.leave) with.leave();
   };
-  run(scalar(), expected.data());
-  run(kernel, got.data());
+  run(scalar(), scalar().tile, expected.data());
+  run(kernel, shape, got.data());
   for (std::size_t i = 0; i < outputs; ++i) {
     EXPECT(got[i] == expected[i], "%s m=%d strips=%d k=%ld %s: output %zu is %d, scalar gives %d", kernel.name, m,
            strips, static_cast<long>(k), name_of(mode), i, got[i], expected[i]);
@@ -83,12 +84,16 @@ void multiply_equals_scalar(const Kernel& kernel, int m, int strips, std::int64_
 
 void test_multiply(const Kernel& kernel) {
   for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
-    for (int m = 1; m <= kernel.tile_rows + 1; ++m) {
-      for (int strips = 1; strips <= kernel.tile_strips; ++strips) {
-        for (const std::int64_t k_tiles : {0, 1, 2, 5}) multiply_equals_scalar(kernel, m, strips, k_tiles, mode);
+    for (const TileShape shape : {kernel.tile, kernel.tall_tile}) {
+      for (int m = 1; shape.rows > 0 && m <= shape.rows + 1; ++m) {
+        for (int strips = 1; strips <= shape.strips; ++strips) {
+          for (const std::int64_t k_tiles : {0, 1, 2, 5}) {
+            multiply_equals_scalar(kernel, shape, m, strips, k_tiles, mode);
+          }
+        }
       }
     }
-    multiply_equals_scalar(kernel, 1, 1, kMaxExactK / kTileK, mode);  // the largest exact sums
+    multiply_equals_scalar(kernel, kernel.tile, 1, 1, kMaxExactK / kTileK, mode);  // the largest exact sums
   }
 }
 
@@ -109,7 +114,7 @@ void test_all_products(const Kernel& kernel) {
     for (int a = 0; a < 256; ++a) {
       for (int strip = 0; strip < 16; ++strip) {
         kernel.multiply({rows.memory.data() + a * rows.stride, rows.stride, weight.data() + strip * kTileBytes,
-                         kTileBytes, 1, 1, 1, acc, kStripColumns});
+                         kTileBytes, 1, 1, 1, false, acc, kStripColumns});
         for (int column = 0; column < kStripColumns; ++column) {
           const int w = strip * 16 + column - 128;
           EXPECT(acc[column] == a * w, "%s: %d * %d gave %d", kernel.name, a, w, acc[column]);
@@ -293,7 +298,7 @@ void test_multiply_16_bit(const Kernel& kernel) {
   Random random(4);
   constexpr std::int64_t k = kMaxExactK16;
   for (const bool extremes : {true, false}) {
-    for (int m = 1; m <= kernel.tile_rows; ++m) {
+    for (int m = 1; m <= kernel.tile.rows; ++m) {
       Guarded<std::int16_t> rows(static_cast<std::size_t>(m * k));
       Guarded<std::int8_t> weight(static_cast<std::size_t>(k * kStripColumns));
       for (auto& code : rows) {
@@ -302,7 +307,7 @@ void test_multiply_16_bit(const Kernel& kernel) {
       }
       fill_codes(weight, extremes ? Codes::extremes : Codes::random, random);
       std::vector<std::int32_t> acc(static_cast<std::size_t>(m * kStripColumns));
-      kernel.multiply({rows.data(), 2 * k, weight.data(), 0, k / kTileK, m, 1, acc.data(), kStripColumns});
+      kernel.multiply({rows.data(), 2 * k, weight.data(), 0, k / kTileK, m, 1, false, acc.data(), kStripColumns});
       for (std::size_t i = 0; i < acc.size(); ++i) {
         const std::int64_t row = static_cast<std::int64_t>(i) / kStripColumns, column = i % kStripColumns;
         std::int64_t sum = 0;
@@ -325,9 +330,11 @@ bool can_run(const std::string& name) {
 
 int run() {
   for (const Kernel* kernel : built_kernels()) {
-    const int outputs = kernel->tile_rows * kernel->tile_strips * kStripColumns;
-    EXPECT(outputs <= kMaxTileOutputs, "%s: a tile has %d outputs, the drivers' stack is smaller", kernel->name,
-           outputs);
+    for (const TileShape shape : {kernel->tile, kernel->tall_tile}) {
+      const int outputs = shape.rows * shape.strips * kStripColumns;
+      EXPECT(outputs <= kMaxTileOutputs, "%s: a tile has %d outputs, the drivers' stack is smaller", kernel->name,
+             outputs);
+    }
   }
   for (const Kernel* kernel : runnable_kernels()) {
     test_multiply(*kernel);

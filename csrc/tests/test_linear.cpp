@@ -71,8 +71,13 @@ void expect_bits(const std::vector<float>& got, const std::vector<float>& expect
 }
 
 void test_same_bits_on_every_kernel_and_thread_count() {
-  for (const auto& [m, n, k] :
-       {Shape{1, 16, 64}, {2, 17, 65}, {7, 129, 383}, {5, 40, 1025}, {49, 100, 200}, {300, 80, 70}}) {
+  for (const auto& [m, n, k] : {Shape{1, 16, 64},
+                                {2, 17, 65},
+                                {7, 129, 383},
+                                {5, 40, 1025},
+                                {49, 100, 200},
+                                {300, 80, 70},
+                                {13, 1025, 1024}}) {  // the last one's weights exceed kCachedBytes: tall tiles
     const Layer layer(n, k, 7);
     const auto x = normal_reals(m * k, 8);
     for (const Form form : kForms) {
