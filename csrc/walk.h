@@ -36,8 +36,10 @@ struct RowBlock {
   // set of the cache.
   std::int64_t stride() const { return (padded_k() + kTileK) * code_bytes(); }
 
-  std::int64_t rows_within(std::int64_t bytes) const {
-    return std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
+  // How many of m rows to take at a time, so that they fit `bytes`: even blocks, but no smaller than a tile.
+  std::int64_t rows_within(std::int64_t bytes, std::int64_t m) const {
+    const std::int64_t most = std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
+    return ceil_divide(m, ceil_divide(m, most));
   }
 };
 
