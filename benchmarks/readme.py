@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README.md and docs/performance.md from committed results, so that they cannot differ.
+"""Writes the tables of README.md and docs/performance.md from committed results, so that they cannot differ,
+and draws docs/performance.png.
 
 Usage: python benchmarks/readme.py [--check]. A table stands between two comments:
 
@@ -16,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import roofline
 import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
+PICTURED = "zen4-1-thread"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -66,6 +69,9 @@ def written(text: str, folder: Path) -> str:
 
 
 def main() -> int:
+    if "--check" not in sys.argv[1:]:
+        results = json.loads((RESULTS / f"{PICTURED}.json").read_text())
+        roofline.plot(results, ROOT / "docs/performance.png")
     differing = 0
     for document in DOCUMENTS:
         text = document.read_text()
