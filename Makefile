@@ -7,7 +7,7 @@ bin := .venv/bin
 # Compiling uses what is in .venv (no build isolation): fast, incremental, and with the torch that will run it.
 export PATH := $(CURDIR)/$(bin):$(PATH)
 sources := $(shell find csrc tools -name '*.[ch]pp' -o -name '*.h' -o -name '*.map' -o -name '*.py') CMakeLists.txt pyproject.toml
-cpp := $(shell find csrc -name '*.cpp' -o -name '*.h')
+cpp := $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h')
 
 .PHONY: help demo ctest test test_emulated build bench fmt check docs mutate sanitize clean
 
@@ -50,8 +50,8 @@ test_emulated: build ctest  ## the C++ programs and the behaviour tests on emula
 	  $$emulator $(bin)/python -m pytest tests/test_behaviour.py || exit 1; \
 	done
 
-bench: build  ## speed against fp32 and other quantizers
-	$(bin)/python benchmarks/run.py
+bench: build  ## speed of all parts and of every rival that is installed: benchmark.json, .md and .png
+	$(bin)/python benchmarks/run.py --output benchmark.json
 
 fmt: build  ## format C++ and Python
 	$(bin)/clang-format -i $(cpp)
@@ -64,8 +64,9 @@ check: build  ## formatting, lint and types, as CI checks them
 	$(bin)/ruff check .
 	$(bin)/mypy
 
-docs: build  ## run the notebooks again, outputs included
+docs: build  ## run the notebooks again, outputs included, and build the site into build/site
 	$(bin)/python tools/run_notebooks.py
+	NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 mutate: .venv/torch.stamp  ## break kernels on purpose and expect the tests to notice
 	$(bin)/python tools/mutate.py

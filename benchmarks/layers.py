@@ -1,85 +1,206 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One linear layer: Octavo against torch fp32 and quantize_dynamic (engine x86), fp32 in and out, weights warm.
+"""One linear layer: Octavo on every instruction set against every rival that is installed.
 
-Octavo's time holds everything: the quantization of each row, the product, scales and bias.
+A time holds all that a call does: the quantization of the rows, the product, scales and bias. Warm: the same weights in
+every call. Cold: a rotating set of copies, together three times the last-level cache, so that weights come from memory.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+import gc
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import octavo
-from octavo.timing import interleaved
-from timing import figures
+import rivals
+from ceilings import fastest_seconds
+from octavo.bench import (
+    Candidate,
+    Measurement,
+    exact_linear,
+    measure,
+    name_of,
+    octavo_candidates,
+    random_linear,
+)
+from timing import milliseconds
 
-SHAPES = [(384, 1536), (1024, 1024), (4096, 4096)]  # (in_features, out_features)
-BATCHES = [1, 4, 16, 64, 256, 1024]
-SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Dynamic(symmetric=False), octavo.Int8WeightOnly()]
+Row = dict[str, Any]
 
-
-def quantize_dynamic(model: nn.Module) -> nn.Module:
-    """A copy by torch.ao: 7-bit, per-tensor activations; the fastest int8 layers of eager PyTorch."""
-    torch.backends.quantized.engine = "x86"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.ao.quantization.quantize_dynamic(nn.Sequential(model), {nn.Linear}, dtype=torch.qint8)[0]
-
-
-def on_isa(isa: str, layer: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    def run() -> object:
-        with octavo.use_isa(isa):
-            return layer(x)
-
-    return run
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+COLD_BATCHES = 16  # above, arithmetic hides where the weights come from
+COLD_RIVALS = ("torch fp32", "quantize_dynamic")
 
 
-def candidates(linear: nn.Linear, x: torch.Tensor) -> dict[str, Callable[[], object]]:
-    rival = quantize_dynamic(linear)
-    runs: dict[str, Callable[[], object]] = {
-        "torch fp32": lambda: linear(x),
-        "quantize_dynamic": lambda: rival(x),
-    }
-    for scheme in SCHEMES:
-        layer = octavo.quantized(linear, scheme)
-        runs[f"octavo {scheme}"] = lambda layer=layer: layer(x)
-    dynamic = octavo.quantized(linear, octavo.Int8Dynamic())
-    active = octavo.cpu_info().active
-    for isa in octavo.cpu_info().isas:
-        if isa not in ("scalar", active):
-            runs[f"octavo Int8Dynamic() {isa}"] = on_isa(isa, dynamic, x)
-    return runs
+@dataclass(frozen=True)
+class Plan:
+    """Which cells to measure, and how long.
+
+    shapes     (in_features, out_features); rivals: names or files of rivals/, empty for all
+    rounds, seconds, limit   of octavo.timing.interleaved
+    """
+
+    shapes: tuple[tuple[int, int], ...] = (
+        (384, 1536),
+        (768, 3072),
+        (1024, 1024),
+        (4096, 4096),
+        (4096, 11008),
+    )
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
+    dtypes: tuple[str, ...] = ("f32", "bf16")
+    weights: tuple[str, ...] = ("warm", "cold")
+    rivals: tuple[str, ...] = ()
+    rounds: int = 15
+    seconds: float = 0.02
+    limit: float = 0.5
 
 
-def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((y.double() - exact).norm() / exact.norm())
+QUICK = Plan(
+    shapes=((1024, 1024), (4096, 4096)),
+    batches=(1, 16, 256),
+    dtypes=("f32",),
+    weights=("warm",),
+    rivals=("fp32", "quantize_dynamic", "int_mm", "onnxruntime dynamic"),
+    rounds=7,
+    limit=0.2,
+)
 
 
-def measure(rounds: int = 15) -> list[dict[str, object]]:
-    """One row for each shape, batch and candidate: milliseconds (best, median), error against float64."""
-    torch.manual_seed(0)
+def schemes() -> list[octavo.schemes.Scheme]:
+    return [octavo.Int8Dynamic(), octavo.Int8WeightOnly()]
+
+
+def isas() -> list[str]:
+    """Those that serve users, slowest first: up to the active one, and scalar only if that is all there is."""
+    info = octavo.cpu_info()
+    within = info.isas[: info.isas.index(info.active) + 1]
+    return [isa for isa in within if isa != "scalar"] or ["scalar"]
+
+
+def measure_plan(
+    plan: Plan, ceilings: dict[str, Any], on_table: Callable[[list[Row]], None] = lambda rows: None
+) -> tuple[list[Row], list[str]]:
+    """A row for each cell and candidate, and the rivals that were skipped. Progress goes to stderr.
+
+    on_table   gets all rows so far after each layer, dtype and kind of weights: the whole takes a quarter of an hour
+    """
+    chosen, skipped = rivals.available(list(plan.rivals))
     rows = []
-    for in_features, out_features in SHAPES:
-        linear = nn.Linear(in_features, out_features).requires_grad_(False)
-        for batch in BATCHES:
-            x = torch.randn(batch, in_features)
-            exact = x.double() @ linear.weight.double().T + linear.bias.double()
-            runs = candidates(linear, x)
-            with torch.inference_mode():
-                times = interleaved(runs, rounds=rounds)
-                errors = {name: relative_error(run(), exact) for name, run in runs.items()}
-            for name in times:
-                rows.append(
-                    {
-                        "in_features": in_features,
-                        "out_features": out_features,
-                        "batch": batch,
-                        "candidate": name,
-                        **figures(times, name),
-                        "relative_error": errors[name],
-                    }
-                )
-    return rows
+    for (in_features, out_features), dtype in itertools.product(plan.shapes, plan.dtypes):
+        linear = random_linear(in_features, out_features, DTYPES[dtype])
+        for weights in plan.weights:
+            start = time.perf_counter()
+            measured = warm(linear, chosen, plan) if weights == "warm" else cold(linear, chosen, plan)
+            for batch, measurement in measured:
+                cell = {"in_features": in_features, "out_features": out_features, "batch": batch}
+                cell |= {"dtype": dtype, "weights": weights}
+                rows.append(cell | row_of(measurement, chosen) | shares(measurement, cell, ceilings))
+            on_table(rows)
+            seconds = time.perf_counter() - start
+            print(f"{in_features} x {out_features} {dtype} {weights}: {seconds:.0f} s", file=sys.stderr)
+            gc.collect()
+    return rows, skipped
+
+
+def row_of(measurement: Measurement, chosen: list[rivals.Rival]) -> Row:
+    as_accurate = {rival.name: rival.as_accurate for rival in chosen}
+    row: Row = {"candidate": measurement.candidate, "isa": measurement.isa}
+    row["as_accurate"] = as_accurate.get(measurement.candidate, True)
+    if measurement.times is None:
+        return {**row, "failure": measurement.failure}
+    return {**row, **milliseconds(measurement.times), "relative_error": measurement.relative_error}
+
+
+def shares(measurement: Measurement, cell: Row, ceilings: dict[str, Any]) -> Row:
+    """gops: 10^9 operations per second, a multiplication and an addition being two. share: of the roofline of its
+    instruction set; rivals are held to that of the active one, in int8."""
+    if measurement.times is None:
+        return {}
+    shape, batch, median = (
+        (cell["in_features"], cell["out_features"]),
+        cell["batch"],
+        measurement.times.median,
+    )
+    found: Row = {"gops": 2 * batch * shape[0] * shape[1] / median / 1e9}
+    isa = measurement.isa or octavo.cpu_info().active
+    if isa in ceilings.get("gops", {}):
+        cold = cell["weights"] == "cold"
+        found["share"] = fastest_seconds(ceilings, isa, shape, batch, cold) / median
+    return found
+
+
+def warm(linear: nn.Linear, chosen: list[rivals.Rival], plan: Plan) -> Iterator[tuple[int, Measurement]]:
+    """Each rival is built once for all batches, and again only if it serves few."""
+    dtype = linear.weight.dtype
+    ours = octavo_candidates(linear, schemes(), isas())
+    built = {rival.name: candidate_of(rival, linear) for rival in chosen if not rival.batches}
+    for batch in plan.batches:
+        theirs = [
+            built.get(rival.name) or candidate_of(rival, linear)
+            for rival in chosen
+            if rival.takes(dtype, batch)
+        ]
+        x = torch.randn(batch, linear.in_features).to(dtype)
+        for measurement in timed(theirs + ours, linear, x, plan):
+            yield batch, measurement
+
+
+def candidate_of(rival: rivals.Rival, linear: nn.Linear, copies: int = 1) -> Candidate:
+    """If it cannot be built, the candidate raises why when it is run."""
+    try:
+        with torch.inference_mode():
+            layers = [rival.build(linear) for _ in range(copies)]
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+
+        def fail(x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError(f"cannot be built: {failure}")
+
+        return Candidate(rival.name, fail)
+    return Candidate(rival.name, layers[0] if copies == 1 else rotating(layers))
+
+
+def rotating(layers: list[rivals.Run]) -> rivals.Run:
+    """Calls one layer after the other: no weight is met again before all others were read."""
+    order = itertools.cycle(layers)
+    return lambda x: next(order)(x)
+
+
+def cold(linear: nn.Linear, chosen: list[rivals.Rival], plan: Plan) -> Iterator[tuple[int, Measurement]]:
+    dtype, count = linear.weight.dtype, linear.weight.numel()
+    copies = 2 + 3 * last_level_cache() // count  # int8: the same number makes fp32 four times as large
+    theirs = [
+        candidate_of(rival, linear, copies)
+        for rival in chosen
+        if rival.name in COLD_RIVALS and rival.takes(dtype, 1)
+    ]
+    ours = []
+    for scheme in schemes():
+        layers: list[rivals.Run] = [octavo.quantized(linear, scheme) for _ in range(copies)]
+        ours += [Candidate(name_of(scheme), rotating(layers), isa) for isa in isas()]
+    for batch in plan.batches:
+        if batch <= COLD_BATCHES:
+            x = torch.randn(batch, linear.in_features).to(dtype)
+            for measurement in timed(theirs + ours, linear, x, plan):
+                yield batch, measurement
+
+
+def last_level_cache() -> int:
+    """Bytes; 32 MB if the system does not say."""
+    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    sizes = [int(path.read_text().strip().removesuffix("K")) * 1024 for path in levels]
+    return max(sizes, default=32 << 20)
+
+
+def timed(candidates: list[Candidate], linear: nn.Linear, x: torch.Tensor, plan: Plan) -> list[Measurement]:
+    exact = exact_linear(linear, x)
+    return measure(candidates, x, exact, rounds=plan.rounds, seconds=plan.seconds, limit=plan.limit)

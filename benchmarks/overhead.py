@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call costs before any arithmetic: a 64 x 64 layer with one row."""
+"""What a call costs before any arithmetic: a 64 x 64 layer with one row, and every rival that is installed."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-import octavo
-from layers import quantize_dynamic
-from octavo.timing import interleaved
+import rivals
+from layers import candidate_of, row_of, schemes
+from octavo.bench import exact_linear, octavo_candidates, random_linear
+from octavo.bench import measure as measure_candidates
 
 
-def measure(rounds: int = 15) -> list[dict[str, object]]:
-    """Microseconds per call."""
-    torch.manual_seed(0)
-    linear = nn.Linear(64, 64).requires_grad_(False)
+def measure(only: list[str] | None = None) -> list[dict[str, object]]:
+    """Milliseconds per call. only: names or files of rivals; None or empty: all."""
+    linear = random_linear(64, 64)
     x = torch.randn(1, 64)
-    layers = {
-        "torch fp32": linear,
-        "quantize_dynamic": quantize_dynamic(linear),
-        "octavo Int8Dynamic": octavo.quantized(linear, octavo.Int8Dynamic()),
-        "octavo Int8WeightOnly": octavo.quantized(linear, octavo.Int8WeightOnly()),
-    }
-    with torch.inference_mode():
-        times = interleaved(
-            {name: lambda layer=layer: layer(x) for name, layer in layers.items()}, rounds=rounds
-        )
-    return [
-        {"candidate": name, "best_us": taken.best * 1e6, "median_us": taken.median * 1e6}
-        for name, taken in times.items()
-    ]
+    chosen = [rival for rival in rivals.available(only)[0] if rival.takes(x.dtype, 1)]
+    candidates = [candidate_of(rival, linear) for rival in chosen] + octavo_candidates(linear, schemes())
+    measured = measure_candidates(candidates, x, exact_linear(linear, x))
+    rows = [row_of(measurement, chosen) for measurement in measured]
+    fp32 = next((row["median_ms"] for row in rows if row["candidate"] == "torch fp32"), None)
+    for row in rows:
+        if fp32 is not None and "median_ms" in row:
+            row["beyond_fp32_us"] = (row["median_ms"] - fp32) * 1e3
+    return rows

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the benchmarks, prints Markdown tables and writes a JSON file that says on what machine.
+"""Runs the benchmarks and writes FILE.json with what a reader must know of the machine, FILE.md and FILE.png.
 
-Usage: python benchmarks/run.py [layers] [overhead] [encoder] [--threads N] [--cap avx2] [--keep-memory] [--output FILE]
+Usage: python benchmarks/run.py [layers] [small_ops] ... [--threads N] [--cap avx2] [--output FILE.json]
+A part of the layers: --shapes 4096x4096 --batches 1,16 --dtypes f32 --weights warm --rivals fp32,quantize_dynamic
 
 `--cap avx2` holds Octavo and torch to AVX2, in a process of its own, because torch reads its caps once at start.
 """
@@ -9,6 +10,8 @@ Usage: python benchmarks/run.py [layers] [overhead] [encoder] [--threads N] [--c
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -18,23 +21,19 @@ from typing import Any
 
 import torch
 
+import ceilings
+import layers
 import octavo
+import roofline
+import tables
 from timing import CAPS, machine
 
-BENCHMARKS = ("layers", "overhead", "encoder")
+SCHEMA = 1  # of the JSON; a change that compare.py cannot read makes it 2
+# Each is a file of this folder with `measure()`, which returns rows; layers takes its plan as well.
+BENCHMARKS = ("layers", "small_ops", "overhead", "startup", "encoder", "decoder", "memory")
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Rows of one benchmark as a Markdown table."""
-    columns = list(rows[0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    for row in rows:
-        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def arguments() -> argparse.Namespace:
+def arguments(command: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,11 +46,50 @@ def arguments() -> argparse.Namespace:
         "--keep-memory", action="store_true", help="octavo.keep_memory(): no page faults of malloc"
     )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
-    chosen = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="few layers and rivals, about a minute")
+    parser.add_argument("--shapes", type=shapes, help="IN x OUT features: 384x1536,4096x4096")
+    parser.add_argument("--batches", type=numbers, help="rows of x: 1,16")
+    parser.add_argument("--dtypes", type=words, help=f"of {', '.join(layers.DTYPES)}")
+    parser.add_argument("--weights", type=words, help="of warm, cold")
+    parser.add_argument("--rivals", type=words, help="names or files of benchmarks/rivals; all if not given")
+    parser.add_argument("--rounds", type=int, help="turns of each candidate")
+    parser.add_argument("--no-ceilings", action="store_true", help="do not measure the machine first")
+    chosen = parser.parse_args(command)
     unknown = set(chosen.benchmarks) - set(BENCHMARKS)
     if unknown:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     return chosen
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def shapes(text: str) -> tuple[tuple[int, int], ...]:
+    pairs = [part.split("x") for part in text.split(",")]
+    return tuple((int(in_features), int(out_features)) for in_features, out_features in pairs)
+
+
+def plan_of(chosen: argparse.Namespace) -> layers.Plan:
+    """The full or the quick plan, with what the command line says otherwise."""
+    plan = layers.QUICK if chosen.quick else layers.Plan()
+    given = {field.name: getattr(chosen, field.name, None) for field in dataclasses.fields(plan)}
+    return dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+
+def write(results: dict[str, Any], output: Path) -> None:
+    """After every benchmark, so that one that fails does not take the others with it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    output.with_suffix(".md").write_text(tables.report(results))
+    try:
+        roofline.plot(results, output.with_suffix(".png"))
+    except ImportError:
+        print("no picture: matplotlib is not installed", file=sys.stderr)
 
 
 def main() -> int:
@@ -59,15 +97,24 @@ def main() -> int:
     if chosen.cap and any(os.environ.get(name) != value for name, value in CAPS.items()):
         return subprocess.run([sys.executable, *sys.argv], env={**os.environ, **CAPS}).returncode
     torch.set_num_threads(chosen.threads)
-    results: dict[str, Any] = {"machine": machine()}
+    torch.manual_seed(0)
+    results: dict[str, Any] = {"schema": SCHEMA, "machine": machine(), "skipped": []}
     if chosen.keep_memory and octavo.keep_memory():
         results["machine"]["malloc"] = "keep_memory"
-    print(json.dumps(results["machine"], indent=2))
+    if not chosen.no_ceilings:
+        results["ceilings"] = ceilings.measure(chosen.threads)
+    print(json.dumps(results, indent=1))
     for name in chosen.benchmarks or BENCHMARKS:
-        rows = __import__(name).measure()
-        results[name] = rows
-        print(f"\n## {name}\n\n{table(rows)}", flush=True)
-    chosen.output.write_text(json.dumps(results, indent=2) + "\n")
+        if name == "layers":
+            results[name], results["skipped"] = layers.measure_plan(
+                plan_of(chosen),
+                results.get("ceilings", {}),
+                lambda rows: write(results | {"layers": rows}, chosen.output),
+            )
+        else:
+            results[name] = importlib.import_module(name).measure()
+        print(f"\n{tables.section(name, results)}", flush=True)
+        write(results, chosen.output)
     return 0
 
 

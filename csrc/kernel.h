@@ -73,6 +73,7 @@ struct TileProduct {
   std::ptrdiff_t strip_stride;  // bytes from one strip to the next
   std::int64_t k_tiles;         // 64 k each
   int m, strip_count;           // both at least 1, and within one of the kernel's tiles
+  bool cold;                    // the whole weight exceeds the L2 cache
   std::int32_t* acc;            // [m][strip_count * 16]
   std::ptrdiff_t acc_stride;    // elements
 };

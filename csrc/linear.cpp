@@ -25,7 +25,7 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kScratchBytes = 16 << 20;  // activation codes of one block of rows
+constexpr std::int64_t kScratchBytes = 1000000;  // activation codes of one block of rows: they stay in the L2 cache
 
 // Memory of one thread that only grows. Calls do not nest, so one buffer for each purpose is enough.
 class Scratch {
@@ -204,7 +204,7 @@ template <class Quantize>
 void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, void* out, const Quantize& quantize) {
   if (x.m == 0 || weight.n == 0) return;
   const RowBlock block{kernel_for(x.m), weight.k, is_16_bit};
-  const std::int64_t rows_in_block = std::min(x.m, block.rows_within(kScratchBytes));
+  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
   auto* const qparams =
       reinterpret_cast<RowQParams*>(qparams_scratch.get(rows_in_block * static_cast<std::int64_t>(sizeof(RowQParams))));
   const std::int64_t x_row = weight.k * bytes_of(x.type), out_row = weight.n * bytes_of(x.type);
@@ -259,7 +259,7 @@ void int8_mm(const IntegerProduct& product) {
   pack_weight(product.b, n, k, 1, n, strips.data(), column_sum.data());
 
   const RowBlock block{kernel_for(product.m), k, false};
-  const std::int64_t rows_in_block = std::min(product.m, block.rows_within(kScratchBytes));
+  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, product.m);
   const std::uint8_t flip = product.a_is_signed ? 0x80 : 0;  // int8 + 128 is a uint8 with zero point 128
   const std::int32_t zero_point = product.a_is_signed ? 128 : 0;
   for (std::int64_t first = 0; first < product.m; first += rows_in_block) {

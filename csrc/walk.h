@@ -15,7 +15,7 @@ namespace octavo {
 constexpr std::int64_t kSerialWork = 1000000;  // multiply-adds, 5 to 12 us, that do not pay for waking a second thread
 constexpr std::int64_t kRowsToSplit = 128;     // with this many rows for each thread, threads share out rows
 constexpr std::int64_t kPanelBytes = 256 << 10;  // weights that stay in the L2 cache while rows go by
-constexpr std::int64_t kCachedBytes = 1 << 20;   // weights that stay there from call to call
+constexpr std::int64_t kCachedBytes = 1 << 20;   // the most weights that stay there from call to call
 
 // A block of activation rows as a kernel reads them.
 struct RowBlock {
@@ -36,8 +36,10 @@ struct RowBlock {
   // set of the cache.
   std::int64_t stride() const { return (padded_k() + kTileK) * code_bytes(); }
 
-  std::int64_t rows_within(std::int64_t bytes) const {
-    return std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
+  // How many of m rows to take at a time, so that they fit `bytes`: even blocks, but no smaller than a tile.
+  std::int64_t rows_within(std::int64_t bytes, std::int64_t m) const {
+    const std::int64_t most = std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
+    return ceil_divide(m, ceil_divide(m, most));
   }
 };
 
@@ -49,13 +51,16 @@ struct Walk {
   const std::int8_t* strips;
   std::int64_t n;
 
+  // Too many weights to stay in the L2 cache from call to call.
+  bool is_cold() const { return n * block.padded_k() > kCachedBytes; }
+
   std::int64_t row_tiles(TileShape shape) const { return ceil_divide(count, shape.rows / block.planes()); }
 };
 
 // The tall tile where weights do not stay in the L2 cache and fewer tiles of rows go by them.
 inline TileShape tile_shape(const Walk& walk) {
   const Kernel& kernel = walk.block.kernel;
-  if (kernel.tall_tile.rows == 0 || walk.n * walk.block.padded_k() <= kCachedBytes) return kernel.tile;
+  if (kernel.tall_tile.rows == 0 || !walk.is_cold()) return kernel.tile;
   return walk.row_tiles(kernel.tall_tile) < walk.row_tiles(kernel.tile) ? kernel.tall_tile : kernel.tile;
 }
 
@@ -140,6 +145,7 @@ inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, s
   product.k_tiles = length / kTileK;
   product.m = tile.m * block.planes();
   product.strip_count = tile.strips();
+  product.cold = walk.is_cold();
   product.acc = acc;
   product.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
   block.kernel.multiply(product);

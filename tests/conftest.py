@@ -2,9 +2,11 @@
 """Every runnable instruction set is covered in one run; what this CPU lacks is printed as not covered."""
 
 import pytest
+import torch
 
 import octavo
-from octavo import _C
+from octavo import _C, ops
+from operator_arguments import LINEARS
 
 RUNNABLE = _C.runnable_isas()
 NOT_COVERED = [isa for isa in _C.built_isas() if isa not in RUNNABLE]
@@ -27,3 +29,21 @@ def isa(request):
     """Runs the test once with each instruction set of this CPU."""
     with octavo.use_isa(request.param):
         yield request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Each test draws the same random numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=LINEARS)
+def linear(request):
+    """A linear operator as f(x, packed, column_sum, weight_scale, bias); module=reference calls the reference's."""
+    name, options = LINEARS[request.param]
+
+    def call(*arguments, module=ops):
+        return getattr(module, name)(*arguments, *options)
+
+    call.op, call.options = getattr(torch.ops.octavo, name).default, options
+    return call

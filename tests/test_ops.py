@@ -1,73 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators through torch: equal to octavo.reference bit for bit, on every ISA and however they are called."""
+"""The operators' values equal octavo.reference's bit for bit, on every ISA, with any threads; bad input is named."""
 
 import pytest
 import torch
-from torch.library import opcheck
 
 import octavo
 from octavo import ops, reference
-
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-RANGES = {  # (dtype, symmetric): qmin, qmax
-    (torch.int8, True): (-127, 127),
-    (torch.int8, False): (-128, 127),
-    (torch.uint8, True): (1, 255),
-    (torch.uint8, False): (0, 255),
-}
-LINEARS = {
-    "dynamic_symmetric": ("linear_dynamic", (True,)),
-    "dynamic_affine": ("linear_dynamic", (False,)),
-    "static": ("linear_static", (torch.tensor([0.02]), torch.tensor([-7], dtype=torch.int32))),
-    "weight_only": ("linear_weight_only", ()),
-}
-
-
-def random_codes(*shape, dtype=torch.int8):
-    """Codes over all of dtype, both ends included."""
-    limits = torch.iinfo(dtype)
-    return torch.randint(limits.min, limits.max + 1, shape, dtype=dtype)
-
-
-def random_rows(m, k, dtype=torch.float32):
-    """Rows of very different size, one of them zero and one of them positive."""
-    x = torch.randn(m, k) * torch.logspace(-6, 3, m)[:, None]
-    x[m // 2] = 0
-    x[-1] = x[-1].abs()
-    return x.to(dtype)
-
-
-def make_weight(n, k, bias_dtype=torch.float32):
-    """packed, column_sum, weight_scale, bias of a random weight."""
-    packed, column_sum = ops.pack_weight(random_codes(n, k))
-    bias = None if bias_dtype is None else torch.randn(n).to(bias_dtype)
-    return packed, column_sum, torch.rand(n, 1) / 100, bias
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(params=LINEARS)
-def linear(request):
-    """A linear operator as f(x, packed, column_sum, weight_scale, bias); module=reference calls the reference's."""
-    name, options = LINEARS[request.param]
-
-    def call(*arguments, module=ops):
-        return getattr(module, name)(*arguments, *options)
-
-    call.op, call.options = getattr(torch.ops.octavo, name).default, options
-    return call
-
-
-def assert_same_bits(actual, expected):
-    """Equality of dtype, shape and bits, the sign of zero included; every NaN equals every other."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(actual.isnan(), expected.isnan())
-    bits = {4: torch.int32, 2: torch.int16, 1: torch.int8}[actual.element_size()]
-    assert torch.equal(actual.nan_to_num(nan=0.0).view(bits), expected.nan_to_num(nan=0.0).view(bits))
-
+from operator_arguments import FLOATS, RANGES, assert_same_bits, make_weight, random_codes, random_rows
 
 # --- values ---------------------------------------------------------------------------------------------------------
 
@@ -119,6 +58,9 @@ def test_packing_is_the_references_and_loses_nothing(n, k):
         packed, column_sum = ops.pack_weight(codes)
         expected_packed, expected_column_sum = reference.pack_weight(codes)
         assert_same_bits(packed, expected_packed)
+        into = torch.empty_like(packed)
+        assert_same_bits(ops.pack_weight_into(codes, into), column_sum)
+        assert_same_bits(into, packed)
         assert_same_bits(column_sum, expected_column_sum)
         assert_same_bits(ops.unpack_weight(packed, n, k), codes.contiguous())
 
@@ -173,148 +115,6 @@ def test_batch_split_and_threads_change_no_bit(isa, linear, m):
         torch.set_num_threads(before)
 
 
-# --- torch's contracts ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_opcheck_of_the_float_operators(dtype):
-    namespace, x = torch.ops.octavo, torch.randn(3, 5).to(dtype)
-    scale, zero_point = ops.choose_qparams(x, -128, 127, False)
-    codes = ops.quantize(x, scale, zero_point, -128, 127, torch.int8)
-    opcheck(namespace.choose_qparams.default, (x, -128, 127, False))
-    opcheck(namespace.quantize.default, (x, scale, zero_point, -128, 127, torch.int8))
-    opcheck(namespace.dequantize.default, (codes, scale, zero_point, dtype))
-
-
-def test_opcheck_of_the_integer_operators():
-    namespace, codes = torch.ops.octavo, random_codes(20, 70)
-    opcheck(namespace.int8_mm.default, (codes, random_codes(70, 3)))
-    opcheck(namespace.pack_weight.default, (codes,))
-    opcheck(namespace.unpack_weight.default, (ops.pack_weight(codes)[0], 20, 70))
-
-
-# Below ops.py the operator has no gradient of its own, and torch says so.
-@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("shape", [(70,), (3, 70), (0, 70), (2, 3, 70)])
-def test_opcheck_of_the_linear_operators(linear, dtype, requires_grad, shape):
-    x = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
-    opcheck(linear.op, (x, *make_weight(20, 70), *linear.options))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_compile_gives_one_graph_for_every_batch_size(linear, mode):
-    weight = make_weight(20, 70)
-    torch.compiler.reset()
-    compiled = torch.compile(
-        lambda x: linear(x * 2, *weight) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    with mode():
-        for m in (3, 17, 1, 64):
-            x = torch.randn(m, 70)
-            assert_same_bits(compiled(x), linear(x * 2, *weight) + 1)
-
-
-def test_compile_with_inductor_changes_no_bit(linear):
-    weight, x = make_weight(20, 70), torch.randn(4, 70)
-    torch.compiler.reset()
-    with torch.no_grad():
-        assert_same_bits(torch.compile(lambda x: linear(x, *weight), fullgraph=True)(x), linear(x, *weight))
-
-
-def test_compiled_gradients_are_the_eager_ones(linear):
-    weight = make_weight(20, 70)
-    torch.compiler.reset()
-    compiled = torch.compile(
-        lambda x: linear(x, *weight).sum(), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for m in (3, 5):
-        x = torch.randn(m, 70)
-        eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-        linear(eager_x, *weight).sum().backward()
-        compiled(compiled_x).backward()
-        assert_same_bits(compiled_x.grad, eager_x.grad)
-
-
-class Layer(torch.nn.Module):
-    def __init__(self, linear, weight):
-        super().__init__()
-        self.linear = linear
-        for name, tensor in zip(("packed", "column_sum", "weight_scale", "bias"), weight, strict=True):
-            self.register_buffer(name, tensor)
-
-    def forward(self, x):
-        return self.linear(x, self.packed, self.column_sum, self.weight_scale, self.bias)
-
-
-def test_export_keeps_one_node_and_a_dynamic_batch(linear):
-    layer = Layer(linear, make_weight(20, 70))
-    exported = torch.export.export(
-        layer, (torch.randn(4, 70),), dynamic_shapes={"x": {0: torch.export.Dim("m", min=1, max=1024)}}
-    )
-    assert [node.target for node in exported.graph.nodes if node.op == "call_function"] == [linear.op]
-    x = torch.randn(9, 70)
-    assert_same_bits(exported.module()(x), layer(x))
-
-
-def test_inference_mode_changes_no_bit_and_makes_inference_tensors(linear):
-    weight, x = make_weight(20, 70), torch.randn(3, 70)
-    with torch.inference_mode():
-        y = linear(x, *weight)
-    assert y.is_inference()
-    assert_same_bits(y.clone(), linear(x, *weight))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_casts_x_as_it_does_for_nn_linear(linear, dtype):
-    weight, x = make_weight(20, 70), torch.randn(3, 70)
-    with torch.autocast("cpu", dtype=dtype):
-        y = linear(x, *weight)
-        assert y.dtype == torch.nn.functional.linear(x, torch.randn(20, 70)).dtype == dtype
-    assert_same_bits(y, linear(x.to(dtype), *weight))
-
-
-# --- gradients ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_gradients_are_those_of_the_dequantized_layer(linear, dtype):
-    packed, column_sum, weight_scale, bias = make_weight(20, 70, dtype)
-    x, bias = torch.randn(2, 3, 70).to(dtype).requires_grad_(), bias.requires_grad_()
-    grad_y = torch.randn(2, 3, 20).to(dtype)
-    linear(x, packed, column_sum, weight_scale, bias).backward(grad_y)
-    weight = (ops.unpack_weight(packed, 20, 70) * weight_scale).to(dtype)
-    assert_same_bits(x.grad, grad_y @ weight)
-    assert_same_bits(bias.grad, grad_y.reshape(6, 20).sum(0))
-
-
-def test_gradients_do_not_change_the_result(linear):
-    weight, x = make_weight(20, 70), torch.randn(3, 70)
-    assert_same_bits(linear(x.clone().requires_grad_(), *weight).detach(), linear(x, *weight))
-
-
-def test_gradient_reaches_x_alone(linear):
-    weight, x = make_weight(20, 70), torch.randn(3, 70, requires_grad=True)
-    linear(x, *weight).sum().backward()
-    assert x.grad is not None and all(tensor.grad is None for tensor in weight)
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_weight_scale_marked_by_requires_grad_gets_no_gradient_and_no_warning(linear):
-    packed, column_sum, weight_scale, bias = make_weight(20, 70)
-    linear(torch.randn(3, 70), packed, column_sum, weight_scale.requires_grad_(), bias).sum().backward()
-    assert weight_scale.grad is None
-
-
-def test_nothing_asks_for_a_gradient_that_does_not_exist():
-    x = torch.randn(3, 5, requires_grad=True)
-    scale, zero_point = ops.choose_qparams(x, -127, 127, True)
-    codes = ops.quantize(x, scale, zero_point, -127, 127, torch.int8)
-    assert not scale.requires_grad
-    assert not ops.dequantize(codes, scale.clone().requires_grad_(), zero_point, torch.float32).requires_grad
-
-
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 X, SCALE, ZERO = torch.randn(3, 5), torch.ones(3), torch.zeros(3, dtype=torch.int32)
@@ -351,6 +151,7 @@ def static(input_scale, input_zero_point):
         (ValueError, "2 dimensions", lambda: ops.int8_mm(CODES, CODES[0])),
         (TypeError, "codes is float32", lambda: ops.pack_weight(X)),
         (ValueError, "2 dimensions", lambda: ops.pack_weight(CODES[0])),
+        (ValueError, "does not hold", lambda: ops.pack_weight_into(CODES, CODES)),
         (ValueError, "does not hold", lambda: ops.unpack_weight(ops.pack_weight(CODES)[0], 17, 5)),
         (ValueError, "input_scale must be float32", lambda: static(SCALE, ZERO[:1])),
         (ValueError, "positive", lambda: static(torch.zeros(1), ZERO[:1])),

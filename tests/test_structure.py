@@ -17,19 +17,20 @@ CSRC = ROOT / "csrc"
 
 # Imports point down: a module may import those on the lines above its own, and its own folder.
 LAYERS = [
-    ["_C", "reference", "dtypes", "metrics", "malloc", "batches", "shards"],
+    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "shards"],
     ["ops", "cpu"],
     ["qparams", "timing"],
     ["observers", "fake_quantize"],
     ["nn"],
     ["schemes"],
-    ["report", "matching", "comparison", "swap", "compressed_tensors"],
+    ["report", "matching", "comparison", "swap", "compressed_tensors", "study_result"],
     ["plan", "tracing"],
     ["smoothing"],
     ["prepare"],
     ["convert", "compare", "checkpoint", "bias_correction", "equalization"],
-    ["pretrained", "demo_data"],
-    ["numpy", "demo", "stream", "integrations"],
+    ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
+    ["evaluate"],
+    ["numpy", "demo", "bench", "study", "stream", "integrations"],
     ["cli"],
 ]
 # Longer than the limit, and why.

@@ -159,24 +159,36 @@ Tensor int8_mm_op(const Tensor& a_any, const Tensor& b_any) {
   return c;
 }
 
-std::tuple<Tensor, Tensor> pack_weight_op(const Tensor& codes) {
-  const Rows shape = rows_of("pack_weight", "codes", codes);
-  require(codes.scalar_type() == ScalarType::Char, "pack_weight: codes must be int8");
-  const std::int64_t n = shape.rows, k = shape.columns;
-  const Tensor packed = empty(
-      {ceil_divide(n, kStripColumns), ceil_divide(k, kTileK), kTileBytes / kLineBytes, kLineBytes}, ScalarType::Char);
-  const Tensor column_sum = empty({n}, ScalarType::Int);
-  pack_weight(data<std::int8_t>(codes), n, k, codes.stride(0), codes.stride(1), mutable_data<std::int8_t>(packed),
-              mutable_data<std::int32_t>(column_sum));
-  return {packed, column_sum};
-}
-
 void check_packed(const char* op, const Tensor& packed, std::int64_t n, std::int64_t k) {
   require(packed.scalar_type() == ScalarType::Char && packed.dim() == 4 &&
               packed.size(0) == ceil_divide(n, kStripColumns) && packed.size(1) == ceil_divide(k, kTileK) &&
               packed.size(2) == kTileBytes / kLineBytes && packed.size(3) == kLineBytes,
           op, ": packed does not hold a weight of ", n, " x ", k, "; need int8 [", ceil_divide(n, kStripColumns), ", ",
           ceil_divide(k, kTileK), ", 16, 64] as pack_weight makes it");
+}
+
+// Fills `packed`; returns column_sum.
+Tensor pack_into(const char* op, const Tensor& codes, const Tensor& packed) {
+  const Rows shape = rows_of(op, "codes", codes);
+  require(codes.scalar_type() == ScalarType::Char, op, ": codes must be int8");
+  check_packed(op, packed, shape.rows, shape.columns);
+  require(packed.is_contiguous(), op, ": packed must be contiguous");
+  const Tensor column_sum = empty({shape.rows}, ScalarType::Int);
+  pack_weight(data<std::int8_t>(codes), shape.rows, shape.columns, codes.stride(0), codes.stride(1),
+              mutable_data<std::int8_t>(packed), mutable_data<std::int32_t>(column_sum));
+  return column_sum;
+}
+
+Tensor pack_weight_into_op(const Tensor& codes, const Tensor& packed) {
+  return pack_into("pack_weight_into", codes, packed);
+}
+
+std::tuple<Tensor, Tensor> pack_weight_op(const Tensor& codes) {
+  const Rows shape = rows_of("pack_weight", "codes", codes);
+  const Tensor packed = empty(
+      {ceil_divide(shape.rows, kStripColumns), ceil_divide(shape.columns, kTileK), kTileBytes / kLineBytes, kLineBytes},
+      ScalarType::Char);
+  return {packed, pack_into("pack_weight", codes, packed)};
 }
 
 Tensor unpack_weight_op(const Tensor& packed_any, std::int64_t n, std::int64_t k) {
@@ -295,6 +307,7 @@ STABLE_TORCH_LIBRARY(octavo, m) {
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, ScalarType dtype) -> Tensor");
   m.def("int8_mm(Tensor a, Tensor b) -> Tensor");
   m.def("pack_weight(Tensor codes) -> (Tensor packed, Tensor column_sum)");
+  m.def("pack_weight_into(Tensor codes, Tensor(a!) packed) -> Tensor column_sum");
   m.def("unpack_weight(Tensor packed, int n, int k) -> Tensor");
   m.def(
       "linear_dynamic(Tensor x, Tensor packed, Tensor column_sum, Tensor weight_scale, Tensor? bias, "
@@ -313,6 +326,7 @@ STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("dequantize", TORCH_BOX(&dequantize_op));
   m.impl("int8_mm", TORCH_BOX(&int8_mm_op));
   m.impl("pack_weight", TORCH_BOX(&pack_weight_op));
+  m.impl("pack_weight_into", TORCH_BOX(&pack_weight_into_op));
   m.impl("unpack_weight", TORCH_BOX(&unpack_weight_op));
   m.impl("linear_dynamic", TORCH_BOX(&linear_dynamic_op));
   m.impl("linear_static", TORCH_BOX(&linear_static_op));

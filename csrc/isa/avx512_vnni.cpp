@@ -6,10 +6,10 @@
 // of the instruction's peak (256 x 4096 x 4096, Zen 4). Tiles of 8 x 3 take 11 loads but fewer weights at a time: 3 %
 // faster from the L3 cache, 9 to 29 % from memory at 8 to 16 rows, and 1 % slower from the L2 cache.
 //
-// Strips are sequential streams, which the CPU prefetches by itself. Prefetches 256 to 4096 bytes ahead cost (Zen 4) 15 to
-// 20 % at 1 to 6 rows of weights from memory and 2 to 3 % at 64 rows and more; they gained only at 3 to 8 rows of weights
-// from the L3 cache, 3 to 7 %. Blocking over k or rows, packed activations and prefetches of the next panel into the L2
-// cache gained nothing.
+// Strips are sequential streams, which the CPU prefetches by itself. Only 1 and 2 rows of weights from beyond the L2 cache
+// gain from help: 1.1x with prefetches 1 KB ahead into L2 (20 % lost if the weights are in L2). Elsewhere prefetches 256 to
+// 4096 bytes ahead cost 2 to 20 %, but for 3 to 8 rows of weights from the L3 cache (Zen 4). Blocking over k or rows, packed
+// activations and prefetches of the next panel into the L2 cache gained nothing.
 #include <immintrin.h>
 
 #include "../kernel.h"
@@ -20,6 +20,7 @@ namespace {
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
 constexpr TileShape kTile{6, 4}, kTallTile{8, 3};
+constexpr int kPrefetchBytes = 1024;
 
 // An instruction of its own, because g++ 12 moves the accumulators of the intrinsic through the stack when a tile has
 // 24 of them: half the speed. vpdpbusd wraps; the saturating vpdpbusds would make sums inexact.
@@ -36,7 +37,7 @@ inline __m512i broadcast(const std::uint8_t* four_codes) {
 // A few rows leave too few accumulators to hide the latency of vpdpbusd: then each has several partial sums.
 constexpr int chains_for(int rows, int strips) { return rows * strips >= 8 ? 1 : rows * strips >= 4 ? 2 : 4; }
 
-template <int kRows, int kStrips>
+template <int kRows, int kStrips, bool kPrefetch>
 void multiply_tile(const TileProduct& tile) {
   constexpr int kChains = chains_for(kRows, kStrips);
   __m512i acc[kChains][kRows][kStrips];
@@ -49,7 +50,11 @@ void multiply_tile(const TileProduct& tile) {
   for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
     OCTAVO_UNROLL for (int line = 0; line < 4; ++line) {
       __m512i weights[kStrips];
-      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) weights[s] = _mm512_loadu_si512(strip[s] + line * kLineBytes);
+      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) {
+        const std::int8_t* const at = strip[s] + line * kLineBytes;
+        weights[s] = _mm512_loadu_si512(at);
+        if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetchBytes, _MM_HINT_T1);
+      }
       OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
         const __m512i activations = broadcast(codes + r * tile.row_stride + line * kLineK);
         OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) dot(acc[line % kChains][r][s], activations, weights[s]);
@@ -69,18 +74,18 @@ void multiply_tile(const TileProduct& tile) {
 
 using Multiply = void (*)(const TileProduct&);
 
-template <int kRows>
+template <int kRows, bool kPrefetch = false>
 constexpr Multiply multiply_for(int strips) {
   constexpr int kMost = kRows <= kTile.rows ? kTile.strips : kTallTile.strips;
-  constexpr Multiply by_strips[] = {multiply_tile<kRows, 1>, multiply_tile<kRows, 2>, multiply_tile<kRows, 3>,
-                                    multiply_tile<kRows, kMost>};
+  constexpr Multiply by_strips[] = {multiply_tile<kRows, 1, kPrefetch>, multiply_tile<kRows, 2, kPrefetch>,
+                                    multiply_tile<kRows, 3, kPrefetch>, multiply_tile<kRows, kMost, kPrefetch>};
   return by_strips[strips - 1];
 }
 
 void multiply(const TileProduct& tile) {
   switch (tile.m) {
-    case 1: return multiply_for<1>(tile.strip_count)(tile);
-    case 2: return multiply_for<2>(tile.strip_count)(tile);
+    case 1: return (tile.cold ? multiply_for<1, true> : multiply_for<1>)(tile.strip_count)(tile);
+    case 2: return (tile.cold ? multiply_for<2, true> : multiply_for<2>)(tile.strip_count)(tile);
     case 3: return multiply_for<3>(tile.strip_count)(tile);
     case 4: return multiply_for<4>(tile.strip_count)(tile);
     case 5: return multiply_for<5>(tile.strip_count)(tile);

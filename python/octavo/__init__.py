@@ -8,13 +8,16 @@ from importlib.metadata import version as _version
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import nn, numpy, observers, ops, reference, schemes
+from . import dtypes, evaluation, metrics, nn, numpy, observers, ops, reference, schemes
 from .bias_correction import correct_bias_
 from .checkpoint import load, save
 from .compare import compare
 from .convert import quantize_, quantized
 from .cpu import cpu_info, use_isa
 from .equalization import equalize_
+from .evaluate import evaluate
+from .evaluation import Evaluation, Prompts
+from .inspection import CheckpointContents, inspect_checkpoint
 from .malloc import keep_memory
 from .ops import int8_mm
 from .prepare import calibrating, freeze_, prepare_
@@ -38,6 +41,8 @@ from .schemes.smoothquant import SmoothQuant
 __version__ = _version("octavo")
 
 __all__ = [
+    "CheckpointContents",
+    "Evaluation",
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
@@ -46,6 +51,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PerToken",
+    "Prompts",
     "QParams",
     "QuantizedTensor",
     "SmoothQuant",
@@ -56,11 +62,16 @@ __all__ = [
     "correct_bias_",
     "cpu_info",
     "dequantize",
+    "dtypes",
     "equalize_",
+    "evaluate",
+    "evaluation",
     "freeze_",
+    "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
     "load",
+    "metrics",
     "nn",
     "numpy",
     "observers",

@@ -35,7 +35,7 @@ def fake_quantize(
     returns    x's shape and dtype; NaN becomes 0.0, as `octavo.ops.quantize` gives it the code zero_point
     raises     TypeError, ValueError for other dtypes, shapes, codes or estimators
     source     Bengio et al. 2013 (arXiv:1308.3432), section 4; clipped: Hubara et al. 2016 (arXiv:1609.07061)
-               and torch.fake_quantize_per_tensor_affine; docs/numerics.md, eq. 20
+               and torch.fake_quantize_per_tensor_affine; docs/numerics.md, eq. 34
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"fake_quantize: estimator is {estimator!r}, accepted are 'clipped' and 'pure'")
@@ -74,7 +74,7 @@ def lsq(
                  counts the features only, not the batch: pass 1 / sqrt(features * qmax)
     returns      x's shape and dtype
     raises       TypeError, ValueError as fake_quantize; ValueError unless qmin <= 0 < qmax
-    source       Esser et al. 2020 (arXiv:1902.08153), eq. 1 to 5; docs/numerics.md, eq. 21
+    source       Esser et al. 2020 (arXiv:1902.08153), eq. 1 to 5; docs/numerics.md, eq. 35
     """
     if not qmin <= 0 < qmax:
         raise ValueError(f"lsq: needs qmin <= 0 < qmax, because its zero_point is 0; got {qmin} and {qmax}")

@@ -20,6 +20,7 @@ _quantize = torch.ops.octavo.quantize.default
 _dequantize = torch.ops.octavo.dequantize.default
 _int8_mm = torch.ops.octavo.int8_mm.default
 _pack_weight = torch.ops.octavo.pack_weight.default
+_pack_weight_into = torch.ops.octavo.pack_weight_into.default
 _unpack_weight = torch.ops.octavo.unpack_weight.default
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
 _linear_static = torch.ops.octavo.linear_static.default
@@ -96,6 +97,21 @@ def pack_weight(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _pack_weight(codes)
 
 
+def packed_shape(n: int, k: int) -> tuple[int, int, int, int]:
+    """The shape of a packed weight of n rows and k columns."""
+    return (n + 15) // 16, (k + 63) // 64, 16, 64
+
+
+def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """`pack_weight` into memory that is there already: fills `packed`, int8 and contiguous; returns column_sum.
+
+    raises   as `pack_weight`; ValueError if packed has another shape than packed_shape(n, k)
+    source   ours
+    """
+    _check("pack_weight_into", "codes", codes, {torch.int8})
+    return _pack_weight_into(codes, packed)
+
+
 def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """The codes [n, k] int8 that `pack_weight` was given.
 
@@ -143,7 +159,7 @@ def linear_static(
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
 
-    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate at -128 and 127
+    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate there
     Other arguments, result and errors as `linear_dynamic`.
     source   Jacob et al. 2018 (arXiv:1712.05877), section 2
     """
@@ -262,8 +278,12 @@ def _(a, b):
 @torch.library.register_fake("octavo::pack_weight")
 def _(codes):
     n, k = codes.shape
-    packed = codes.new_empty(((n + 15) // 16, (k + 63) // 64, 16, 64))
-    return packed, codes.new_empty(n, dtype=torch.int32)
+    return codes.new_empty(packed_shape(n, k)), codes.new_empty(n, dtype=torch.int32)
+
+
+@torch.library.register_fake("octavo::pack_weight_into")
+def _(codes, packed):
+    return codes.new_empty(codes.shape[0], dtype=torch.int32)
 
 
 @torch.library.register_fake("octavo::unpack_weight")

@@ -13,11 +13,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from . import ops
+from .quantization_plot import Matrices, draw
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CODE_RANGES = {  # (dtype, symmetric): symmetric ranges have an integer middle, so that -x gets the mirrored code of x
@@ -213,6 +214,33 @@ class QuantizedTensor:
             granularity.to_rows(self.codes), self.scale.reshape(-1), self.zero_point.reshape(-1), dtype
         )
         return granularity.from_rows(rows, self.shape)
+
+    def plot(self, x: torch.Tensor, *, max_rows: int = 8, max_columns: int = 8) -> Any:
+        """A matplotlib Figure: `x`, its codes with their scales, what comes back, and the error in each cell.
+
+        x        what was quantized, of the same shape. Of a large one the top left corner is shown, which the figure
+                 says; axes before the last count as rows
+        raises   ValueError if the shapes differ, x is empty or a limit is not positive; ImportError without matplotlib
+        """
+        x = _check_x("QuantizedTensor.plot", x)
+        if x.shape != self.shape or not x.numel():
+            raise ValueError(
+                f"QuantizedTensor.plot: x has shape {list(x.shape)}, these codes {list(self.shape)}; "
+                "give the tensor that was quantized, not an empty one"
+            )
+        if max_rows < 1 or max_columns < 1:
+            raise ValueError(
+                f"QuantizedTensor.plot: at least 1 row and column, got {max_rows} and {max_columns}"
+            )
+        columns = x.shape[-1] if x.dim() else 1
+        tensors = (x, self.codes, self.dequantize(), self._spread(self.scale), self._spread(self.zero_point))
+        return draw(Matrices(*(tensor.reshape(-1, columns) for tensor in tensors)), max_rows, max_columns)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Each element's own scale or zero point, in the tensor's shape."""
+        granularity = self.qparams.granularity
+        rows = granularity.to_rows(self.codes)
+        return granularity.from_rows(values.reshape(-1, 1).expand(rows.shape), self.shape)
 
     def __repr__(self) -> str:
         return (

@@ -122,6 +122,13 @@ def pack_weight(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return packed, codes.sum(1, dtype=torch.int64).to(torch.int32)
 
 
+def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """`pack_weight` into `packed`; returns column_sum."""
+    result, column_sum = pack_weight(codes)
+    packed.copy_(result)
+    return column_sum
+
+
 def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """The codes [n, k] that `pack_weight` was given."""
     strips, tiles = packed.shape[:2]

@@ -6,18 +6,23 @@ Absolute times move with the neighbours of a virtual machine; ratios within one 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TypeVar
 
 import torch
 
 from .cpu import cpu_info
+
+Key = TypeVar("Key", bound=Hashable)  # a candidate's name
 
 
 @dataclass(frozen=True)
@@ -36,23 +41,52 @@ class Times:
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], *, rounds: int = 15, seconds: float = 0.02
-) -> dict[str, Times]:
-    """Times every candidate in turn, `rounds` times, each turn at least `seconds` long (one call at the least)."""
-    calls = {}
+    candidates: Mapping[Key, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    seconds: float = 0.02,
+    limit: float = math.inf,
+    contexts: Mapping[Key, Callable[[], AbstractContextManager[object]]] | None = None,
+) -> dict[Key, Times]:
+    """Times every candidate in turn, `rounds` times, each turn at least `seconds` long (one call at the least).
+
+    A turn of several calls begins with one untimed call: the neighbour before has left its own data in the caches.
+    limit      seconds for all turns of one candidate; a slower one sits out rounds, but gets three turns at the least
+    contexts   entered around each turn of the candidates named, outside the clock
+    """
+    calls, strides = {}, {}
     for name, run in candidates.items():
-        run()  # caches, lazy packing, page faults
-        start = time.perf_counter()
-        run()
-        calls[name] = max(1, round(seconds / (time.perf_counter() - start)))
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
+        with _context(contexts, name):
+            run()  # caches, lazy packing, page faults
             start = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            samples[name].append((time.perf_counter() - start) / calls[name])
+            run()
+            taken = time.perf_counter() - start
+        calls[name] = max(1, round(seconds / taken))
+        turns = max(3, min(rounds, int(limit / (taken * calls[name])) if limit < math.inf else rounds))
+        strides[name] = max(1, rounds // turns)
+    samples: dict[Key, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds):
+        for name, run in candidates.items():
+            if turn % strides[name] == 0:
+                with _context(contexts, name):
+                    samples[name].append(_one_turn(run, calls[name]))
     return {name: Times.of(times) for name, times in samples.items()}
+
+
+def _one_turn(run: Callable[[], object], calls: int) -> float:
+    """Seconds per call."""
+    if calls > 1:
+        run()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def _context(
+    contexts: Mapping[Key, Callable[[], AbstractContextManager[object]]] | None, name: Key
+) -> AbstractContextManager[object]:
+    return contexts[name]() if contexts and name in contexts else nullcontext()
 
 
 def page_faults(run: Callable[[], object], calls: int = 5) -> float:

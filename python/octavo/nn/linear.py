@@ -17,6 +17,7 @@ from torch import nn
 from .. import ops
 from ..cpu import cpu_info
 from ..qparams import FLOAT_DTYPES, Granularity
+from . import packed_memory
 from .scales import SCALES, is_scale_of
 
 
@@ -117,7 +118,9 @@ class QuantLinear(nn.Module):
         if codes is not None and not codes.is_meta:
             # Inference tensors could not be saved for backward.
             with torch.inference_mode(False), torch.no_grad():
-                self.packed, self.column_sum = ops.pack_weight(codes.detach())
+                packed = packed_memory.empty(ops.packed_shape(self.out_features, self.in_features))
+                self.column_sum = ops.pack_weight_into(codes.detach(), packed)
+                self.packed = packed
             self._parameters.pop("weight", None)
         return self
 

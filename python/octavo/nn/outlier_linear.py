@@ -144,7 +144,7 @@ class OutlierLinear(QuantLinear):
 def planes(weight: torch.Tensor) -> Planes:
     """`weight` [n, o] as 8-bit codes [n, 2 o] for `linear_weight_only`: scale * (high + low / 254), within scale / 508.
 
-    Source: ours; docs/numerics.md, eq. 25
+    Source: ours; docs/numerics.md, eq. 39
     """
     weight = weight.detach()
     scale, zero_point = ops.choose_qparams(weight, -127, 127, True)

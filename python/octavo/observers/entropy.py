@@ -48,7 +48,7 @@ def divergences(counts: torch.Tensor, candidates: torch.Tensor, levels: int) -> 
     non-empty bins in equal parts.
     counts       float64 [b]; candidates int64 [t], each at least `levels`
     returns      float64 [t]
-    source       docs/numerics.md, eq. 19
+    source       docs/numerics.md, eq. 33
     """
     total, kept = counts.sum(), _sum_before(counts)[candidates]
     clipped = total - kept

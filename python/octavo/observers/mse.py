@@ -23,7 +23,7 @@ class MSE(BinnedConfig):
 
     Tried are `steps` equal steps up to the full range, then as many finer ones around the best; affine ranges move both
     ends together, then each end alone. The root mean square error is known to one bin, so the chosen range is at most
-    two bins worse than the best one tried (docs/numerics.md, eq. 18). The order of the batches does not matter.
+    two bins worse than the best one tried (docs/numerics.md, eq. 32). The order of the batches does not matter.
     source   Choukroun et al. 2019 (arXiv:1902.06822), section 3; the grid as in torchao's AffineQuantizedMSEObserver,
              which however keeps the last batch only; the integral: ours
     """
@@ -62,7 +62,7 @@ def squared_errors(
 
     low, high   float64 [t]
     returns     float64 [t]
-    source      docs/numerics.md, eq. 17
+    source      docs/numerics.md, eq. 31
     """
     scale, zero_point = ops.choose_qparams(torch.stack([low, high], 1).float(), qmin, qmax, symmetric)
     s, z = scale.double()[:, None], zero_point.double()[:, None]

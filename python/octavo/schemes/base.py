@@ -8,6 +8,7 @@ be written to a file.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -45,6 +46,13 @@ class Scheme(ABC):
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @classmethod
+    def study_variants(cls) -> list[Scheme]:
+        """The instances that `octavo study` measures. Here: each combination of boolean fields, the defaults first."""
+        flags = {field.name: field.default for field in fields(cls) if isinstance(field.default, bool)}
+        choices = itertools.product(*((default, not default) for default in flags.values()))
+        return [cls(**dict(zip(flags, values, strict=True))) for values in choices]
 
     def linear(
         self,

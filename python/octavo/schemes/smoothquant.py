@@ -42,7 +42,7 @@ class SmoothQuant(Scheme):
              found while calibrating. A mapping {"norm": ["q", "k", "v"]} says it instead, and only those are folded.
              False: every layer multiplies its input
     weight_bits   those of `then`, if not given
-    source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4; docs/numerics.md, eq. 22 and 23
+    source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4; docs/numerics.md, eq. 36 and 37
     """
 
     weight_bits: int = field(default=0, kw_only=True)

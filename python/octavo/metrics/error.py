@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far an approximation is from its reference, in numbers.
+"""How far a tensor is from its reference, element by element.
 
 One accumulator holds five float64 numbers; each figure is read off them. So a figure over many batches is the
 figure of the batches put together, and nothing but those numbers is kept. The formulas stand in
@@ -38,7 +38,7 @@ class ErrorAccumulator:
 
         Raises: TypeError if one is not a tensor, or is complex; ValueError if the shapes differ.
         """
-        _check_pair(reference, approximation)
+        check_pair(reference, approximation, "approximation")
         # A copy on reshape happens only for strided views, one tensor at a time.
         references = reference.detach().reshape(-1).split(CHUNK)
         approximations = approximation.detach().reshape(-1).split(CHUNK)
@@ -69,10 +69,12 @@ class ErrorAccumulator:
     @property
     def cosine(self) -> float:
         """Cosine of the angle between the two flattened, in [-1, 1]. 1 when both are zero, 0 when one is."""
+        if self._noise == 0.0:
+            return 1.0  # also where rounding of the sums would miss it
         if self._signal == 0.0 or self._approximation == 0.0:
-            return 1.0 if self._signal == self._approximation else 0.0
-        # sqrt(a * a) is a, exactly: equal inputs give 1.0, which sqrt(a) * sqrt(a) does not promise.
-        value = self._dot / math.sqrt(self._signal * self._approximation)
+            return 0.0
+        # Two roots: the product of the squared lengths may leave float64's range where the lengths do not.
+        value = self._dot / (math.sqrt(self._signal) * math.sqrt(self._approximation))
         return value if math.isnan(value) else max(-1.0, min(1.0, value))
 
     @property
@@ -126,14 +128,16 @@ def _accumulate(reference: torch.Tensor, approximation: torch.Tensor) -> ErrorAc
     return accumulator
 
 
-def _check_pair(reference: torch.Tensor, approximation: torch.Tensor) -> None:
-    for name, value in (("reference", reference), ("approximation", approximation)):
+def check_pair(reference: torch.Tensor, approximation: torch.Tensor, name: str) -> None:
+    """Raises unless both are real tensors of one shape; `name` is what the caller's user calls the second."""
+    first = "reference" if name == "approximation" else f"reference_{name}"
+    for argument, value in ((first, reference), (name, approximation)):
         if not isinstance(value, torch.Tensor):
-            raise TypeError(f"metrics: {name} is {type(value).__name__}, a torch.Tensor is needed")
+            raise TypeError(f"metrics: {argument} is {type(value).__name__}, a torch.Tensor is needed")
         if value.is_complex():
-            raise TypeError(f"metrics: {name} is {value.dtype}, a real dtype is needed")
+            raise TypeError(f"metrics: {argument} is {value.dtype}, a real dtype is needed")
     if reference.shape != approximation.shape:
         raise ValueError(
-            f"metrics: approximation has shape {tuple(approximation.shape)}, "
-            f"reference {tuple(reference.shape)}; they must be the same"
+            f"metrics: {name} has shape {tuple(approximation.shape)}, "
+            f"{first} {tuple(reference.shape)}; they must be the same"
         )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO: int8 weights with activations quantized in groups of 32, and statically quantized by nncf.
+
+Input and output are views of torch's and OpenVINO's memory: nothing is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+
+import torch
+from torch import nn
+
+from . import Rival, Run
+
+REQUIRES = ("openvino", "nncf")
+os.environ.setdefault("NNCF_CI", "1")  # nncf would report its use over the network
+
+
+def graph(linear: nn.Linear) -> object:
+    """x @ weight.T + bias, an openvino.Model."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    weight, bias = linear.weight.detach().float().numpy(), linear.bias.detach().float().numpy()
+    x = ops.parameter([-1, linear.in_features], ov.Type.f32)
+    product = ops.matmul(x, ops.constant(weight), transpose_a=False, transpose_b=True)
+    return ov.Model([ops.add(product, ops.constant(bias))], [x], "linear")
+
+
+def compiled(model: object) -> Run:
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])
+
+
+def dynamic(linear: nn.Linear) -> Run:
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        return compiled(nncf.compress_weights(graph(linear), mode=nncf.CompressWeightsMode.INT8_SYM))
+
+
+def static(linear: nn.Linear) -> Run:
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    samples = nncf.Dataset([torch.randn(256, linear.in_features).numpy()])
+    with contextlib.redirect_stdout(io.StringIO()):
+        return compiled(nncf.quantize(graph(linear), samples, subset_size=1))
+
+
+RIVALS = [
+    Rival("openvino int8 weights", dynamic, True),
+    Rival("openvino static", static, False),
+]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`octavo study`: every registered scheme on one small language model, as tables, JSON and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._types import positive
+from .quantize import BY_NAME
+
+if TYPE_CHECKING:
+    from ..study_result import StudyResult
+
+HELP = "measure every scheme on a small language model that comes with the package"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, default="octavo-study", help="folder for the results (default: %(default)s)"
+    )
+    parser.add_argument("--schemes", nargs="+", choices=sorted(BY_NAME), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the text: seconds, coarse figures")
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="torch threads of the timed calls (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="also put the tables between the marks of this Markdown file",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run(options: argparse.Namespace) -> None:
+    import torch
+
+    from ..study import QUICK, Settings, run
+
+    torch.set_num_threads(options.threads)
+    chosen = None
+    if options.schemes:
+        chosen = [variant for name in options.schemes for variant in BY_NAME[name].study_variants()]
+    print("Quantizing and measuring, a minute or two ...", file=sys.stderr, flush=True)
+    result = run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print(result)
+    for path in result.save(options.output):
+        print(f"saved: {path}", file=sys.stderr)
+    if options.into:
+        result.write_into(options.into)
+        print(f"tables written into {options.into}", file=sys.stderr)
+
+
+def _print(result: StudyResult) -> None:
+    from ._tables import print_table
+
+    if not sys.stdout.isatty():  # rich would cut the lines to 80 columns
+        print(result)
+        return
+    for table in result.tables():
+        print(table.title)
+        print_table(table.header, table.rows, right=table.header[1:])
+    print(result.footer)

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint holds, layer by layer, read from the headers of its files: no tensor is ever loaded.
+
+Folders of `octavo.save`, folders of transformers (sharded and quantized ones included) and single safetensors files.
+A layer is what shares a name up to the last dot: `encoder.0.weight` and `encoder.0.weight_scale` are one.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .checkpoint import BUFFERS, CONFIG, FORMAT_VERSION, WEIGHTS
+
+HEADER = ("name", "kind", "scheme", "shape", "dtype", "bytes", "bits per weight")
+INDEX = WEIGHTS + ".index.json"
+PACKED = ("weight_packed", "qweight")  # compressed-tensors; GPTQ and AWQ: several codes in one integer
+_BITSANDBYTES = {"bitsandbytes__nf4": "bitsandbytes nf4", "bitsandbytes__fp4": "bitsandbytes fp4"}
+_DTYPES = {"F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "BF16": "bf16", "BOOL": "bool"}
+_KINDS = {0: "scalar", 1: "vector", 2: "matrix", 3: "convolution", 4: "convolution", 5: "convolution"}
+
+
+@dataclass(frozen=True)
+class CheckpointLayer:
+    """The tensors of one layer.
+
+    kind      "QuantLinear" (octavo's), "quantized" (others'), "buffer", "tied" (another layer's tensor under a second
+              name), else the shape of its weight in a word: a file does not say which class it came from
+    scheme    how it is quantized, empty for float layers; for a tied tensor the name of the other one
+    shape, dtype   of its weight as stored: packed codes of 4 bits lie 8 to an int32
+    bytes     of all its tensors: weight, scales, zero points, bias
+    weights   how many reals the weight stands for, for float layers all tensors; None if the file does not tell
+    bits_per_weight   8 * bytes / weights, scales and zero points included, the bias of a quantized layer not
+    """
+
+    name: str
+    kind: str
+    scheme: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    weights: int | None
+    bits_per_weight: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """What `inspect_checkpoint` returns. `print` shows a table.
+
+    format    "octavo", "transformers" or "safetensors"
+    files     [(name, bytes on disk)] of the files that hold tensors
+    """
+
+    path: str
+    format: str
+    files: list[tuple[str, int]]
+    layers: list[CheckpointLayer]
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors, each counted once."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def quantized(self) -> list[CheckpointLayer]:
+        return [layer for layer in self.layers if layer.scheme and layer.kind != "tied"]
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the quantized layers together, None if there are none or one does not tell."""
+        bits = [layer.bits_per_weight for layer in self.quantized]
+        weights = [layer.weights for layer in self.quantized]
+        if not weights or None in weights or None in bits:
+            return None
+        return sum(map(math.prod, zip(bits, weights, strict=True))) / sum(weights)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and totals; JSON."""
+        totals = {"bytes": self.bytes, "bits_per_weight": self.bits_per_weight}
+        return {**asdict(self), **totals}
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row of texts for each layer, in the order of HEADER."""
+        return [_cells(layer) for layer in self.layers]
+
+    @property
+    def summary(self) -> str:
+        bits = self.bits_per_weight
+        quantized = f"{len(self.quantized)} of {len(self.layers)} layers quantized"
+        if bits is not None:
+            quantized += f" to {bits:.3g} bits per weight, scales included"
+        files = ", ".join(f"{name} {size:,} bytes" for name, size in self.files)
+        return f"{self.format} checkpoint: {quantized}; {self.bytes:,} bytes of tensors\n{files}"
+
+    def __str__(self) -> str:
+        lines = [HEADER, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], self.summary])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{title}</th>" for title in HEADER)
+        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        notes = "".join(f"<div>{html.escape(line)}</div>" for line in self.summary.split("\n"))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointContents:
+    """What is in `path`, a folder of octavo.save or of transformers, or one safetensors file.
+
+    Only the headers of the files are read, so a checkpoint of any size takes milliseconds and no memory.
+    Raises: FileNotFoundError if path or one of its files is missing; ValueError if a file is truncated, of a newer
+    format or of another kind (pickle, GGUF).
+    Source: ours; the header as in the safetensors format description.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"inspect_checkpoint: {path} does not exist; give a checkpoint's folder or a safetensors file"
+        )
+    if path.is_file():
+        return _contents(path, "safetensors", [path], _grouped(_read_header(path), {}, {}))
+    if (path / CONFIG).exists():
+        return _octavo_contents(path)
+    files = _transformers_files(path)
+    tensors = {name: tensor for file in files for name, tensor in _read_header(file).items()}
+    if not (path / "config.json").exists():
+        return _contents(path, "safetensors", files, _grouped(tensors, {}, {}))
+    method = _read_json(path / "config.json").get("quantization_config") or {}
+    return _contents(path, "transformers", files, _grouped(tensors, {}, method))
+
+
+def _octavo_contents(folder: Path) -> CheckpointContents:
+    config = _read_json(folder / CONFIG)
+    version = config.get("format_version")
+    if config.get("format") != "octavo" or not isinstance(version, int):
+        raise ValueError(f"inspect_checkpoint: {folder / CONFIG} is not a file written by octavo.save")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"inspect_checkpoint: {folder / CONFIG} has format version {version}; "
+            f"this octavo reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    layers = _grouped(_read_header(folder / WEIGHTS), config.get("layers", {}), {})
+    files = [folder / WEIGHTS]
+    if (folder / BUFFERS).exists():
+        files.append(folder / BUFFERS)
+        layers += [
+            _layer(name, "buffer", "", {name: t}) for name, t in _read_header(folder / BUFFERS).items()
+        ]
+    for alias, name in config.get("aliases", {}).items():
+        layers.append(CheckpointLayer(alias, "tied", name, (), "", 0, None, None))
+    return _contents(folder, "octavo", files, layers)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str  # safetensors' name of it
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def _read_header(path: Path) -> dict[str, _Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"inspect_checkpoint: {path} does not exist; the checkpoint is incomplete")
+    try:
+        with safe_open(path, framework="pt"):  # checks the header and the file's length, and maps it
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"inspect_checkpoint: {path} is truncated or not a safetensors file ({error}); {_remedy(path)}"
+        ) from error
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    return {
+        name: _Tensor(
+            fields["dtype"], tuple(fields["shape"]), fields["data_offsets"][1] - fields["data_offsets"][0]
+        )
+        for name, fields in header.items()
+    }
+
+
+def _remedy(path: Path) -> str:
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        return "a pickle can run code when it is read: load it with torch and save it with octavo.save or safetensors"
+    return "give a file of safetensors, or the folder it came in"
+
+
+def _transformers_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"inspect_checkpoint: {folder / INDEX} has no 'weight_map'; the file is damaged")
+        return [folder / name for name in sorted(set(weight_map.values()))]
+    files = [folder / WEIGHTS] if (folder / WEIGHTS).exists() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")
+        )
+        found = f"only {', '.join(others)}; " if others else ""
+        raise ValueError(
+            f"inspect_checkpoint: {folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
+        )
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"inspect_checkpoint: {path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"inspect_checkpoint: {path} is not a JSON object")
+    return content
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def _grouped(
+    tensors: dict[str, _Tensor], schemes: dict[str, Any], method: dict[str, Any]
+) -> list[CheckpointLayer]:
+    """One layer for each owner; `schemes` are octavo's by layer, `method` is transformers' quantization_config."""
+    layers: dict[str, dict[str, _Tensor]] = {}
+    for name in sorted(tensors, key=_natural):
+        layers.setdefault(_owner(name, tensors), {})[name] = tensors[name]
+    found = []
+    for owner, own in layers.items():
+        if owner in schemes:
+            scheme = schemes[owner]
+            found.append(_layer(owner, "QuantLinear", _scheme_text(scheme), own, _code_bits(scheme, own)))
+        elif _is_quantized(owner, own):
+            found.append(_layer(owner, "quantized", _method_text(method, own), own, _code_bits(method, own)))
+        else:
+            found.append(_layer(owner, "", "", own))
+    return found
+
+
+def _layer(
+    name: str, kind: str, scheme: str, tensors: dict[str, _Tensor], code_bits: int | None = None
+) -> CheckpointLayer:
+    main_name = _main(name, tensors)
+    main = tensors[main_name]
+    total = sum(tensor.bytes for tensor in tensors.values())
+    counted, weights = total, sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if scheme:
+        counted = sum(tensor.bytes for key, tensor in tensors.items() if _leaf(key) != "bias")
+        weights = 0 if _leaf(main_name) in PACKED else math.prod(main.shape)  # 0: unknown
+        weights = main.bytes * 8 // code_bits if code_bits else weights
+    bits = 8 * counted / weights if weights else None
+    kind = kind or _KINDS.get(len(main.shape), "tensor")
+    dtype = _DTYPES.get(main.dtype) or main.dtype.replace("F", "fp").replace("U", "uint").replace("I", "int")
+    return CheckpointLayer(name, kind, scheme, main.shape, dtype, total, weights or None, bits)
+
+
+def _owner(name: str, tensors: dict[str, _Tensor]) -> str:
+    """The layer of a tensor. bitsandbytes hangs `weight.absmax` under `weight`: that is of weight's layer."""
+    parts = name.split(".")
+    end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in tensors)
+    return ".".join(parts[: end - 1])
+
+
+def _main(owner: str, tensors: dict[str, _Tensor]) -> str:
+    """The weight, else the largest."""
+    for leaf in ("weight", *PACKED):
+        name = f"{owner}.{leaf}" if owner else leaf
+        if name in tensors:
+            return name
+    return max(tensors, key=lambda name: tensors[name].bytes)
+
+
+def _is_quantized(owner: str, tensors: dict[str, _Tensor]) -> bool:
+    """A weight of integers or fp8 with something beside it that scales it."""
+    main = _main(owner, tensors)
+    narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
+    scaled = any(word in name for name in tensors for word in ("scale", "absmax", "SCB"))
+    return _leaf(main) in ("weight", *PACKED) and narrow and scaled
+
+
+def _code_bits(method: dict[str, Any], tensors: dict[str, _Tensor]) -> int | None:
+    """How many bits a code takes where several share an integer; None where each element is one code."""
+    leaves = set(map(_leaf, tensors))
+    if leaves & set(_BITSANDBYTES):
+        return 4
+    return _bits_of(method) if leaves & set(PACKED) else None
+
+
+def _bits_of(method: dict[str, Any]) -> int | None:
+    if isinstance(method.get("bits"), int):
+        return method["bits"]
+    groups = method.get("config_groups") or {}
+    bits = {(group.get("weights") or {}).get("num_bits") for group in groups.values()}
+    return bits.pop() if len(bits) == 1 else None
+
+
+def _method_text(method: dict[str, Any], tensors: dict[str, _Tensor]) -> str:
+    for name in tensors:
+        if _leaf(name) in _BITSANDBYTES:
+            return _BITSANDBYTES[_leaf(name)]
+    name, bits = method.get("quant_method", "unknown"), _bits_of(method)
+    return f"{name}, {bits} bits" if bits else name
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _scheme_text(fields: dict[str, Any]) -> str:
+    options = ", ".join(f"{key}={value!r}" for key, value in fields.items() if key != "name")
+    return f"{fields.get('name')}({options})"
+
+
+def _contents(
+    path: Path, format: str, files: Sequence[Path], layers: list[CheckpointLayer]
+) -> CheckpointContents:
+    return CheckpointContents(str(path), format, [(file.name, file.stat().st_size) for file in files], layers)
+
+
+def _cells(layer: CheckpointLayer) -> tuple[str, ...]:
+    return (
+        layer.name or "(the model)",
+        layer.kind,
+        layer.scheme or "-",
+        "x".join(map(str, layer.shape)) or "-",
+        layer.dtype or "-",
+        f"{layer.bytes:,}",
+        "-" if layer.bits_per_weight is None else f"{layer.bits_per_weight:.4g}",
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """layers.2 before layers.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

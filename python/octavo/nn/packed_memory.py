@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory for packed weights, on huge pages that many layers share.
+
+With one row of activations a layer takes as long as its weights take from memory, and through pages of 4 KB that is 10
+to 20 % longer than through pages of 2 MB (Zen 4). Most layers are too small for huge pages of their own, so layers that
+are packed one after another lie in one chunk. Only what they fill is resident. A chunk is freed with its last layer.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import weakref
+from math import prod
+
+import torch
+
+CHUNK_BYTES = 32 << 20
+HUGE_PAGE = 2 << 20
+LINE = 64  # where a kernel reads a line of a strip with one access to the cache
+
+_lock = threading.Lock()
+_chunk: weakref.ref[mmap.mmap] | None = None  # the one that is being filled, if any of its layers is alive
+_used = 0  # bytes of it
+
+
+def empty(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialized int8 tensor of `shape`, with a storage of its own."""
+    count = prod(shape)
+    if not hasattr(mmap, "MADV_HUGEPAGE") or count == 0:
+        return torch.empty(shape, dtype=torch.int8)
+    chunk, offset = _new_chunk(count) if count > CHUNK_BYTES else _place(count)
+    return torch.frombuffer(chunk, dtype=torch.int8, count=count, offset=offset).view(shape)
+
+
+def _place(count: int) -> tuple[mmap.mmap, int]:
+    """Room for `count` bytes: the chunk, and where in it."""
+    global _chunk, _used
+    with _lock:
+        chunk = _chunk() if _chunk is not None else None
+        if chunk is None or _used + count > len(chunk):
+            chunk, _used = _new_chunk(CHUNK_BYTES)
+            _chunk = weakref.ref(chunk)
+        offset, _used = _used, _used + -(-count // LINE) * LINE
+    return chunk, offset
+
+
+def _new_chunk(size: int) -> tuple[mmap.mmap, int]:
+    """At least `size` bytes, and where the first huge page begins."""
+    chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    chunk.madvise(mmap.MADV_HUGEPAGE)
+    return chunk, -torch.frombuffer(chunk, dtype=torch.int8, count=1).data_ptr() % HUGE_PAGE

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed weights share chunks of memory, and nothing else: storages, copies and lifetimes are their own."""
+
+import copy
+import gc
+import mmap
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.nn import packed_memory
+
+pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are Linux's")
+
+
+@pytest.fixture(autouse=True)
+def new_chunk(monkeypatch):
+    monkeypatch.setattr(packed_memory, "_chunk", None)
+
+
+def chunk():
+    return packed_memory._chunk and packed_memory._chunk()
+
+
+def test_tensors_lie_side_by_side_on_cache_lines():
+    a, b = packed_memory.empty((3, 5)), packed_memory.empty((2, 64))
+    assert a.data_ptr() % packed_memory.HUGE_PAGE == 0 and b.data_ptr() == a.data_ptr() + 64
+    assert a.untyped_storage().nbytes() == 15 and b.untyped_storage().nbytes() == 128
+
+
+def test_tensors_do_not_overlap():
+    tensors = [packed_memory.empty((size,)).fill_(size) for size in range(1, 100)]
+    assert all((tensor == size).all() for size, tensor in enumerate(tensors, start=1))
+
+
+def test_a_full_chunk_is_followed_by_another():
+    first, second = (packed_memory.empty((packed_memory.CHUNK_BYTES - 1,)) for _ in range(2))
+    first[-1], second[-1] = 1, 2
+    assert first[-1] == 1 and abs(first.data_ptr() - second.data_ptr()) >= packed_memory.CHUNK_BYTES
+
+
+def test_a_chunk_is_freed_with_the_last_of_its_layers():
+    layers = [octavo.quantized(nn.Linear(64, 64), octavo.Int8Dynamic()) for _ in range(2)]
+    assert chunk() is not None
+    del layers[0]
+    gc.collect()
+    assert chunk() is not None
+    layers.clear()
+    gc.collect()
+    assert chunk() is None
+
+
+def test_a_copied_layer_has_memory_of_its_own():
+    layer = octavo.quantized(nn.Linear(64, 32), octavo.Int8Dynamic())
+    clone = copy.deepcopy(layer)
+    assert torch.equal(clone.packed, layer.packed)
+    assert clone.packed.untyped_storage().nbytes() == layer.packed.numel()
+    assert clone.packed.data_ptr() != layer.packed.data_ptr()
+
+
+def test_a_huge_weight_has_a_chunk_of_its_own():
+    tensor = packed_memory.empty((packed_memory.CHUNK_BYTES + 1,))
+    tensor[-1] = 1
+    assert tensor.data_ptr() % packed_memory.HUGE_PAGE == 0 and chunk() is None
+
+
+def test_nothing_takes_no_memory():
+    assert packed_memory.empty((0, 4, 16, 64)).shape == (0, 4, 16, 64) and chunk() is None
+
+
+def test_without_huge_pages_memory_is_ordinary(monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert packed_memory.empty((16, 4)).shape == (16, 4) and chunk() is None
