@@ -143,7 +143,7 @@ def linear_static(
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
 
-    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate at -128 and 127
+    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate at both
     Other arguments, result and errors as `linear_dynamic`.
     source   Jacob et al. 2018 (arXiv:1712.05877), section 2
     """
