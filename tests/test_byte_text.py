@@ -43,6 +43,17 @@ def test_the_default_is_41_thousand_predicted_bytes_twice_the_same():
     assert torch.equal(windows, byte_text.held_out())
 
 
+def test_calibration_windows_are_evenly_spaced_pieces_of_the_training_text():
+    windows, text = byte_text.calibration(3, context=50), byte_text.training_bytes()
+    assert windows.shape == (3, 50) and windows.dtype == torch.int64
+    middle = (len(text) - 50) // 2
+    assert [bytes(window.tolist()) for window in windows] == [
+        bytes(text[start : start + 50].tolist()) for start in (0, middle, 2 * middle)
+    ]
+    with pytest.raises(ValueError, match="calibration: windows is 0; from 1 to "):
+        byte_text.calibration(0)
+
+
 @pytest.mark.parametrize("windows", [0, 10**9])
 def test_windows_that_do_not_fit_are_refused(windows):
     with pytest.raises(ValueError, match=f"held_out: windows is {windows}; from 1 to "):

@@ -27,7 +27,7 @@ def compiled(m: nn.Module, backend: str = "aot_eager", **options):
 @every_scheme
 @torch.no_grad()
 def test_a_model_is_one_graph_with_the_bits_of_eager(scheme):
-    m = octavo.quantized(model().eval(), scheme)
+    m = octavo.quantized(model().eval(), scheme, data=IDS)
     assert_bits_equal(compiled(m)(IDS), m(IDS))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import octavo
-from models import every_scheme, model
+from models import IDS, every_scheme, model
 from octavo.compare import model_bytes
 from octavo.evaluation import bits_per_weight, bytes_on_disk, energy, memory_of
 from octavo.evaluation.energy import Rapl, joules_per_call
@@ -19,7 +19,7 @@ from octavo.evaluation.resources import measure
 
 @every_scheme
 def test_the_parts_of_memory_add_up_to_the_whole(scheme):
-    quantized = octavo.quantized(model(), scheme)
+    quantized = octavo.quantized(model(), scheme, data=IDS)
     memory = memory_of(quantized)
     assert memory.total == model_bytes(quantized)
     assert memory.codes > 0 and memory.scales > 0
@@ -33,6 +33,17 @@ def test_each_part_is_counted_by_hand():
     assert bits_per_weight(layer) == 8 * (128 * 32 + 4 * 32) / (128 * 32)
     padded = octavo.quantized(nn.Sequential(nn.Linear(100, 20)), octavo.Int8Dynamic())
     assert memory_of(padded).codes == 128 * 32
+
+
+def test_what_outlier_columns_and_smoothing_add_counts_as_bits_of_the_weights():
+    """Columns that stay float32 have 32 bits for each of their weights, and their packed copies more."""
+    linear, x = nn.Linear(64, 32), torch.ones(4, 64)
+    x[:, :3] = 20
+    plain = bits_per_weight(octavo.quantized(linear, octavo.Int8Dynamic()))
+    outliers = bits_per_weight(octavo.quantized(linear, octavo.LLMInt8(), data=x))
+    assert outliers >= plain + 32 * 3 / 64
+    smoothed = bits_per_weight(octavo.quantized(linear, octavo.SmoothQuant(), data=x))
+    assert smoothed == plain + 8 * 4 * 64 / (64 * 32)
 
 
 def test_a_float_model_has_the_bits_of_its_dtype():
@@ -50,7 +61,7 @@ def test_shared_tensors_count_once():
 
 @every_scheme
 def test_bytes_on_disk_are_those_of_a_saved_folder(scheme, tmp_path):
-    quantized = octavo.quantized(model(), scheme)
+    quantized = octavo.quantized(model(), scheme, data=IDS)
     octavo.save(quantized, tmp_path)
     assert bytes_on_disk(quantized) == sum(path.stat().st_size for path in tmp_path.iterdir())
 

@@ -31,6 +31,8 @@ LAYERS = [
     ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
     ["evaluate"],
     ["numpy", "demo", "bench", "study", "stream", "integrations"],
+    ["sensitivity"],
+    ["mixed_precision"],
     ["cli"],
 ]
 # Longer than the limit, and why.

@@ -3,31 +3,29 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import octavo
-from octavo import cli, study
+from octavo import byte_text, cli, study
+from octavo.observers import MinMax, Percentile
 from octavo.schemes import SCHEMES
 from octavo.study_result import MARKS, StudyResult, StudyRow
 
 ROOT = Path(__file__).parent.parent
-TINY = study.Settings(windows=4, prompts=2, prompt_bytes=16, new_bytes=4, shapes=((1, 8),), rounds=1)
+TINY = study.Settings(
+    calibration_windows=2, windows=4, prompts=2, prompt_bytes=16, new_bytes=4, shapes=((1, 8),), rounds=1
+)
 
 
 @dataclass(frozen=True)
 class Coarse(octavo.Int8WeightOnly):
-    """Weights of which only the upper four bits are left: plainly worse than int8."""
+    """Weights of four bits: plainly worse than eight."""
 
-    def quantize_linear(self, linear: nn.Linear) -> octavo.nn.QuantLinear:
-        step = linear.weight.abs().amax(1, keepdim=True) / 7
-        coarse = nn.Linear(linear.in_features, linear.out_features)
-        coarse.weight.data, coarse.bias.data = (linear.weight / step).round() * step, linear.bias.data
-        return super().quantize_linear(coarse)
+    weight_bits: int = field(default=4, kw_only=True)
 
 
 def run_with_coarse() -> StudyResult:
@@ -61,7 +59,10 @@ def test_every_registered_scheme_is_measured_in_its_variants(result):
     """Being in the registry is enough: Coarse is known to this file alone."""
     names = [row.name for row in result.schemes]
     assert names == [*map(study.label, study.registered_schemes()), "Coarse"]
-    assert {"Int8Dynamic", "Int8Dynamic(symmetric=False)", "Int8WeightOnly"} <= set(names)
+    assert {row.scheme["name"] for row in result.schemes} == {*SCHEMES, "Coarse"}
+    assert {"Int8Dynamic(symmetric=False)", "Int8Static(MinMax)", "Int8Static(Percentile(99.9))"} <= set(
+        names
+    )
     for row in result.schemes:
         assert row.kld > 0 and row.bytes_on_disk < result.rows[0].bytes_on_disk
         assert row.scheme["name"] == row.name.partition("(")[0]
@@ -89,9 +90,28 @@ def test_the_figures_do_not_depend_on_the_number_of_threads(result):
     assert without_times(again) == without_times(result)
 
 
-def test_a_label_names_the_fields_that_are_not_at_their_defaults():
-    assert study.label(octavo.Int8Dynamic()) == "Int8Dynamic"
-    assert study.label(octavo.Int8Dynamic(symmetric=False)) == "Int8Dynamic(symmetric=False)"
+def test_schemes_calibrate_on_the_training_text_alone(monkeypatch):
+    """One window of it, all of the same byte, gives other scales than the text that is measured."""
+    zeros = torch.zeros(1000, dtype=torch.uint8)
+    usual = study.run([octavo.Int8Static()], settings=TINY).schemes[0].kld
+    monkeypatch.setattr(byte_text, "training_bytes", lambda: zeros)
+    assert study.run([octavo.Int8Static()], settings=TINY).schemes[0].kld > 2 * usual
+
+
+LABELS = {
+    "Int8Dynamic": octavo.Int8Dynamic(),
+    "Int8Dynamic(symmetric=False)": octavo.Int8Dynamic(symmetric=False),
+    "Int8WeightOnly(weight_bits=4)": octavo.Int8WeightOnly(weight_bits=4),
+    "Int8Static(Percentile(99.9), symmetric=False)": octavo.Int8Static(Percentile(99.9), symmetric=False),
+    "SmoothQuant": octavo.SmoothQuant(),
+    "SmoothQuant(0.7, then=Int8Static(MinMax))": octavo.SmoothQuant(0.7, octavo.Int8Static(MinMax())),
+    "LLMInt8(4.0)": octavo.LLMInt8(4.0),
+}
+
+
+@pytest.mark.parametrize("text", LABELS)
+def test_a_label_names_what_is_not_at_its_default_as_one_writes_it(text):
+    assert study.label(LABELS[text]) == text
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["tables", "json"])

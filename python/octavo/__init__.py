@@ -19,6 +19,7 @@ from .evaluate import evaluate
 from .evaluation import Evaluation, Prompts
 from .inspection import CheckpointContents, inspect_checkpoint
 from .malloc import keep_memory
+from .mixed_precision import choose
 from .ops import int8_mm
 from .prepare import calibrating, freeze_, prepare_
 from .qparams import (
@@ -37,6 +38,7 @@ from .schemes.int8_static import Int8Static
 from .schemes.int8_weight_only import Int8WeightOnly
 from .schemes.llm_int8 import LLMInt8
 from .schemes.smoothquant import SmoothQuant
+from .sensitivity import Sensitivity, sensitivity
 
 __version__ = _version("octavo")
 
@@ -54,9 +56,11 @@ __all__ = [
     "Prompts",
     "QParams",
     "QuantizedTensor",
+    "Sensitivity",
     "SmoothQuant",
     "__version__",
     "calibrating",
+    "choose",
     "choose_qparams",
     "compare",
     "correct_bias_",
@@ -83,5 +87,6 @@ __all__ = [
     "reference",
     "save",
     "schemes",
+    "sensitivity",
     "use_isa",
 ]

@@ -38,14 +38,15 @@ def held_out(windows: int = WINDOWS, context: int = 128) -> torch.Tensor:
 
     Raises: FileNotFoundError as `training_bytes`; ValueError if the windows would overlap.
     """
-    text = _joined(held_out=True)
-    length = context + 1
-    if windows < 1 or windows * length > len(text):
-        raise ValueError(
-            f"held_out: windows is {windows}; from 1 to {len(text) // length} windows of {length} bytes fit"
-        )
-    starts = torch.arange(windows) * ((len(text) - length) // max(windows - 1, 1))
-    return text[starts[:, None] + torch.arange(length)].long()
+    return _spread("held_out", _joined(held_out=True), windows, context + 1)
+
+
+def calibration(windows: int = 64, context: int = 128) -> torch.Tensor:
+    """Windows of the training text, to calibrate with: int64 [windows, context], evenly spread, never held out.
+
+    Raises: as `held_out`.
+    """
+    return _spread("calibration", training_bytes(), windows, context)
 
 
 def source_files() -> dict[str, Path]:
@@ -67,6 +68,15 @@ def is_held_out(name: str) -> bool:
 def _is_left_out(name: str) -> bool:
     # Tests repeat themselves; _sysconfigdata was written when this Python was built and knows that machine.
     return name.startswith("_sysconfigdata") or bool({"test", "tests"} & set(name.split("/")))
+
+
+def _spread(who: str, text: torch.Tensor, windows: int, length: int) -> torch.Tensor:
+    if windows < 1 or windows * length > len(text):
+        raise ValueError(
+            f"{who}: windows is {windows}; from 1 to {len(text) // length} windows of {length} bytes fit"
+        )
+    starts = torch.arange(windows) * ((len(text) - length) // max(windows - 1, 1))
+    return text[starts[:, None] + torch.arange(length)].long()
 
 
 def _joined(*, held_out: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from . import byte_lm, byte_text
 from .convert import quantized
 from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
+from .observers import ObserverConfig
 from .schemes import SCHEMES, Scheme
 from .study_result import StudyResult, StudyRow
 from .timing import interleaved, machine
@@ -33,12 +34,14 @@ SHARED = ("perplexity", "kld", "kld_standard_error", "top1_agreement", "accuracy
 class Settings:
     """How much is measured.
 
+    calibration_windows   of training text, 128 bytes each, that schemes with needs_data see
     windows       of held-out text, 128 predicted bytes each
     prompts       of held-out text, prompt_bytes each, continued by new_bytes greedy bytes
     shapes        windows x bytes of the timed calls
     rounds        timed calls of each model at each shape, the models taking turns
     """
 
+    calibration_windows: int = 64
     windows: int = byte_text.WINDOWS
     prompts: int = 48
     prompt_bytes: int = 64
@@ -47,7 +50,7 @@ class Settings:
     rounds: int = 15
 
 
-QUICK = Settings(windows=32, prompts=8, new_bytes=16, rounds=3)
+QUICK = Settings(calibration_windows=16, windows=32, prompts=8, new_bytes=16, rounds=3)
 
 
 def registered_schemes() -> list[Scheme]:
@@ -74,20 +77,28 @@ def run(
     chosen = {label(scheme): scheme for scheme in (registered_schemes() if schemes is None else schemes)}
     reference = byte_lm.load()
     models: dict[str, nn.Module] = {"fp32": reference}
-    models |= {name: quantized(reference, scheme) for name, scheme in chosen.items()}
     with _one_thread():
+        data = byte_text.calibration(settings.calibration_windows, CONTEXT)
+        models |= {name: quantized(reference, scheme, data=data) for name, scheme in chosen.items()}
         measure = _Measure(reference, settings)
         rows = [measure(name, model, chosen.get(name)) for name, model in _with_progress(models, progress)]
     return StudyResult(_with_times(rows, models, settings), _counts(settings), machine())
 
 
-def label(scheme: Scheme) -> str:
-    """The scheme's name and the fields that are not at their defaults: "Int8Dynamic(symmetric=False)"."""
-    changed = [
-        f"{field.name}={getattr(scheme, field.name)!r}"
-        for field in fields(scheme)
-        if getattr(scheme, field.name) != field.default
-    ]
+def label(scheme: Scheme | ObserverConfig) -> str:
+    """The name and what is not at its default: "Int8Dynamic(symmetric=False)", "SmoothQuant(then=Int8Static(MinMax))".
+
+    The first field, unless it is a flag, goes without its name, as one writes it.
+    """
+    own = sorted(fields(scheme), key=lambda item: bool(item.kw_only))
+    required = {item.name: getattr(scheme, item.name) for item in own if item.default is MISSING}
+    default, changed = type(scheme)(**required), []
+    for item in own:
+        value = getattr(scheme, item.name)
+        if item.name in required or value != getattr(default, item.name):
+            text = label(value) if isinstance(value, Scheme | ObserverConfig) else repr(value)
+            is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
+            changed.append(text if is_bare else f"{item.name}={text}")
     return f"{scheme.name}({', '.join(changed)})" if changed else scheme.name
 
 
@@ -152,6 +163,7 @@ def _with_times(rows: list[StudyRow], models: dict[str, nn.Module], settings: Se
 
 def _counts(settings: Settings) -> dict[str, int]:
     return {
+        "calibration_windows": settings.calibration_windows,
         "windows": settings.windows,
         "context": CONTEXT,
         "prompts": settings.prompts,

@@ -163,20 +163,14 @@ class StudyResult:
         ax.plot(
             bits, klds, "-o", color="tab:orange", markersize=11, markerfacecolor="none", label="Pareto front"
         )
-        for row in self.schemes:
-            if row.kld > 0:
-                ax.errorbar(
-                    row.bits_per_weight,
-                    row.kld,
-                    row.kld_standard_error,
-                    fmt="o",
-                    color="tab:blue",
-                    markersize=5,
-                    capsize=3,
-                )
-                ax.annotate(
-                    row.name, (row.bits_per_weight, row.kld), (10, -3), textcoords="offset points", fontsize=8
-                )
+        marked = sorted((row for row in self.schemes if row.kld > 0), key=lambda row: row.kld)
+        for row, height in zip(marked, _apart([row.kld for row in marked]), strict=True):
+            x = row.bits_per_weight
+            ax.errorbar(
+                x, row.kld, row.kld_standard_error, fmt="o", color="tab:blue", markersize=5, capsize=3
+            )
+            line = {"arrowstyle": "-", "color": "tab:gray", "linewidth": 0.5, "relpos": (0, 0.5)}
+            ax.annotate(row.name, (x, row.kld), (x + 0.2, height), fontsize=8, va="center", arrowprops=line)
         ax.set_yscale("log")
         ax.margins(y=0.15)
         if bits:  # room for the names
@@ -198,6 +192,15 @@ class StudyResult:
     def _completions(self) -> str:
         prompts, prompt, new = (self.settings[name] for name in ("prompts", "prompt_bytes", "new_bytes"))
         return f"{prompts} prompts of {prompt} bytes, {new} greedy bytes each"
+
+
+def _apart(values: list[float]) -> list[float]:
+    """Heights for names beside ascending `values` on a log axis, so that none covers another."""
+    heights: list[float] = []
+    for value in values:
+        gap = (values[-1] / values[0]) ** 0.05  # a twentieth of the axis
+        heights.append(max(value, heights[-1] * gap) if heights else value)
+    return heights
 
 
 def _percent(value: float) -> str:

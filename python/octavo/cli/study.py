@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..schemes import SCHEMES
 from ._types import positive
-from .quantize import BY_NAME
 
 if TYPE_CHECKING:
     from ..study_result import StudyResult
 
+BY_NAME = {
+    scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values()
+}  # one file, one scheme
 HELP = "measure every scheme on a small language model that comes with the package"
 
 
@@ -45,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = None
     if options.schemes:
         chosen = [variant for name in options.schemes for variant in BY_NAME[name].study_variants()]
-    print("Quantizing and measuring, a minute or two ...", file=sys.stderr, flush=True)
+    print("Quantizing and measuring, some minutes ...", file=sys.stderr, flush=True)
     result = run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))

@@ -226,8 +226,8 @@ def _weight_count(layer: Any) -> int:
 def _part(module: nn.Module, name: str) -> str:
     if not _is_quantized(module):
         return "other"
-    if "scale" in name:
+    if "scale" in name or "multiplier" in name:
         return "scales"
     if "zero_point" in name:
         return "zero_points"
-    return "codes" if name.startswith(("weight", "packed", "codes")) else "other"
+    return "codes" if name.startswith(("weight", "packed", "codes", "outlier")) else "other"

@@ -41,6 +41,12 @@ class Int8Static(Scheme):
             raise TypeError(f"Int8Static: symmetric must be True or False, got {self.symmetric!r}")
         object.__setattr__(self, "observer", _config(self.observer))
 
+    @classmethod
+    def study_variants(cls) -> list[Scheme]:
+        """MSE, affine codes, and the other ways to find a range that language models tell apart."""
+        others = (observers.MinMax(), observers.Percentile(99.99), observers.Percentile(99.9))
+        return [cls(), cls(symmetric=False), *map(cls, others)]
+
     def prepare_linear(
         self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
     ) -> PreparedLinear:

@@ -34,6 +34,11 @@ class LLMInt8(Scheme):
     layer: ClassVar[type[QuantLinear]] = OutlierLinear
     needs_data: ClassVar[bool] = True
 
+    @classmethod
+    def study_variants(cls) -> list[Scheme]:
+        """The paper's threshold, which no column of the study's small model reaches, and one that some do."""
+        return [cls(), cls(4.0)]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.relative, bool):

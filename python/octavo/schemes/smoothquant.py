@@ -52,6 +52,12 @@ class SmoothQuant(Scheme):
 
     needs_data: ClassVar[bool] = True
 
+    @classmethod
+    def study_variants(cls) -> list[Scheme]:
+        """Before rows with a scale each, and before one scale for all, found by min-max as in the paper."""
+        static = {"name": "Int8Static", "observer": {"name": "MinMax"}}
+        return [cls(), cls(then=from_dict(static))]
+
     def __post_init__(self) -> None:
         then = _then(self.then)
         if self.weight_bits != 0:
