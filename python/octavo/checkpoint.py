@@ -103,7 +103,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     _check_tensors(_expected_tensors(skeleton, layers), tensors, set(layers))
     with undone_on_error(skeleton):
         model = _swap(skeleton, layers)
-        model.load_state_dict(_own_parameters(model, tensors), assign=True)
+        model.load_state_dict(_own_parameters(model, tensors, set(layers)), assign=True)
         _fill_transient_buffers(model, buffers)
         _check_nothing_on_meta(model)
     for layer in layers.values():
@@ -294,12 +294,18 @@ def _swap(skeleton: nn.Module, layers: dict[str, OurLinear]) -> nn.Module:
     return skeleton
 
 
-def _own_parameters(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies, so that the model outlives its file. Names of one tensor get one Parameter: still tied."""
+def _own_parameters(
+    model: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
+) -> dict[str, torch.Tensor]:
+    """Copies, so that the model outlives its file. Names of one tensor get one Parameter: still tied.
+
+    The codes of `layers` are not copied: packing, which follows, is their copy.
+    """
     copies: dict[int, nn.Parameter] = {}
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
         if id(tensor) not in copies:
-            copies[id(tensor)] = nn.Parameter(tensor.clone(), requires_grad=False)
+            is_codes = tensor.dtype == torch.int8 and _owner(name) in layers
+            copies[id(tensor)] = nn.Parameter(tensor if is_codes else tensor.clone(), requires_grad=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {
         name: copies[id(tensor)] if name in parameters else copies[id(tensor)].data
