@@ -295,7 +295,7 @@ def kld(chosen) -> float:
 
 
 def test_half_the_layers_at_4_bits_and_half_at_2_is_better_than_the_other_way_round(measured):
-    """The eight layers of the perceptrons have one size, so the inverted choice has the same. On all windows: 0.23, 1.53."""
+    """The eight layers of the perceptrons have one size, so both choices have. On all windows: 0.23 and 1.53."""
     rows = [row for row in measured.rows if ".mlp." in row.name and row.scheme in (W2, W4)]
     chosen = octavo.choose(Sensitivity("kld", rows), bytes=8 * 65536 * 3 / 8)
     assert sorted(scheme.weight_bits for scheme in chosen.values()) == [2, 2, 2, 2, 4, 4, 4, 4]
