@@ -98,7 +98,25 @@ MUTATIONS = [
         "e.rows = qparams + tile.row;",
         "e.rows = qparams;",
     ),
-    Mutation("a row with NaN is quantized", "linear.cpp", "if (!std::isfinite(range.max)) {", "if (false) {"),
+    Mutation(
+        "a row with NaN is quantized",
+        "linear.cpp",
+        "    if (!std::isfinite(range.max)) return clear(1);\n",
+        "",
+    ),
+    Mutation(
+        "a static row with NaN is quantized",
+        "linear.cpp",
+        "return kernel.quantize_row(row) ? qparams : kNotFinite;",
+        "kernel.quantize_row(row);\n    return qparams;",
+    ),
+    Mutation(
+        "the tall tile drops its eighth row",
+        "isa/avx512_vnni.cpp",
+        "default: return multiply_for<8>",
+        "default: return multiply_for<7>",
+        "avx512_vnni",
+    ),
     Mutation(
         "k beyond int32 is not split",
         "linear.cpp",
