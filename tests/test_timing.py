@@ -28,7 +28,8 @@ def test_a_turn_is_as_many_calls_as_fill_its_time():
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="page faults are counted on Linux")
 def test_each_page_first_touched_is_a_fault():
-    assert page_faults(lambda: None) < 1
+    # Python may grow, and other threads fault, at any time; not at every time.
+    assert min(page_faults(lambda: None) for _ in range(10)) < 1
     # 64 MB, above any malloc threshold, come from the kernel and go back in each call. Huge pages hold 2 MB.
     assert page_faults(lambda: torch.zeros(16 << 20).add_(1)) >= 32
 
