@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates take turns; the figures are order statistics of the rounds; faults are counted for each call."""
 
+import mmap
 from pathlib import Path
 
 import pytest
-import torch
 
 from octavo.timing import Times, cpu_name, interleaved, machine, page_faults
 
@@ -22,16 +22,23 @@ def test_candidates_take_turns():
 
 def test_a_turn_is_as_many_calls_as_fill_its_time():
     calls = []
-    times = interleaved({"sleep": lambda: calls.append(None)}, rounds=2, seconds=1e-3)
-    assert len(calls) > 100 and times["sleep"].best < 1e-5
+    interleaved({"append": lambda: calls.append(None)}, rounds=2, seconds=1e-3)
+    assert len(calls) > 10
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="page faults are counted on Linux")
 def test_each_page_first_touched_is_a_fault():
     # Python may grow, and other threads fault, at any time; not at every time.
     assert min(page_faults(lambda: None) for _ in range(10)) < 1
-    # 64 MB, above any malloc threshold, come from the kernel and go back in each call. Huge pages hold 2 MB.
-    assert page_faults(lambda: torch.zeros(16 << 20).add_(1)) >= 32
+    assert page_faults(touch_new_memory) >= SIZE / (2 << 20)  # a huge page holds 2 MB
+
+
+SIZE = 16 << 20
+
+
+def touch_new_memory():
+    with mmap.mmap(-1, SIZE) as memory:
+        memory[::4096] = bytes(SIZE // 4096)
 
 
 def test_the_machine_is_named():
