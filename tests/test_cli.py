@@ -158,3 +158,9 @@ def test_the_command_is_installed():
         [sys.executable, "-m", "octavo.cli", "info"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("octavo ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m octavo.cli dtypes 1/3 | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("fp64") and done.stderr == ""
