@@ -27,10 +27,10 @@ from octavo.bench import (
     Measurement,
     exact_linear,
     measure,
-    name_of,
     octavo_candidates,
     random_linear,
 )
+from octavo.schemes import label
 from timing import milliseconds
 
 Row = dict[str, Any]
@@ -186,7 +186,7 @@ def cold(linear: nn.Linear, chosen: list[rivals.Rival], plan: Plan) -> Iterator[
     ours = []
     for scheme in schemes():
         layers: list[rivals.Run] = [octavo.quantized(linear, scheme) for _ in range(copies)]
-        ours += [Candidate(name_of(scheme), rotating(layers), isa) for isa in isas()]
+        ours += [Candidate(f"octavo {label(scheme)}", rotating(layers), isa) for isa in isas()]
     for batch in plan.batches:
         if batch <= COLD_BATCHES:
             x = torch.randn(batch, linear.in_features).to(dtype)

@@ -7,14 +7,13 @@ One of them has no Linears at all: what it needs is the part of the time that no
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.ao.quantization import per_channel_dynamic_qconfig
 
 import octavo
+from octavo.bench import quantize_dynamic_
 
 FLOOR = "without Linears"
 
@@ -38,15 +37,6 @@ def without_linears(model: nn.Module) -> nn.Module:
     return model
 
 
-def dynamic(model: nn.Module, per_channel: bool) -> nn.Module:
-    """By torch.ao, engine x86: 7-bit activations, one scale for the whole batch."""
-    torch.backends.quantized.engine = "x86"
-    spec = {nn.Linear: per_channel_dynamic_qconfig} if per_channel else {nn.Linear}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(model, spec, dtype=torch.qint8, inplace=True)
-
-
 def by_octavo(model: nn.Module, scheme: octavo.schemes.Scheme) -> nn.Module:
     octavo.quantize_(model, scheme)
     return model
@@ -56,8 +46,8 @@ def by_octavo(model: nn.Module, scheme: octavo.schemes.Scheme) -> nn.Module:
 CONVERSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch fp32": lambda model: model,
     "torch bf16": lambda model: model.bfloat16(),
-    "quantize_dynamic": lambda model: dynamic(model, per_channel=False),
-    "quantize_dynamic per channel": lambda model: dynamic(model, per_channel=True),
+    "quantize_dynamic": quantize_dynamic_,
+    "quantize_dynamic per channel": lambda model: quantize_dynamic_(model, per_channel=True),
     "octavo Int8Dynamic": lambda model: by_octavo(model, octavo.Int8Dynamic()),
     "octavo Int8WeightOnly": lambda model: by_octavo(model, octavo.Int8WeightOnly()),
     FLOOR: without_linears,

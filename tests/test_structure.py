@@ -30,8 +30,7 @@ LAYERS = [
     ["convert", "compare", "checkpoint", "bias_correction", "equalization"],
     ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
     ["evaluate"],
-    ["numpy", "demo", "bench", "study", "stream", "integrations"],
-    ["sensitivity"],
+    ["numpy", "demo", "bench", "study", "stream", "sensitivity", "integrations"],
     ["mixed_precision"],
     ["cli"],
 ]

@@ -12,7 +12,7 @@ import torch
 import octavo
 from octavo import byte_text, cli, study
 from octavo.observers import MinMax, Percentile
-from octavo.schemes import SCHEMES
+from octavo.schemes import SCHEMES, label
 from octavo.study_result import MARKS, StudyResult, StudyRow
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +111,7 @@ LABELS = {
 
 @pytest.mark.parametrize("text", LABELS)
 def test_a_label_names_what_is_not_at_its_default_as_one_writes_it(text):
-    assert study.label(LABELS[text]) == text
+    assert label(LABELS[text]) == text
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["tables", "json"])

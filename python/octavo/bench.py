@@ -20,7 +20,7 @@ from torch import nn
 
 from .convert import quantized
 from .cpu import use_isa
-from .schemes import Scheme
+from .schemes import Scheme, label
 from .schemes.int8_dynamic import Int8Dynamic
 from .schemes.int8_weight_only import Int8WeightOnly
 from .timing import Times, interleaved, machine
@@ -166,19 +166,20 @@ def octavo_candidates(
     found = []
     for scheme in schemes:
         layer = quantized(linear, scheme)
-        found += [Candidate(name_of(scheme), layer, isa) for isa in isas]
+        found += [Candidate(f"octavo {label(scheme)}", layer, isa) for isa in isas]
     return found
 
 
-def name_of(scheme: Scheme) -> str:
-    return f"octavo {scheme.name if scheme == type(scheme)() else scheme}"
-
-
 def quantize_dynamic(model: nn.Module, engine: str = "x86", per_channel: bool = False) -> nn.Module:
-    """A copy by torch.ao, float32 only: 7 bits under x86, one scale for all of x; the fastest int8 of eager PyTorch."""
+    """A float32 copy of `model`, which may be a bare nn.Linear, by `quantize_dynamic_`."""
+    return quantize_dynamic_(nn.Sequential(deepcopy(model)).float(), engine, per_channel)[0]
+
+
+def quantize_dynamic_(model: nn.Module, engine: str = "x86", per_channel: bool = False) -> Any:
+    """By torch.ao, in place: 7 bits under x86, one scale for all of x; the fastest int8 of eager PyTorch."""
     torch.backends.quantized.engine = engine
     ao = torch.ao.quantization
     config = ao.per_channel_dynamic_qconfig if per_channel else ao.default_dynamic_qconfig
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and per-channel observers say more
-        return ao.quantize_dynamic(nn.Sequential(deepcopy(model)).float(), {nn.Linear: config})[0]
+        return ao.quantize_dynamic(model, {nn.Linear: config}, inplace=True)

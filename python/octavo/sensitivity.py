@@ -25,8 +25,7 @@ from .matching import Patterns, SchemeLike, Selection
 from .metrics import DistributionAccumulator, ErrorAccumulator
 from .plan import Layer, plan_quantization
 from .prepare import require_root
-from .schemes import Scheme
-from .study import label
+from .schemes import Scheme, label
 
 FIGURES = {"kld": "KL divergence, nats", "error": "relative error"}
 

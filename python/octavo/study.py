@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,8 +19,7 @@ from . import byte_lm, byte_text
 from .convert import quantized
 from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
-from .observers import ObserverConfig
-from .schemes import SCHEMES, Scheme
+from .schemes import SCHEMES, Scheme, label
 from .study_result import StudyResult, StudyRow
 from .timing import interleaved, machine
 
@@ -83,23 +82,6 @@ def run(
         measure = _Measure(reference, settings)
         rows = [measure(name, model, chosen.get(name)) for name, model in _with_progress(models, progress)]
     return StudyResult(_with_times(rows, models, settings), _counts(settings), machine())
-
-
-def label(scheme: Scheme | ObserverConfig) -> str:
-    """The name and what is not at its default: "Int8Dynamic(symmetric=False)", "SmoothQuant(then=Int8Static(MinMax))".
-
-    The first field, unless it is a flag, goes without its name, as one writes it.
-    """
-    own = sorted(fields(scheme), key=lambda item: bool(item.kw_only))
-    required = {item.name: getattr(scheme, item.name) for item in own if item.default is MISSING}
-    default, changed = type(scheme)(**required), []
-    for item in own:
-        value = getattr(scheme, item.name)
-        if item.name in required or value != getattr(default, item.name):
-            text = label(value) if isinstance(value, Scheme | ObserverConfig) else repr(value)
-            is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
-            changed.append(text if is_bare else f"{item.name}={text}")
-    return f"{scheme.name}({', '.join(changed)})" if changed else scheme.name
 
 
 # Measuring

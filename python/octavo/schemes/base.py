@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 from .. import ops
 from ..nn import PreparedLinear, QuantLinear
-from ..observers import Observer
+from ..observers import Observer, ObserverConfig
 from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams
 
 
@@ -150,3 +150,20 @@ def _plain(value: Any) -> Any:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def label(scheme: Scheme | ObserverConfig) -> str:
+    """The name and what is not at its default: "Int8Dynamic(symmetric=False)", "SmoothQuant(then=Int8Static(MinMax))".
+
+    The first field, unless it is a flag, goes without its name, as one writes it.
+    """
+    own = sorted(fields(scheme), key=lambda item: bool(item.kw_only))
+    required = {item.name: getattr(scheme, item.name) for item in own if item.default is MISSING}
+    default, changed = type(scheme)(**required), []
+    for item in own:
+        value = getattr(scheme, item.name)
+        if item.name in required or value != getattr(default, item.name):
+            text = label(value) if isinstance(value, Scheme | ObserverConfig) else repr(value)
+            is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
+            changed.append(text if is_bare else f"{item.name}={text}")
+    return f"{scheme.name}({', '.join(changed)})" if changed else scheme.name
