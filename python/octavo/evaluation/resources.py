@@ -22,11 +22,7 @@ from .generation import Decoder, Prompts
 from .peak_memory import peak_memory
 
 RESOURCES = ("size", "speed", "peak_memory")
-ROUNDS = (
-    3,
-    15,
-)  # timed calls of each model, taking turns: at least, at most, and about 3 seconds' worth in between
-SECONDS = 3.0
+ROUNDS, SECONDS = 15, 3.0  # timed calls of each model, taking turns, within about so many seconds
 DECODED, DECODED_ROUNDS = 16, 3  # tokens at a time, timed calls
 
 
@@ -142,7 +138,7 @@ def measure(
             found[name].update(memory=memory_of(model), bits_per_weight=bits_per_weight(model))
             _try("bytes_on_disk", partial(_disk, model), found[name], unavailable)
     if "speed" in wanted:
-        for name, times in interleaved(runs, rounds=_rounds(runs), seconds=0).items():
+        for name, times in interleaved(runs, rounds=ROUNDS, seconds=0, limit=SECONDS).items():
             found[name]["latency"] = times
             if tokens is not None:
                 found[name]["prefill_tokens_per_second"] = tokens / times.median
@@ -174,14 +170,6 @@ def _try(
         found.update(measure())
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         unavailable[figure] = str(error)
-
-
-def _rounds(runs: Mapping[str, Callable[[], object]]) -> int:
-    start = time.perf_counter()
-    for run in runs.values():
-        run()
-    seconds = (time.perf_counter() - start) / len(runs)
-    return min(max(ROUNDS[0], round(SECONDS / seconds)), ROUNDS[1])
 
 
 def _disk(model: nn.Module) -> dict[str, Any]:
