@@ -5,8 +5,9 @@ import mmap
 from pathlib import Path
 
 import pytest
+import torch
 
-from octavo.timing import Times, cpu_name, interleaved, machine, page_faults
+from octavo.timing import Times, cpu_name, interleaved, machine, page_faults, torch_threads
 
 
 def test_the_figures_are_order_statistics():
@@ -44,3 +45,11 @@ def touch_new_memory():
 def test_the_machine_is_named():
     assert machine()["cpu"] == cpu_name() and cpu_name()
     assert machine()["active_isa"] in machine()["isas"]
+
+
+def test_threads_are_as_many_as_before_also_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == before

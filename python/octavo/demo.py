@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from .demo_data import docstring_sentences, load_digits, train_digit_classifier
 from .pretrained import SentenceEncoder, bundled_folder, load_encoder, unpadded_batches
 from .schemes.int8_dynamic import Int8Dynamic
 from .schemes.int8_weight_only import Int8WeightOnly
-from .timing import Times, interleaved
+from .timing import Times, interleaved, torch_threads
 
 SCHEMES = (Int8Dynamic(), Int8WeightOnly())
 SHAPES = ((1, 16), (1, 128), (8, 128))  # sentences x tokens
@@ -94,7 +92,7 @@ def run(
     missing.
     """
     source = bundled_folder() if model is None else model
-    with _threads(threads):
+    with torch_threads(threads):
         encoder, tokenizer = load_encoder(source)
         sentences = docstring_sentences(sentence_count)
         notes: list[str] = []
@@ -176,16 +174,6 @@ def _latencies(
         for name in models:
             latencies[name][shape] = times[name]
     return latencies
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_plot(result: EncoderResult, folder: Path, notes: list[str]) -> EncoderResult:

@@ -7,8 +7,7 @@ are computed on one thread, so that they do not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +20,7 @@ from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
 from .schemes import SCHEMES, Scheme, label
 from .study_result import StudyResult, StudyRow
-from .timing import interleaved, machine
+from .timing import interleaved, machine, torch_threads
 
 CONTEXT = 128
 BATCH = 40  # windows of one forward pass
@@ -76,7 +75,7 @@ def run(
     chosen = {label(scheme): scheme for scheme in (registered_schemes() if schemes is None else schemes)}
     reference = byte_lm.load()
     models: dict[str, nn.Module] = {"fp32": reference}
-    with _one_thread():
+    with torch_threads(1):
         data = byte_text.calibration(settings.calibration_windows, CONTEXT)
         models |= {name: quantized(reference, scheme, data=data) for name, scheme in chosen.items()}
         measure = _Measure(reference, settings)
@@ -153,16 +152,6 @@ def _counts(settings: Settings) -> dict[str, int]:
         "new_bytes": settings.new_bytes,
         "rounds": settings.rounds,
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_progress(models: dict[str, nn.Module], progress: bool) -> Iterable[tuple[str, nn.Module]]:

@@ -11,8 +11,8 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -87,6 +87,17 @@ def _context(
     contexts: Mapping[Key, Callable[[], AbstractContextManager[object]]] | None, name: Key
 ) -> AbstractContextManager[object]:
     return contexts[name]() if contexts and name in contexts else nullcontext()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch computes with `count` threads in the block, and with as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def page_faults(run: Callable[[], object], calls: int = 5) -> float:

@@ -27,24 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import torch
     from rich.console import Console
 
     from ..bench import bench
+    from ..timing import torch_threads
 
     errors = Console(stderr=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        with errors.status("Measuring, less than a minute ...") as status:
-            result = bench(
-                rounds=options.rounds,
-                on_layer=lambda layer: status.update(
-                    f"{layer.in_features} x {layer.out_features}, {layer.batch} rows: done"
-                ),
-            )
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(options.threads), errors.status("Measuring, less than a minute ...") as status:
+        result = bench(
+            rounds=options.rounds,
+            on_layer=lambda layer: status.update(
+                f"{layer.in_features} x {layer.out_features}, {layer.batch} rows: done"
+            ),
+        )
     if options.json:
         json.dump(result.to_dict(), sys.stdout, indent=1)
         print()

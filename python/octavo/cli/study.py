@@ -40,16 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import torch
-
     from ..study import QUICK, Settings, run
+    from ..timing import torch_threads
 
-    torch.set_num_threads(options.threads)
     chosen = None
     if options.schemes:
         chosen = [variant for name in options.schemes for variant in BY_NAME[name].study_variants()]
     print("Quantizing and measuring, some minutes ...", file=sys.stderr, flush=True)
-    result = run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
+    with torch_threads(options.threads):
+        result = run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
