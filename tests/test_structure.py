@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # Imports point down: a module may import those on the lines above its own, and its own folder.
 LAYERS = [
-    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "shards"],
+    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "shards", "progress"],
     ["ops", "cpu"],
     ["qparams", "timing"],
     ["observers", "fake_quantize"],

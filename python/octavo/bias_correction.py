@@ -16,6 +16,7 @@ from torch import nn
 
 from .batches import calls, evaluating
 from .nn import OurLinear, PreparedLinear
+from .progress import with_bar
 from .swap import undone_on_error
 
 Call = tuple[tuple, dict]
@@ -44,7 +45,7 @@ def correct_bias_(
     with torch.inference_mode(False), torch.no_grad(), evaluating(model, reference), undone_on_error(model):
         expected = _means(reference, {name: reference.get_submodule(name) for name in layers}, batches)
         shifts = {}
-        for name in _with_bar(expected, progress):
+        for name in with_bar(expected, "correcting biases", "layer", progress):
             found = _means(model, {name: layers[name]}, batches)
             if name not in found or found[name].rows != expected[name].rows:
                 raise ValueError(f"correct_bias_: layer {name!r} runs more often in one of the models")
@@ -123,11 +124,3 @@ def _subtract_(layer: Any, shift: torch.Tensor, reference: Any) -> None:
         layer.bias = nn.Parameter((-shift).to(dtype), requires_grad=isinstance(layer, PreparedLinear))
     else:
         layer.bias = nn.Parameter((old.double() - shift).to(old.dtype), requires_grad=old.requires_grad)
-
-
-def _with_bar(names: Any, progress: bool) -> Any:
-    if not progress:
-        return names
-    from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns
-
-    return tqdm(names, desc="correcting biases", unit="layer")

@@ -22,6 +22,7 @@ from .batches import calls, evaluating, float_tensors
 from .comparison import Comparison, LayerComparison, OutputComparison
 from .metrics import ErrorAccumulator
 from .nn import OurLinear
+from .progress import with_bar
 
 logger = logging.getLogger("octavo")
 
@@ -46,7 +47,7 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
     with torch.no_grad(), evaluating(reference, model):
-        for args, kwargs in _with_progress(calls(batches, "compare: batches"), progress):
+        for args, kwargs in with_bar(calls(batches, "compare: batches"), "comparing", "batch", progress):
             with _hooked((probe.reference, probe.on_reference) for probe in probes):
                 expected = list(float_tensors(reference(*args, **kwargs)))
             with _hooked((probe.layer, probe.on_layer) for probe in probes):
@@ -143,14 +144,6 @@ def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _with_progress(batches: Iterator[tuple[tuple, dict]], progress: bool) -> Iterable[tuple[tuple, dict]]:
-    if not progress:
-        return batches
-    from tqdm.auto import tqdm  # not at the top: in a notebook, tqdm.auto may warn as soon as it is imported
-
-    return tqdm(batches, desc="comparing", unit="batch")
 
 
 def _add_output(output: ErrorAccumulator, expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:

@@ -19,6 +19,7 @@ from .compressed_tensors import set_quantization_config
 from .matching import LayerFilter, Patterns, SchemeLike, Selection
 from .nn import PreparedLinear, leave_fused_paths
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
+from .progress import with_bar
 from .report import QuantizationReport
 from .smoothing import smoothing
 from .swap import places_of, replace_at, undone_on_error
@@ -117,7 +118,7 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
     watched = [layer.module for layer in layers if layer.scheme is not None]
     for _ in range(passes):
         with torch.no_grad(), evaluating(model), _watching(model, watched):
-            for args, kwargs in _with_bar(batches, "calibrating", "batch", progress):
+            for args, kwargs in with_bar(batches, "calibrating", "batch", progress):
                 model(*args, **kwargs)
 
 
@@ -154,7 +155,7 @@ def freeze_layers(model: nn.Module, layers: list[Layer], progress: bool) -> nn.M
     Each float weight is dropped before the next layer is frozen, so the peak is the model plus one layer.
     """
     places = places_of((layer.module for layer in layers), model)
-    for layer in _with_bar(layers, "quantizing", "layer", progress):
+    for layer in with_bar(layers, "quantizing", "layer", progress):
         if layer.scheme is not None:
             at = places[id(layer.module)]
             with torch.inference_mode(False), torch.no_grad():
@@ -179,11 +180,3 @@ def require_root(who: str, model: object, kind: type[nn.Module], remedy: str) ->
         raise ValueError(
             f"{who}: the model itself is of the kind {kind.__name__}, which cannot be replaced in place; {remedy}"
         )
-
-
-def _with_bar(items: Iterable[Any], title: str, unit: str, progress: bool) -> Iterable[Any]:
-    if not progress:
-        return items
-    from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns
-
-    return tqdm(items, desc=title, unit=unit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import html
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -25,6 +25,7 @@ from .matching import Patterns, SchemeLike, Selection
 from .metrics import DistributionAccumulator, ErrorAccumulator
 from .plan import Layer, plan_quantization
 from .prepare import require_root
+from .progress import with_bar
 from .schemes import Scheme, label
 
 FIGURES = {"kld": "KL divergence, nats", "error": "relative error"}
@@ -147,7 +148,7 @@ def sensitivity(
     if next(calls(data, "sensitivity: data"), None) is None:
         raise ValueError("sensitivity: data is empty; give at least one batch (a used-up generator is empty)")
     rows = []
-    for layer, found in _with_bar(served, progress):
+    for layer, found in with_bar(served, "measuring sensitivity", "layer", progress):
         weight = layer.module.weight
         rows.append(LayerSensitivity(layer.name, None, 0.0, weight.nbytes, weight.numel()))
         for scheme, value in zip(found, _measure(model, layer.name, found, data, figure), strict=True):
@@ -225,14 +226,6 @@ class _RelativeError:
 
     def result(self) -> float:
         return self._figures.relative_error
-
-
-def _with_bar(layers: list[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return layers
-    from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns
-
-    return tqdm(layers, desc="measuring sensitivity", unit="layer")
 
 
 # --- showing --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ are computed on one thread, so that they do not depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from . import byte_lm, byte_text
 from .convert import quantized
 from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
+from .progress import with_bar
 from .schemes import SCHEMES, Scheme, label
 from .study_result import StudyResult, StudyRow
 from .timing import interleaved, machine, torch_threads
@@ -79,7 +80,8 @@ def run(
         data = byte_text.calibration(settings.calibration_windows, CONTEXT)
         models |= {name: quantized(reference, scheme, data=data) for name, scheme in chosen.items()}
         measure = _Measure(reference, settings)
-        rows = [measure(name, model, chosen.get(name)) for name, model in _with_progress(models, progress)]
+        named = with_bar(models.items(), "studying", "model", progress)
+        rows = [measure(name, model, chosen.get(name)) for name, model in named]
     return StudyResult(_with_times(rows, models, settings), _counts(settings), machine())
 
 
@@ -152,11 +154,3 @@ def _counts(settings: Settings) -> dict[str, int]:
         "new_bytes": settings.new_bytes,
         "rounds": settings.rounds,
     }
-
-
-def _with_progress(models: dict[str, nn.Module], progress: bool) -> Iterable[tuple[str, nn.Module]]:
-    if not progress:
-        return models.items()
-    from tqdm.auto import tqdm  # not at the top: in a notebook, tqdm.auto may warn as soon as it is imported
-
-    return tqdm(models.items(), desc="studying", unit="model")
