@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpuid says what the CPU has, xgetbv what the OS saves at a context switch, and for AMX Linux must also be asked for
-// permission. The build lists the isa/ files in OCTAVO_ISAS, as X(scalar) X(avx2) ...
+// permission. The build lists the isa/ files in OCTAVO_ISAS, as X(scalar) X(avx2) ..., float_isa/ in OCTAVO_FLOAT_ISAS.
 #include "cpu.h"
 
 #include <algorithm>
@@ -23,6 +23,9 @@ namespace octavo {
 
 #define X(name) extern const Kernel kernel_##name;
 OCTAVO_ISAS
+#undef X
+#define X(name) extern const FloatKernel float_kernel_##name;
+OCTAVO_FLOAT_ISAS
 #undef X
 
 namespace {
@@ -69,6 +72,7 @@ std::uint32_t detect_features() {
   add(os_zmm && bit(b, 17), kFeatureAvx512dq);
   add(os_zmm && bit(b, 31), kFeatureAvx512vl);
   add(os_zmm && bit(c, 11), kFeatureAvx512vnni);
+  add(os_zmm && bit(a1, 5), kFeatureAvx512bf16);
   if (os_tiles && bit(d, 24) && bit(d, 25) && os_grants_amx()) features |= kFeatureAmxTile | kFeatureAmxInt8;
   return features;
 }
@@ -84,27 +88,74 @@ void inherit(F& entry, F from) {
   if (!entry) entry = from;
 }
 
-// The tables with every null entry replaced by the base's, and every base pointing at such a table; slowest first.
-class Registry {
+void inherit_all(Kernel& kernel, const Kernel& base) {
+  inherit(kernel.multiply, base.multiply);
+  inherit(kernel.epilogue, base.epilogue);
+  inherit(kernel.widen_row, base.widen_row);
+  inherit(kernel.absmax, base.absmax);
+  inherit(kernel.min_max, base.min_max);
+  inherit(kernel.quantize_row, base.quantize_row);
+  inherit(kernel.split_row, base.split_row);
+  inherit(kernel.dequantize_row, base.dequantize_row);
+}
+
+void inherit_all(FloatKernel& kernel, const FloatKernel& base) { inherit(kernel.activate, base.activate); }
+
+template <class Table>
+const Table* find(const std::vector<const Table*>& tables, const std::string& name) {
+  for (const Table* table : tables) {
+    if (name == table->name) return table;
+  }
+  return nullptr;
+}
+
+// Tables with every null entry replaced by the base's, and every base pointing at such a table; slowest first.
+template <class Table>
+class Tables {
  public:
-  Registry() {
-    std::vector<const Kernel*> tables = {
-#define X(name) &kernel_##name,
-        OCTAVO_ISAS
-#undef X
-    };
+  Tables(std::vector<const Table*> tables, std::uint32_t features) {
     std::sort(tables.begin(), tables.end(), [](auto* a, auto* b) { return a->rank < b->rank; });
-    const std::uint32_t features = detect_features();
-    for (const Kernel* table : tables) {
+    for (const Table* table : tables) {
       built_.push_back(&add(*table));
       if ((table->features & ~features) == 0) runnable_.push_back(built_.back());
     }
-    choose_automatic();
   }
 
-  const std::vector<const Kernel*>& built() const { return built_; }
-  const std::vector<const Kernel*>& runnable() const { return runnable_; }
+  const std::vector<const Table*>& built() const { return built_; }
+  const std::vector<const Table*>& runnable() const { return runnable_; }
+
+  // The fastest runnable one of this rank or a lower one.
+  const Table* within(int rank) const {
+    const Table* fastest = nullptr;
+    for (const Table* table : runnable_) {
+      if (table->rank <= rank) fastest = table;
+    }
+    return fastest;
+  }
+
+ private:
+  Table& add(const Table& given) {
+    Table& table = resolved_.emplace_back(given);
+    if (!given.base) return table;
+    const Table& base = *find(built_, given.base->name);
+    table.base = &base;
+    inherit_all(table, base);
+    return table;
+  }
+
+  std::deque<Table> resolved_;  // a deque, because the tables point at each other
+  std::vector<const Table*> built_, runnable_;
+};
+
+class Registry {
+ public:
+  const std::vector<const Kernel*>& built() const { return kernels_.built(); }
+  const std::vector<const Kernel*>& runnable() const { return kernels_.runnable(); }
+  const std::vector<const FloatKernel*>& runnable_float() const { return float_kernels_.runnable(); }
   const Kernel& active() const { return *active_.load(std::memory_order_relaxed); }
+  const FloatKernel& active_float() const { return *active_float_.load(std::memory_order_relaxed); }
+
+  Registry() { choose_automatic(); }
 
   std::string reason() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -114,49 +165,29 @@ class Registry {
   void use(const std::string& name) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (name.empty()) return choose_automatic();
-    const Kernel* const kernel = find(runnable_, name);
-    require(kernel != nullptr, "use_isa: ", find(built_, name) ? "this CPU cannot run '" : "there is no ISA '", name,
-            "'; it can run ", names(runnable_));
-    active_ = kernel;
+    const Kernel* const kernel = find(runnable(), name);
+    require(kernel != nullptr, "use_isa: ", find(built(), name) ? "this CPU cannot run '" : "there is no ISA '", name,
+            "'; it can run ", names(runnable()));
+    activate(*kernel);
     reason_ = "chosen with use_isa";
   }
 
  private:
-  Kernel& add(const Kernel& table) {
-    Kernel& kernel = resolved_.emplace_back(table);
-    if (!table.base) return kernel;
-    const Kernel& base = *find(built_, table.base->name);
-    kernel.base = &base;
-    inherit(kernel.multiply, base.multiply);
-    inherit(kernel.epilogue, base.epilogue);
-    inherit(kernel.widen_row, base.widen_row);
-    inherit(kernel.absmax, base.absmax);
-    inherit(kernel.min_max, base.min_max);
-    inherit(kernel.quantize_row, base.quantize_row);
-    inherit(kernel.split_row, base.split_row);
-    inherit(kernel.dequantize_row, base.dequantize_row);
-    return kernel;
+  void activate(const Kernel& kernel) {
+    active_ = &kernel;
+    active_float_ = float_kernels_.within(kernel.rank);
   }
 
   void choose_automatic() {
     const char* const cap = std::getenv("OCTAVO_MAX_ISA");
-    active_ = runnable_.back();
+    activate(*runnable().back());
     reason_ = "the fastest that this CPU can run";
     if (!cap || !*cap) return;
-    const Kernel* const limit = find(built_, cap);
-    require(limit != nullptr, "OCTAVO_MAX_ISA: there is no ISA '", cap, "'; known are ", names(built_));
-    if (limit->rank >= runnable_.back()->rank) return;
-    for (const Kernel* kernel : runnable_) {
-      if (kernel->rank <= limit->rank) active_ = kernel;
-    }
+    const Kernel* const limit = find(built(), cap);
+    require(limit != nullptr, "OCTAVO_MAX_ISA: there is no ISA '", cap, "'; known are ", names(built()));
+    if (limit->rank >= runnable().back()->rank) return;
+    activate(*kernels_.within(limit->rank));
     reason_ = "capped by OCTAVO_MAX_ISA=" + std::string(cap);
-  }
-
-  static const Kernel* find(const std::vector<const Kernel*>& kernels, const std::string& name) {
-    for (const Kernel* kernel : kernels) {
-      if (name == kernel->name) return kernel;
-    }
-    return nullptr;
   }
 
   static std::string names(const std::vector<const Kernel*>& kernels) {
@@ -165,9 +196,21 @@ class Registry {
     return text;
   }
 
-  std::deque<Kernel> resolved_;  // a deque, because the tables point at each other
-  std::vector<const Kernel*> built_, runnable_;
+  const std::uint32_t features_ = detect_features();
+  const Tables<Kernel> kernels_{{
+#define X(name) &kernel_##name,
+                                    OCTAVO_ISAS
+#undef X
+                                },
+                                features_};
+  const Tables<FloatKernel> float_kernels_{{
+#define X(name) &float_kernel_##name,
+                                               OCTAVO_FLOAT_ISAS
+#undef X
+                                           },
+                                           features_};
   std::atomic<const Kernel*> active_{nullptr};
+  std::atomic<const FloatKernel*> active_float_{nullptr};
   std::mutex mutex_;
   std::string reason_;
 };
@@ -181,7 +224,9 @@ Registry& registry() {
 
 const std::vector<const Kernel*>& built_kernels() { return registry().built(); }
 const std::vector<const Kernel*>& runnable_kernels() { return registry().runnable(); }
+const std::vector<const FloatKernel*>& runnable_float_kernels() { return registry().runnable_float(); }
 const Kernel& active_kernel() { return registry().active(); }
+const FloatKernel& active_float_kernel() { return registry().active_float(); }
 void use_kernel(const std::string& name) { registry().use(name); }
 std::string active_reason() { return registry().reason(); }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "float_kernel.h"
 #include "kernel.h"
 
 namespace octavo {
@@ -17,6 +18,12 @@ const std::vector<const Kernel*>& runnable_kernels();
 
 // The table that calls use now: the fastest runnable one within OCTAVO_MAX_ISA, or what use_kernel chose.
 const Kernel& active_kernel();
+
+// The float operators that go with it: the fastest runnable ones whose rank is no higher than its own.
+const FloatKernel& active_float_kernel();
+
+// Those that this CPU and OS can run, slowest first.
+const std::vector<const FloatKernel*>& runnable_float_kernels();
 
 // Chooses by name for the whole process; an empty name goes back to the automatic choice.
 // Throws std::invalid_argument that lists the runnable names if this CPU cannot run it.

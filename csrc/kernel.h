@@ -59,6 +59,7 @@ enum Feature : std::uint32_t {
   kFeatureAvx512vnni = 1u << 8,
   kFeatureAmxTile = 1u << 9,
   kFeatureAmxInt8 = 1u << 10,
+  kFeatureAvx512bf16 = 1u << 11,
 };
 
 // How a kernel wants activation rows: uint8 codes, 16-bit rows as two rows of 8 bits (planes), high + 128 and low; or

@@ -31,7 +31,7 @@ def test_opcheck_of_the_integer_operators():
     opcheck(namespace.unpack_weight.default, (ops.pack_weight(codes)[0], 20, 70))
 
 
-# Below ops.py the operator has no gradient of its own, and torch says so.
+# Below ops/ the operator has no gradient of its own, and torch says so.
 @pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle itself: reference.py against exact rational arithmetic, against float64, and against the operators."""
+"""The oracle itself: reference/ against exact rational arithmetic, against float64, and against the operators."""
 
 from fractions import Fraction
 

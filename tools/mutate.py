@@ -34,7 +34,7 @@ MUTATIONS = [
     ),
     Mutation(
         "scalar rounds bf16 down",
-        "isa/scalar.cpp",
+        "half.h",
         "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16",
         "bits >> 16",
         "avx2",

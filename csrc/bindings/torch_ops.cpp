@@ -1,18 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The torch face: schemas, argument checks, outputs. LibTorch's stable ABI only; TORCH_TARGET_VERSION makes
-// any other torch header a compile error, and the module keeps working when torch is upgraded.
-//
-// A call costs little: outputs come from the C shim (torch::stable::empty looks its operator up by name: 0.6
-// us against 0.15 us), and autograd is not registered here but branched to in ops.py (2.9 us a call).
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include <algorithm>
+// The torch face of codes and linear layers: schemas, argument checks, outputs. Autograd is not registered here but
+// branched to in ops/ (2.9 us a call).
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -20,64 +8,14 @@
 #include <tuple>
 #include <vector>
 
-#include "../kernel.h"
 #include "../linear.h"
 #include "../pack.h"
 #include "../quantize.h"
-#include "arguments.h"
+#include "torch_tensors.h"
 
 namespace octavo {
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<std::int64_t>;
-
-// Asks for 2 MB pages under a large output that will be written whole, as NumPy does for its arrays. Its first touch costs
-// one page fault for 2 MB instead of 512: dequantizing to 256 MB of new memory takes 34 ms instead of 144.
-void advise_huge_pages([[maybe_unused]] const Tensor& out) {
-#if defined(__linux__)
-  constexpr std::uintptr_t kHugePage = 2 << 20;
-  const auto bytes = static_cast<std::uintptr_t>(out.numel()) * out.element_size();
-  if (bytes < 2 * kHugePage) return;  // may not hold a whole one
-  const auto data = reinterpret_cast<std::uintptr_t>(out.data_ptr());
-  const std::uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage,
-                       end = (data + bytes) / kHugePage * kHugePage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: nothing is lost where it fails
-#endif
-}
-
-Tensor empty(const Sizes& sizes, ScalarType dtype) {
-  Sizes strides(sizes.size());
-  std::int64_t step = 1;
-  for (std::size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = step;
-    step *= std::max<std::int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle handle = nullptr;
-  const auto code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
-  const Tensor out(handle);
-  advise_huge_pages(out);
-  return out;
-}
-
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-FloatType float_type(const char* op, const char* name, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float: return FloatType::f32;
-    case ScalarType::BFloat16: return FloatType::bf16;
-    case ScalarType::Half: return FloatType::f16;
-    default: require(false, op, ": ", name, " must be float32, bfloat16 or float16");
-  }
-  return FloatType::f32;
-}
-
-bool is_code(ScalarType dtype) { return dtype == ScalarType::Char || dtype == ScalarType::Byte; }
 
 Rows rows_of(const char* op, const char* name, const Tensor& t) {
   require(t.dim() == 2, op, ": ", name, " must have 2 dimensions [rows, columns], has ", t.dim());
@@ -89,16 +27,6 @@ void check_qparams(const char* op, const Tensor& scale, const Tensor& zero_point
           ": scale must be float32 with one value for each of the ", rows, " rows");
   require(zero_point.scalar_type() == ScalarType::Int && zero_point.dim() == 1 && zero_point.size(0) == rows, op,
           ": zero_point must be int32 with one value for each of the ", rows, " rows");
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 // --- quantize and dequantize ---

@@ -1,72 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags:
 // Plain C++: the executable definition of every kernel, and the only kernel where no other can run. The other isa/
-// files are held to this one bit for bit, and this one to python/octavo/reference.py.
+// files are held to this one bit for bit, and this one to python/octavo/reference/.
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "../half.h"
 #include "../kernel.h"
 
 namespace octavo {
 namespace {
-
-std::uint32_t bits_of(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-float float_of(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// IEEE binary16 -> binary32. The exponent is shifted into place and rebiased by a multiplication, which is exact and
-// normalizes subnormals on the way.
-float float_from_f16(std::uint16_t half) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
-  const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fffu) << 13;
-  if (magnitude >= 0x0f800000u) return float_of(sign | 0x7f800000u | (magnitude & 0x007fffffu));  // Inf, NaN
-  return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
-}
-
-// binary32 -> binary16, round half to even. Adding 0.5 * 2^(exponent + 14) in float rounds a result that is subnormal
-// in binary16; normal results round by integer carry.
-std::uint16_t f16_from_float(float value) {
-  const std::uint32_t bits = bits_of(value);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
-  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // rounds to 65,536 or more
-  if (magnitude < 0x38800000u) {                                                    // below 2^-14
-    const float shifted = float_of(magnitude) + 0.5f;
-    return static_cast<std::uint16_t>(sign | (bits_of(shifted) - bits_of(0.5f)));
-  }
-  const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23);
-  return static_cast<std::uint16_t>(sign | (rounded >> 13));
-}
-
-std::uint16_t bf16_from_float(float value) {
-  const std::uint32_t bits = bits_of(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0u;
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-float load(const void* x, FloatType type, std::int64_t i) {
-  if (type == FloatType::f32) return static_cast<const float*>(x)[i];
-  const std::uint16_t half = static_cast<const std::uint16_t*>(x)[i];
-  return type == FloatType::bf16 ? float_of(static_cast<std::uint32_t>(half) << 16) : float_from_f16(half);
-}
-
-void store(void* out, FloatType type, std::int64_t i, float value) {
-  if (type == FloatType::f32) {
-    static_cast<float*>(out)[i] = value;
-  } else {
-    static_cast<std::uint16_t*>(out)[i] = type == FloatType::bf16 ? bf16_from_float(value) : f16_from_float(value);
-  }
-}
 
 void multiply_strip(const TileProduct& tile, const std::uint8_t* row, const std::int8_t* line, std::int32_t* acc) {
   std::memset(acc, 0, kStripColumns * sizeof(*acc));
@@ -102,7 +45,8 @@ void epilogue(const Epilogue& e) {
   for (int i = 0; i < e.m; ++i) {
     for (int j = 0; j < e.n; ++j) {
       const float scale = e.rows[i].scale * e.column_scale[j];
-      store(e.out, e.type, i * e.out_stride + j, std::fma(rounded_sum(e, i, j), scale, e.bias ? e.bias[j] : 0.0f));
+      store_float(e.out, e.type, i * e.out_stride + j,
+                  std::fma(rounded_sum(e, i, j), scale, e.bias ? e.bias[j] : 0.0f));
     }
   }
 }
@@ -111,7 +55,7 @@ float absmax(const void* x, FloatType type, std::int64_t count) {
   // As integers: there NaN is larger than Inf and Inf larger than every finite value, so that neither gets lost.
   std::uint32_t largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint32_t magnitude = bits_of(load(x, type, i)) & 0x7fffffffu;
+    const std::uint32_t magnitude = bits_of(load_float(x, type, i)) & 0x7fffffffu;
     if (magnitude > largest) largest = magnitude;
   }
   return float_of(largest);
@@ -121,7 +65,7 @@ RowRange min_max(const void* x, FloatType type, std::int64_t count) {
   RowRange range{0.0f, 0.0f};
   bool finite = true;
   for (std::int64_t i = 0; i < count; ++i) {
-    const float value = load(x, type, i);
+    const float value = load_float(x, type, i);
     finite = finite && std::isfinite(value);
     if (value < range.min) range.min = value;
     if (value > range.max) range.max = value;
@@ -142,7 +86,7 @@ std::int32_t rounded(float value, float inverse_scale, std::int32_t low, std::in
 bool quantize_row(const QuantizeRow& row) {
   bool finite = true;
   for (std::int64_t i = 0; i < row.count; ++i) {
-    const float value = load(row.x, row.type, i);
+    const float value = load_float(row.x, row.type, i);
     const std::int32_t steps = rounded(value, row.inverse_scale, row.qmin - row.zero_point, row.qmax - row.zero_point);
     row.codes[i] = static_cast<std::uint8_t>(steps + row.zero_point);
     finite = finite && std::isfinite(value);
@@ -153,7 +97,7 @@ bool quantize_row(const QuantizeRow& row) {
 void split_row(const SplitRow& row) {
   for (std::int64_t i = 0; i < row.count; ++i) {
     // Shifted up by a multiple of 256, so that the split needs no shift of a negative number.
-    const std::int32_t q = rounded(load(row.x, row.type, i), row.inverse_scale, -kMax16, kMax16) + 128 * 256;
+    const std::int32_t q = rounded(load_float(row.x, row.type, i), row.inverse_scale, -kMax16, kMax16) + 128 * 256;
     row.high[i] = static_cast<std::uint8_t>(q >> 8);
     row.low[i] = static_cast<std::uint8_t>(q & 255);
   }
@@ -162,7 +106,7 @@ void split_row(const SplitRow& row) {
 void dequantize_row(const DequantizeRow& row) {
   for (std::int64_t i = 0; i < row.count; ++i) {
     const std::int32_t code = row.is_signed ? static_cast<std::int8_t>(row.codes[i]) : row.codes[i];
-    store(row.out, row.type, i, row.scale * static_cast<float>(code - row.zero_point));
+    store_float(row.out, row.type, i, row.scale * static_cast<float>(code - row.zero_point));
   }
 }
 

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every operator in plain torch, written for reading: the oracle of the tests and the text of the notebooks.
-
-Names, arguments and results are those of `torch.ops.octavo`, bit for bit: integers are computed in int64, floats in
-float32 with one rounding for each operation, as the kernels do. A *row* is whatever shares one scale: the whole tensor,
-a channel, a group or a token. `docs/numerics.md` has each formula once.
-"""
+"""The integer operators, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile-flags: -mavx2 -mfma -mf16c
+// The float operators on pairs of ymm registers.
+#include "activations.h"
+
+namespace octavo {
+
+extern const FloatKernel float_kernel_scalar;
+extern const FloatKernel float_kernel_avx2;
+const FloatKernel float_kernel_avx2 = {
+    "avx2",  // name
+    10,      // rank
+    kFeatureAvx2 | kFeatureFma | kFeatureF16c,
+    &float_kernel_scalar,  // base
+    activate,
+};
+
+}  // namespace octavo

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// 2^x over a Vector.
+#pragma once
+
+#include "vector.h"
+
+namespace octavo {
+namespace {
+
+// Relative error below 1.5e-7; 0 below -150, Inf above 128, NaN stays NaN. A polynomial in x - round(x), |.| <= 1/2.
+inline Vector exp2(Vector x) {
+  x = max(set(-150.0f), x);
+  const Vector n = round_half_even(x), r = x - n;
+  Vector p = set(1.5403530e-4f);
+  p = multiply_add(p, r, set(1.3333558e-3f));
+  p = multiply_add(p, r, set(9.6181291e-3f));
+  p = multiply_add(p, r, set(5.5504109e-2f));
+  p = multiply_add(p, r, set(0.24022651f));
+  p = multiply_add(p, r, set(0.69314718f));
+  p = multiply_add(p, r, set(1.0f));
+  return scale_by_power(p, n);
+}
+
+}  // namespace
+}  // namespace octavo

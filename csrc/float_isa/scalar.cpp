@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile-flags:
+// The float operators in plain C++: their executable definition, and all there is where nothing else can run.
+#include "activations.h"
+
+namespace octavo {
+
+extern const FloatKernel float_kernel_scalar;
+const FloatKernel float_kernel_scalar = {
+    "scalar",  // name
+    0,         // rank
+    0,         // features
+    nullptr,   // base
+    activate,
+};
+
+}  // namespace octavo

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// 16 floats in two ymm registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../float_kernel.h"
+
+namespace octavo {
+namespace {
+
+struct Vector {
+  __m256 low, high;
+};
+
+inline Vector set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+
+// a * b + c and c - a * b, rounded once.
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline Vector subtract_product(Vector c, Vector a, Vector b) {
+  return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
+}
+
+// The second operand where either is NaN, as the instructions have it.
+inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+inline Vector abs(Vector a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
+}
+inline Vector sqrt(Vector a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+inline Vector round_half_even(Vector a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
+}
+
+// 2^n for an integral n in -126 .. 127.
+inline __m256 power_of_two(__m256 n) {
+  const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+// In two steps, each of which is a normal power of two: the product is rounded once, in the second one.
+inline __m256 scale_by_power(__m256 a, __m256 n) {
+  const __m256 limited = _mm256_max_ps(_mm256_min_ps(n, _mm256_set1_ps(252.0f)), _mm256_set1_ps(-252.0f));
+  const __m256 half = _mm256_floor_ps(_mm256_mul_ps(limited, _mm256_set1_ps(0.5f)));
+  return _mm256_mul_ps(_mm256_mul_ps(a, power_of_two(half)), power_of_two(_mm256_sub_ps(limited, half)));
+}
+
+// a * 2^n for an integral n; 0 and Inf beyond the exponents of float32.
+inline Vector scale_by_power(Vector a, Vector n) {
+  return {scale_by_power(a.low, n.low), scale_by_power(a.high, n.high)};
+}
+
+// Lanes are added 8 apart, then 4, 2 and 1.
+inline float sum_of(Vector a) {
+  const __m256 eight = _mm256_add_ps(a.low, a.high);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline float largest_of(Vector a) {
+  const __m256 eight = _mm256_max_ps(a.low, a.high);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+template <FloatType kType>
+inline __m256 load_eight(const void* x, std::int64_t i) {
+  if constexpr (kType == FloatType::f32) {
+    return _mm256_loadu_ps(static_cast<const float*>(x) + i);
+  } else {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const std::uint16_t*>(x) + i));
+    if constexpr (kType == FloatType::f16) return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+}
+
+inline __m128i bf16_from_float(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+
+template <FloatType kType>
+inline void store_eight(void* out, std::int64_t i, __m256 value) {
+  if constexpr (kType == FloatType::f32) {
+    _mm256_storeu_ps(static_cast<float*>(out) + i, value);
+  } else {
+    const __m128i half =
+        kType == FloatType::bf16 ? bf16_from_float(value) : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | 8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<std::uint16_t*>(out) + i), half);
+  }
+}
+
+// `count` values from x[i] on, all 16 of them from 16 on, zeros in the other lanes.
+template <FloatType kType>
+inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
+  if (count >= 16) return {load_eight<kType>(x, i), load_eight<kType>(x, i + 8)};
+  constexpr std::int64_t kBytes = kType == FloatType::f32 ? 4 : 2;
+  alignas(32) unsigned char padded[16 * kBytes] = {};
+  const auto* const from = static_cast<const unsigned char*>(x) + i * kBytes;
+  for (std::int64_t byte = 0; byte < count * kBytes; ++byte) padded[byte] = from[byte];
+  return {load_eight<kType>(padded, 0), load_eight<kType>(padded, 8)};
+}
+
+template <FloatType kType>
+inline void store(void* out, std::int64_t i, Vector a, std::int64_t count = 16) {
+  if (count >= 16) {
+    store_eight<kType>(out, i, a.low);
+    return store_eight<kType>(out, i + 8, a.high);
+  }
+  constexpr std::int64_t kBytes = kType == FloatType::f32 ? 4 : 2;
+  alignas(32) unsigned char all[16 * kBytes];
+  store_eight<kType>(all, 0, a.low);
+  store_eight<kType>(all, 8, a.high);
+  auto* const to = static_cast<unsigned char*>(out) + i * kBytes;
+  for (std::int64_t byte = 0; byte < count * kBytes; ++byte) to[byte] = all[byte];
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed wrappers of `torch.ops.octavo.*`, their fakes (shapes for torch.compile and torch.export) and gradients.
+
+The C++ side holds the schemas and the kernels.
+"""
+
+from .activations import ACTIVATIONS, activate, activation_number, torch_activation
+from .checks import CODE_TYPES, FLOAT_TYPES
+from .codes import (
+    choose_qparams,
+    dequantize,
+    int8_mm,
+    pack_weight,
+    pack_weight_into,
+    packed_shape,
+    quantize,
+    unpack_weight,
+)
+from .linear import linear_dynamic, linear_static, linear_weight_only

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activation functions, alone and by the numbers that the linear operators take."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .checks import FLOAT_TYPES, check
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+_NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
+_activate = torch.ops.octavo.activate.default
+
+
+def activation_number(op: str, activation: str | None) -> int:
+    """What the operators call it. Raises: ValueError for an unknown name."""
+    number = _NUMBERS.get(activation)
+    if number is None:
+        raise ValueError(
+            f"{op}: activation is {activation!r}, accepted: None, {', '.join(map(repr, ACTIVATIONS))}"
+        )
+    return number
+
+
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """relu, gelu (with erf), gelu_tanh or silu of each element; NaN stays NaN.
+
+    x        float32, bfloat16 or float16, any shape
+    returns  a new tensor like x. Where x needs a gradient, torch's own function computes it
+    raises   TypeError for another dtype; ValueError for another name
+    source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md
+    """
+    check("activate", "x", x, FLOAT_TYPES)
+    number = activation_number("activate", activation)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return torch_activation(x, activation)
+    return _activate(x, number)
+
+
+def torch_activation(x: torch.Tensor, activation: str | None) -> torch.Tensor:
+    """The same by torch's functions, with gradients."""
+    match activation:
+        case "relu":
+            return F.relu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "silu":
+            return F.silu(x)
+    return x
+
+
+@torch.library.register_fake("octavo::activate")
+def _(x, activation):
+    return x.new_empty(x.shape)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators accept: dtypes, and the errors that name what came instead. Importing it registers the operators."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _C  # noqa: F401  loading it registers the operators
+
+FLOAT_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+CODE_TYPES = frozenset({torch.int8, torch.uint8})
+
+
+def check(op: str, name: str, tensor: torch.Tensor, accepted: frozenset | set) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, a torch.Tensor is needed")
+    if tensor.dtype not in accepted:
+        raise TypeError(
+            f"{op}: {name} is {_short(tensor.dtype)}, accepted: {_names(accepted)}; convert with .to(dtype)"
+        )
+
+
+def check_dtype(op: str, dtype: torch.dtype, accepted: frozenset) -> None:
+    if dtype not in accepted:
+        raise TypeError(f"{op}: dtype is {_short(dtype)}, accepted: {_names(accepted)}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: frozenset | set) -> str:
+    return ", ".join(sorted(map(_short, dtypes)))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear layers. Gradients are branched to here, in Python and only when one is wanted:
+`torch.library.register_autograd` would send every call outside inference_mode through Python, 2.9 us each.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .checks import FLOAT_TYPES, check
+from .codes import dequantize, unpack_weight
+
+_linear_dynamic = torch.ops.octavo.linear_dynamic.default
+_linear_static = torch.ops.octavo.linear_static.default
+_linear_weight_only = torch.ops.octavo.linear_weight_only.default
+_is_autocast_enabled, _is_grad_enabled = torch.is_autocast_enabled, torch.is_grad_enabled
+
+
+def linear_dynamic(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    symmetric: bool = True,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights; every row of `x` is quantized to uint8 on its own, in the call.
+
+    x        [..., k] float32, bfloat16 or float16, any strides; under autocast it is cast as F.linear's input is
+    packed, column_sum   from `pack_weight`; weight_scale float32 [n, 1]; bias [n] or None
+    returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
+             Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen
+    raises   TypeError for another dtype of x; ValueError for shapes that do not fit
+    source   per-token activations: Yao et al. 2022 (arXiv:2206.01861), section 4.1
+    """
+    if _is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("linear_dynamic", "x", x, FLOAT_TYPES)
+    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+        return _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
+    return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
+
+
+def linear_static(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    input_scale: torch.Tensor,
+    input_zero_point: torch.Tensor,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
+
+    input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate there
+    Other arguments, result and errors as `linear_dynamic`.
+    source   Jacob et al. 2018 (arXiv:1712.05877), section 2
+    """
+    if _is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("linear_static", "x", x, FLOAT_TYPES)
+    arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
+    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+        return _Linear.apply(_linear_static, *arguments)
+    return _linear_static(*arguments)
+
+
+def linear_weight_only(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x @ weight.T + bias with int8 weights and 16-bit activations, which are multiplied as two planes of 8 bits.
+
+    Arguments, result and errors as `linear_dynamic`.
+    source   ours; docs/numerics.md
+    """
+    if _is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("linear_weight_only", "x", x, FLOAT_TYPES)
+    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+        return _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
+    return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
+
+
+def _wants_gradient(x: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    # weight_scale gets no gradient, but model.requires_grad_(True) marks it, and then torch would warn.
+    return x.requires_grad or weight_scale.requires_grad or (bias is not None and bias.requires_grad)
+
+
+class _Linear(torch.autograd.Function):
+    """Every linear operator, with its arguments. Backward is that of the dequantized linear layer."""
+
+    @staticmethod
+    def forward(operator, x, packed, column_sum, weight_scale, bias, *options):
+        return operator(x, packed, column_sum, weight_scale, bias, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, x, packed, _, weight_scale, bias, *options = inputs
+        ctx.option_count = len(options)
+        ctx.save_for_backward(packed, weight_scale)
+        ctx.k = x.shape[-1]
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        packed, weight_scale = ctx.saved_tensors
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            codes = unpack_weight(packed, weight_scale.shape[0], ctx.k)
+            zero_point = torch.zeros(weight_scale.shape[0], dtype=torch.int32)
+            grad_x = grad_y @ dequantize(codes, weight_scale.detach().flatten(), zero_point, grad_y.dtype)
+        if ctx.needs_input_grad[5]:
+            grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return None, grad_x, None, None, None, grad_bias, *[None] * ctx.option_count
+
+
+@torch.library.register_fake("octavo::linear_dynamic")
+@torch.library.register_fake("octavo::linear_static")
+@torch.library.register_fake("octavo::linear_weight_only")
+def _(x, packed, column_sum, weight_scale, bias, *options):
+    k = x.shape[-1]
+    torch._check(
+        (k + 63) // 64 == packed.shape[1], lambda: f"x has {k} features, packed was made for another number"
+    )
+    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))

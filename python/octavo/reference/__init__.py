@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator in plain torch, written for reading: the oracle of the tests and the text of the notebooks.
+
+Names, arguments and results are those of `octavo.ops`. What deals with integers is the same bit for bit (codes.py):
+integers are computed in int64, floats in float32 with one rounding for each operation, as the kernels do. Float
+operators (floats.py) are computed in float64, and the kernels stay within a bound of that. A *row* is whatever shares
+one scale: the whole tensor, a channel, a group or a token. `docs/numerics.md` has each formula once.
+"""
+
+from .codes import (
+    MAX_16,
+    MAX_EXACT_K,
+    SMALLEST_SCALE,
+    choose_qparams,
+    dequantize,
+    int8_mm,
+    linear_dynamic,
+    linear_static,
+    linear_weight_only,
+    pack_weight,
+    pack_weight_into,
+    quantize,
+    unpack_weight,
+)
+from .floats import activate
