@@ -48,7 +48,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers_cold": layers("f32", "cold"),
     "layers_bf16": layers("bf16", "warm"),
     "ahead": lambda results: tables.ahead_section(results["layers"]).partition("\n\n")[2],
-    **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},
+    **{
+        name: plain(name)
+        for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory", "fusion", "decoding")
+    },
 }
 
 

@@ -30,7 +30,17 @@ from timing import CAPS, machine
 
 SCHEMA = 1  # of the JSON; a change that compare.py cannot read makes it 2
 # Each is a file of this folder with `measure()`, which returns rows; layers takes its plan as well.
-BENCHMARKS = ("layers", "small_ops", "overhead", "startup", "encoder", "decoder", "memory")
+BENCHMARKS = (
+    "layers",
+    "small_ops",
+    "overhead",
+    "startup",
+    "encoder",
+    "decoder",
+    "memory",
+    "fusion",
+    "decoding",
+)
 
 
 def arguments(command: list[str] | None = None) -> argparse.Namespace:

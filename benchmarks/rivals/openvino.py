@@ -10,6 +10,9 @@ import contextlib
 import io
 import logging
 import os
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +34,7 @@ def graph(linear: nn.Linear) -> object:
     return ov.Model([ops.add(product, ops.constant(bias))], [x], "linear")
 
 
-def compiled(model: object) -> Run:
+def request_of(model: object) -> Any:
     import openvino as ov
 
     settings = {
@@ -40,7 +43,11 @@ def compiled(model: object) -> Run:
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def compiled(model: object) -> Run:
+    request = request_of(model)
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])
 
 
@@ -59,6 +66,27 @@ def static(linear: nn.Linear) -> Run:
     samples = nncf.Dataset([torch.randn(256, linear.in_features).numpy()])
     with contextlib.redirect_stdout(io.StringIO()):
         return compiled(nncf.quantize(graph(linear), samples, subset_size=1))
+
+
+def static_model(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> Callable[..., torch.Tensor]:
+    """A whole model, traced and statically quantized as nncf recommends for transformers, calibrated on `batches`:
+    a function of the same keyword arguments that returns the first output."""
+    import nncf
+    import openvino as ov
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    samples = nncf.Dataset([{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches])
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit.trace
+        traced = ov.convert_model(model, example_input=batches[0])
+        kind = nncf.ModelType.TRANSFORMER
+        request = request_of(nncf.quantize(traced, samples, model_type=kind, subset_size=len(batches)))
+
+    def run(**batch: torch.Tensor) -> torch.Tensor:
+        inputs = {name: tensor.numpy() for name, tensor in batch.items()}
+        return torch.from_numpy(request.infer(inputs, share_inputs=True, share_outputs=True)[0])
+
+    return run
 
 
 RIVALS = [

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import threading
 import weakref
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -20,6 +21,7 @@ HUGE_PAGE = 2 << 20
 LINE = 64  # where a kernel reads a line of a strip with one access to the cache
 
 _lock = threading.Lock()
+_chunks: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # that hold a layer
 _chunk: weakref.ref[mmap.mmap] | None = None  # the one that is being filled, if any of its layers is alive
 _used = 0  # bytes of it
 
@@ -31,6 +33,23 @@ def empty(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int8)
     chunk, offset = _new_chunk(count) if count > CHUNK_BYTES else _place(count)
     return torch.frombuffer(chunk, dtype=torch.int8, count=count, offset=offset).view(shape)
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """One tensor over all of `tensors`, joined along their first axis, if they lie one behind the other; else None."""
+    first, total = tensors[0], sum(tensor.numel() for tensor in tensors)
+    end = first.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != end or tensor.shape[1:] != first.shape[1:]:
+            return None
+        end += tensor.numel()
+    for chunk in list(_chunks):
+        offset = first.data_ptr() - _address(chunk)
+        if 0 <= offset and offset + total <= len(chunk):
+            return torch.frombuffer(chunk, dtype=torch.int8, count=total, offset=offset).view(
+                -1, *first.shape[1:]
+            )
+    return None
 
 
 def _place(count: int) -> tuple[mmap.mmap, int]:
@@ -49,4 +68,9 @@ def _new_chunk(size: int) -> tuple[mmap.mmap, int]:
     """At least `size` bytes, and where the first huge page begins."""
     chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chunk.madvise(mmap.MADV_HUGEPAGE)
-    return chunk, -torch.frombuffer(chunk, dtype=torch.int8, count=1).data_ptr() % HUGE_PAGE
+    _chunks.add(chunk)
+    return chunk, -_address(chunk) % HUGE_PAGE
+
+
+def _address(chunk: mmap.mmap) -> int:
+    return torch.frombuffer(chunk, dtype=torch.int8, count=1).data_ptr()
