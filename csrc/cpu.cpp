@@ -99,7 +99,12 @@ void inherit_all(Kernel& kernel, const Kernel& base) {
   inherit(kernel.dequantize_row, base.dequantize_row);
 }
 
-void inherit_all(FloatKernel& kernel, const FloatKernel& base) { inherit(kernel.activate, base.activate); }
+void inherit_all(FloatKernel& kernel, const FloatKernel& base) {
+  inherit(kernel.activate, base.activate);
+  inherit(kernel.attention, base.attention);
+  inherit(kernel.attention_few, base.attention_few);
+  inherit(kernel.attention_bfloat16, base.attention_bfloat16);
+}
 
 template <class Table>
 const Table* find(const std::vector<const Table*>& tables, const std::string& name) {

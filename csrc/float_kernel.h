@@ -22,6 +22,45 @@ struct Activate {
   FloatType type;
 };
 
+// --- attention ---
+
+// A block of keys is packed at a time, a tile of queries looks at it at a time. Longer blocks save little rescaling, and
+// 2 x 256 x 64 floats leave room in an L2 cache of 256 KB.
+constexpr std::int64_t kBlockKeys = 256, kTileQueries = 12;
+
+// Rows of one tensor [head][position][dimension] of one batch item. Strides count bytes; a row is dense.
+struct HeadRows {
+  const void* data;
+  FloatType type;
+  std::int64_t head_stride, row_stride;
+};
+
+enum class MaskKind : std::uint8_t { none, look, add };  // look: bytes, not 0 where a query may look; add: floats
+
+// softmax(scale * q k^T + mask) v for some queries of the `heads` heads that share one head of keys and values.
+struct Attention {
+  HeadRows q, k, v;  // the strides between heads of k and v are not read
+  MaskKind mask_kind;
+  HeadRows mask;  // a row for each query, a column for each key; strides may be 0
+  void* out;      // of q's type
+  std::int64_t out_head_stride, out_row_stride;
+  std::int64_t heads, queries, keys, dimension;  // dimension: a multiple of 16
+  bool causal;  // query i looks at the first `visible + i` keys, else at all; `visible` may be negative
+  std::int64_t visible;
+  float scale, mask_scale;  // log2(e) included: weights are powers of two
+  float* scratch;           // attention_scratch() floats, 64-byte aligned
+};
+
+constexpr std::int64_t padded_queries(std::int64_t queries) {
+  return (queries + kTileQueries - 1) / kTileQueries * kTileQueries;
+}
+
+// A block of keys and of values, a tile of queries, its scores and its weights; for each row the sums and two numbers.
+constexpr std::int64_t attention_scratch(std::int64_t heads, std::int64_t queries, std::int64_t dimension) {
+  return (2 * kBlockKeys + kTileQueries) * dimension + 2 * kTileQueries * kBlockKeys +
+         heads * padded_queries(queries) * (dimension + 2);
+}
+
 // One instruction set. A null function means: that of `base`.
 struct FloatKernel {
   const char* name;
@@ -30,6 +69,10 @@ struct FloatKernel {
   const FloatKernel* base;  // null only for scalar
 
   void (*activate)(const Activate&);
+  void (*attention)(const Attention&);      // products in float32
+  void (*attention_few)(const Attention&);  // the same for few queries: nothing is packed
+  void (*attention_bfloat16)(
+      const Attention&);  // products of bfloat16, added in float32; null without such instructions
 };
 
 }  // namespace octavo

@@ -8,11 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "check.h"
@@ -20,35 +17,13 @@
 #include "pack.h"
 #include "parallel.h"
 #include "quantize.h"
+#include "scratch.h"
 #include "walk.h"
 
 namespace octavo {
 namespace {
 
 constexpr std::int64_t kScratchBytes = 1000000;  // activation codes of one block of rows: they stay in the L2 cache
-
-// Memory of one thread that only grows. Calls do not nest, so one buffer for each purpose is enough.
-class Scratch {
- public:
-  std::uint8_t* get(std::int64_t bytes) {
-    if (bytes > size_) {
-      size_ = ceil_divide(bytes, 4096) * 4096;
-      data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(kLineBytes, static_cast<std::size_t>(size_))));
-      if (!data_) {
-        size_ = 0;
-        throw std::bad_alloc();
-      }
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(std::uint8_t* data) const { std::free(data); }
-  };
-  std::unique_ptr<std::uint8_t, Free> data_;
-  std::int64_t size_ = 0;
-};
 
 thread_local Scratch block_scratch;    // of the caller: the codes of a block of rows, read by all threads
 thread_local Scratch qparams_scratch;  // of the caller: their scales and zero points

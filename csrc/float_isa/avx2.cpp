@@ -2,6 +2,8 @@
 // compile-flags: -mavx2 -mfma -mf16c
 // The float operators on pairs of ymm registers.
 #include "activations.h"
+#include "attention.h"
+#include "attention_few.h"
 
 namespace octavo {
 
@@ -13,6 +15,9 @@ const FloatKernel float_kernel_avx2 = {
     kFeatureAvx2 | kFeatureFma | kFeatureF16c,
     &float_kernel_scalar,  // base
     activate,
+    attention,
+    attention_few,
+    nullptr,  // attention_bfloat16
 };
 
 }  // namespace octavo

@@ -2,6 +2,8 @@
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-maybe-uninitialized -Wno-uninitialized
 // The float operators on zmm registers.
 #include "activations.h"
+#include "attention.h"
+#include "attention_few.h"
 
 namespace octavo {
 
@@ -13,6 +15,9 @@ const FloatKernel float_kernel_avx512 = {
     kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl,
     &float_kernel_scalar,  // base
     activate,
+    attention,
+    attention_few,
+    nullptr,  // attention_bfloat16
 };
 
 }  // namespace octavo

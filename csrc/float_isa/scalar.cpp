@@ -2,6 +2,8 @@
 // compile-flags:
 // The float operators in plain C++: their executable definition, and all there is where nothing else can run.
 #include "activations.h"
+#include "attention.h"
+#include "attention_few.h"
 
 namespace octavo {
 
@@ -11,7 +13,8 @@ const FloatKernel float_kernel_scalar = {
     0,         // rank
     0,         // features
     nullptr,   // base
-    activate,
+    activate, attention, attention_few,
+    nullptr,  // attention_bfloat16
 };
 
 }  // namespace octavo

@@ -5,6 +5,7 @@ The C++ side holds the schemas and the kernels.
 """
 
 from .activations import ACTIVATIONS, activate, activation_number, torch_activation
+from .attention import PRECISIONS, attention
 from .checks import CODE_TYPES, FLOAT_TYPES
 from .codes import (
     choose_qparams,

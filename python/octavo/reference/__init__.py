@@ -22,4 +22,4 @@ from .codes import (
     quantize,
     unpack_weight,
 )
-from .floats import activate
+from .floats import activate, attention

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention in one call: softmax(scale q k^T + mask) v without the matrix of scores ever existing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .checks import FLOAT_TYPES, check
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+_NUMBERS = {name: number for number, name in enumerate(PRECISIONS)}
+_attention = torch.ops.octavo.attention.default
+_is_autocast_enabled, _is_grad_enabled = torch.is_autocast_enabled, torch.is_grad_enabled
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    precision: str = "auto",
+) -> torch.Tensor:
+    """softmax(scale * q @ k.T + mask) @ v for each head; the heads of a position lie side by side in the result.
+
+    q          [batch, heads, queries, dimension] float32, bfloat16 or float16; dimension a multiple of 16 up to 128
+    k, v       [batch, kv_heads, keys, dimension], of any of these dtypes; heads is a multiple of kv_heads, and
+               query head i reads key head i // (heads // kv_heads). Any strides; a copy is made only where the last
+               one is not 1. Under autocast all three are cast
+    mask       broadcast to [batch, heads, queries, keys]: bool, True where a query may look, or floats that are added
+    causal     query i looks at keys up to i + keys - queries (bottom right, for a cache); with a mask, both hold
+    scale      1 / sqrt(dimension) if None
+    precision  of the products: "float32"; "bfloat16", with sums in float32; "auto", bfloat16 where the CPU has it
+               (AVX512_BF16). Few queries, as in decoding, are computed in float32 in any case
+    returns    [batch, queries, heads * dimension], contiguous, in q's dtype. A query that may look at no key gives
+               zeros (torch: NaN or zeros); one with NaN gives NaN and touches no other. A hidden key counts for
+               nothing, whatever k and v hold there. Where a gradient is needed, torch's function computes all of it
+    raises     TypeError for another dtype; ValueError for shapes that do not fit, another dimension, and a precision
+               that the active instruction set does not have
+    source     Vaswani et al. 2017 (arXiv:1706.03762), eq. 1; online softmax: Milakov and Gimelshein 2018
+               (arXiv:1805.02867), algorithm 3; docs/numerics.md
+    """
+    if _is_autocast_enabled("cpu"):
+        q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if getattr(tensor, "dtype", None) not in FLOAT_TYPES:
+            check("attention", name, tensor, FLOAT_TYPES)
+    number = _NUMBERS.get(precision)
+    if number is None:
+        raise ValueError(
+            f"attention: precision is {precision!r}, accepted: {', '.join(map(repr, PRECISIONS))}"
+        )
+    if mask is not None:
+        check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
+        if mask.dim() == 0 or mask.shape[-1] != k.shape[-2]:
+            mask = mask.expand(*mask.shape[:-1], k.shape[-2])
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1])
+    if _is_grad_enabled() and _wants_gradient(q, k, v, mask):
+        return torch_attention(q, k, v, mask, causal, scale)
+    return _attention(q, k, v, mask, causal, scale, number)
+
+
+def _wants_gradient(*tensors: torch.Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def torch_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
+) -> torch.Tensor:
+    """The same by torch's function, with gradients."""
+    if causal:
+        mask = causal_mask(mask, q.shape[-2], k.shape[-2])
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    y = F.scaled_dot_product_attention(
+        q, k.to(q.dtype), v.to(q.dtype), mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return y.transpose(1, 2).flatten(2)
+
+
+def causal_mask(mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor:
+    """`mask` where query i may look, up to key i + keys - queries, and nothing beyond; torch's own starts top left."""
+    past = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    if mask is None:
+        return past
+    return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -math.inf)
+
+
+@torch.library.register_fake("octavo::attention")
+def _(q, k, v, mask, causal, scale, precision):
+    batch, heads, queries, dimension = q.shape
+    return q.new_empty((batch, queries, heads * dimension))
