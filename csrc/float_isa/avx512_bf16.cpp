@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -Wno-maybe-uninitialized -Wno-uninitialized
 // What gains from vdpbf16ps, the product of bfloat16 pairs added up in float32.
-#include "../float_kernel.h"
+#include "attention_bfloat16.h"
 
 namespace octavo {
 
@@ -15,7 +15,7 @@ const FloatKernel float_kernel_avx512_bf16 = {
     nullptr,               // activate
     nullptr,               // attention
     nullptr,               // attention_few
-    nullptr,               // attention_bfloat16
+    attention_bfloat16,
 };
 
 }  // namespace octavo
