@@ -12,14 +12,56 @@ namespace octavo {
 
 enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, silu };
 
-// out[i] = activation(x[i]), rounded to `type`; in place if out is x.
+// out[i][j] = activation(x[i][j]), rounded to `type`; in place if out is x. Strides, here and below, in elements.
 struct Activate {
   Activation activation;
   const void* x;
+  std::int64_t x_stride;
   FloatType x_type;
-  std::int64_t count;
+  std::int64_t rows, columns;
   void* out;
+  std::int64_t out_stride;
   FloatType type;
+};
+
+// out[i][j] = silu(gate[i][j]) * up[i][j].
+struct SiluMul {
+  const void* gate;
+  std::int64_t gate_stride;
+  const void* up;
+  std::int64_t up_stride;
+  FloatType type;
+  std::int64_t rows, columns;
+  void* out;
+  std::int64_t out_stride;
+};
+
+// One row: sum = x + residual, rounded to `type`; y = LayerNorm or, if rms, RMSNorm of that.
+struct Norm {
+  const void* x;
+  const void* residual;  // null: none, and sum is neither read nor written
+  FloatType type;
+  const float* weight;
+  const float* bias;  // null: none
+  float eps;
+  bool rms;
+  std::int64_t count;
+  void* sum;
+  void* y;
+};
+
+// Rows that turn by the angles of cos and sin: the first `rotated` elements in pairs (j, j + rotated / 2), the others stay.
+struct Rotate {
+  const void* x;
+  std::int64_t x_stride;
+  FloatType type;
+  const void* cos;
+  const void* sin;
+  std::int64_t angle_stride;
+  FloatType angle_type;
+  std::int64_t rows, columns, rotated;
+  void* out;
+  std::int64_t out_stride;
 };
 
 // --- attention ---
@@ -69,6 +111,10 @@ struct FloatKernel {
   const FloatKernel* base;  // null only for scalar
 
   void (*activate)(const Activate&);
+  void (*silu_mul)(const SiluMul&);
+  void (*norm)(const Norm&);
+  void (*rotate)(const Rotate&);
+
   void (*attention)(const Attention&);      // products in float32
   void (*attention_few)(const Attention&);  // the same for few queries: nothing is packed
   void (*attention_bfloat16)(

@@ -7,16 +7,14 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "check.h"
 #include "cpu.h"
 #include "pack.h"
 #include "parallel.h"
-#include "quantize.h"
+#include "row.h"
 #include "scratch.h"
 #include "walk.h"
 
@@ -60,53 +58,6 @@ const std::uint8_t* fill_rows(const RowBlock& block, std::int64_t count, const F
   });
   return rows;
 }
-
-constexpr RowQParams kNotFinite{std::numeric_limits<float>::quiet_NaN(), 0};  // makes a row's outputs NaN
-
-constexpr CodeRange code_range(bool symmetric) { return {symmetric ? 1 : 0, 255}; }
-
-// One row of activations on its way to codes.
-struct Row {
-  const Kernel& kernel;
-  const void* x;
-  FloatType type;
-  std::int64_t k;
-  std::uint8_t* codes;
-  std::int64_t distance;  // from the high bytes of 16-bit codes to the low ones
-
-  RowQParams quantize_dynamic(bool symmetric) const {
-    RowRange range{};
-    if (symmetric) {
-      range.max = kernel.absmax(x, type, k);
-    } else {
-      range = kernel.min_max(x, type, k);
-    }
-    if (!std::isfinite(range.max)) return clear(1);
-    const CodeRange codes8 = code_range(symmetric);
-    const RowQParams qparams = row_qparams(range, codes8, symmetric);
-    kernel.quantize_row({x, type, k, 1.0f / qparams.scale, qparams.zero_point, codes8.qmin, codes8.qmax, codes});
-    return qparams;
-  }
-
-  RowQParams quantize_static(RowQParams qparams) const {
-    const CodeRange codes8 = code_range(false);
-    const QuantizeRow row{x, type, k, 1.0f / qparams.scale, qparams.zero_point, codes8.qmin, codes8.qmax, codes};
-    return kernel.quantize_row(row) ? qparams : kNotFinite;
-  }
-
-  RowQParams quantize_to_16_bits() const {
-    const RowRange range{0.0f, kernel.absmax(x, type, k)};
-    if (!std::isfinite(range.max)) return clear(2);
-    const RowQParams qparams = row_qparams(range, {-kMax16, kMax16}, true);
-    kernel.split_row({x, type, k, 1.0f / qparams.scale, codes, codes + distance});
-    return qparams;
-  }
-
-  RowQParams clear(int rows) const {
-    for (int row = 0; row < rows; ++row) std::memset(codes + row * distance, 0, static_cast<std::size_t>(k));
-    return kNotFinite;
-  }
-};
 
 // The sums of a tile whose k is too long for int32: exact stretches, added up in double, corrected and joined there.
 void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double* sums) {
@@ -174,54 +125,95 @@ const Kernel& kernel_for(std::int64_t rows) {
   return *kernel;
 }
 
-// `quantize` makes the codes and qparams of one Row.
-template <class Quantize>
-void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, void* out, const Quantize& quantize) {
-  if (x.m == 0 || weight.n == 0) return;
-  const RowBlock block{kernel_for(x.m), weight.k, is_16_bit};
-  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
+// An activation is applied to a tile while that is in the L1 cache, in float32: it is rounded to the output's type once.
+void finish_active_tile(const Walk& walk, const Tile& tile, Epilogue& e, Activation activation) {
+  float reals[kMaxTileOutputs];
+  Activate a{activation, e.out, e.out_stride, FloatType::f32, e.m, e.n, e.out, e.out_stride, e.type};
+  if (e.type != FloatType::f32) {
+    a.x = e.out = reals;
+    a.x_stride = e.out_stride = e.n;
+    e.type = FloatType::f32;
+  }
+  finish_tile(walk, tile, e);
+  active_float_kernel().activate(a);
+}
+
+// Some rows times all of the weight; `out` is their first output.
+void multiply_rows(const Walk& walk, const PackedWeight& weight, const RowQParams* qparams, Output out) {
+  const std::int64_t out_bytes = bytes_of(out.type);
+  for_each_tile(walk, [&](const Tile& tile) {
+    Epilogue e{};
+    e.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
+    e.m = tile.m;
+    e.n = tile.columns;
+    e.rows = qparams + tile.row;
+    e.column_sum = weight.column_sum + tile.column;
+    e.column_scale = weight.scale + tile.column;
+    e.bias = weight.bias ? weight.bias + tile.column : nullptr;
+    e.out = static_cast<char*>(out.data) + (tile.row * weight.n + tile.column) * out_bytes;
+    e.out_stride = weight.n;
+    e.type = out.type;
+    if (out.activation == Activation::none) return finish_tile(walk, tile, e);
+    finish_active_tile(walk, tile, e, out.activation);
+  });
+}
+
+// multiply_rows for blocks of m rows; `fill` makes the codes and the qparams of a block and returns its Walk.
+template <class Fill>
+void for_each_block(const RowBlock& block, std::int64_t m, const PackedWeight& weight, Output out, const Fill& fill) {
+  if (m == 0 || weight.n == 0) return;
+  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, m);
   auto* const qparams =
       reinterpret_cast<RowQParams*>(qparams_scratch.get(rows_in_block * static_cast<std::int64_t>(sizeof(RowQParams))));
-  const std::int64_t x_row = weight.k * bytes_of(x.type), out_row = weight.n * bytes_of(x.type);
+  for (std::int64_t first = 0; first < m; first += rows_in_block) {
+    const std::int64_t count = std::min(rows_in_block, m - first);
+    Output block_out = out;
+    block_out.data = static_cast<char*>(out.data) + first * weight.n * bytes_of(out.type);
+    multiply_rows(fill(first, count, qparams), weight, qparams, block_out);
+  }
+}
 
-  for (std::int64_t first = 0; first < x.m; first += rows_in_block) {
-    const std::int64_t count = std::min(rows_in_block, x.m - first);
+// `quantize` makes the codes and qparams of one Row.
+template <class Quantize>
+void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, Output out, const Quantize& quantize) {
+  const RowBlock block{kernel_for(x.m), weight.k, is_16_bit};
+  const std::int64_t x_row = weight.k * bytes_of(x.type);
+  for_each_block(block, x.m, weight, out, [&](std::int64_t first, std::int64_t count, RowQParams* qparams) {
     const char* const data = static_cast<const char*>(x.data) + first * x_row;
-    char* const block_out = static_cast<char*>(out) + first * out_row;
     const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
       qparams[i] = quantize(Row{block.kernel, data + i * x_row, x.type, weight.k, codes, distance});
     });
-    const Walk walk{block, rows, count, weight.strips, weight.n};
-    for_each_tile(walk, [&](const Tile& tile) {
-      Epilogue e{};
-      e.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
-      e.m = tile.m;
-      e.n = tile.columns;
-      e.rows = qparams + tile.row;
-      e.column_sum = weight.column_sum + tile.column;
-      e.column_scale = weight.scale + tile.column;
-      e.bias = weight.bias ? weight.bias + tile.column : nullptr;
-      e.out = block_out + tile.row * out_row + tile.column * bytes_of(x.type);
-      e.out_stride = weight.n;
-      e.type = x.type;
-      finish_tile(walk, tile, e);
-    });
-  }
+    return Walk{block, rows, block.stride(), count, weight.strips, weight.n};
+  });
 }
 
 }  // namespace
 
-void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, void* out) {
+void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, Output out) {
   linear(x, weight, false, out, [&](const Row& row) { return row.quantize_dynamic(symmetric); });
 }
 
-void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, void* out) {
+void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, Output out) {
   const RowQParams unsigned_input{input.scale, input.zero_point + 128};
   linear(x, weight, false, out, [&](const Row& row) { return row.quantize_static(unsigned_input); });
 }
 
-void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out) {
+void linear_weight_only(const Activations& x, const PackedWeight& weight, Output out) {
   linear(x, weight, true, out, [](const Row& row) { return row.quantize_to_16_bits(); });
+}
+
+void linear_codes(const Codes& x, const PackedWeight& weight, Output out) {
+  const RowBlock block{kernel_for(x.m), weight.k, false};
+  const bool in_place = block.kernel.form == RowForm::u8 && weight.k == block.padded_k();
+  for_each_block(block, x.m, weight, out, [&](std::int64_t first, std::int64_t count, RowQParams* qparams) {
+    for (std::int64_t i = 0; i < count; ++i) qparams[i] = {x.scale[first + i], 128};
+    const std::uint8_t* const codes = x.codes + first * x.stride;
+    if (in_place) return Walk{block, codes, x.stride, count, weight.strips, weight.n};
+    const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* row, std::int64_t) {
+      std::memcpy(row, codes + i * x.stride, static_cast<std::size_t>(weight.k));
+    });
+    return Walk{block, rows, block.stride(), count, weight.strips, weight.n};
+  });
 }
 
 void int8_mm(const IntegerProduct& product) {
@@ -243,7 +235,7 @@ void int8_mm(const IntegerProduct& product) {
     const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t) {
       for (std::int64_t j = 0; j < k; ++j) codes[j] = a[i * k + j] ^ flip;
     });
-    const Walk walk{block, rows, count, strips.data(), n};
+    const Walk walk{block, rows, block.stride(), count, strips.data(), n};
     for_each_tile(walk, [&](const Tile& tile) {
       std::int32_t acc[kMaxTileOutputs];
       multiply(walk, tile, 0, block.padded_k(), acc);

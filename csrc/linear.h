@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernel.h"
+#include "float_kernel.h"
 
 namespace octavo {
 
@@ -23,15 +23,33 @@ struct Activations {
   std::int64_t m;
 };
 
-// out [m, n] in x's type. Each row of x is quantized on its own to 8 bits, symmetric (zero point 128) or affine.
+// Where [m, n] outputs go, and what is done to them in float32 before they are rounded to `type`.
+struct Output {
+  void* data;
+  FloatType type;
+  Activation activation = Activation::none;
+};
+
+// Each row of x is quantized on its own to 8 bits, symmetric (zero point 128) or affine.
 // A row that holds NaN or Inf gives a row of NaN; other rows do not notice.
-void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, void* out);
+void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, Output out);
 
 // The same with one scale and zero point for all of x, chosen beforehand: codes -128 .. 127, as int8 counts them.
-void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, void* out);
+void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, Output out);
 
 // The same with rows quantized to 16 bits, split into two planes of 8: int8 weights, near-float activations.
-void linear_weight_only(const Activations& x, const PackedWeight& weight, void* out);
+void linear_weight_only(const Activations& x, const PackedWeight& weight, Output out);
+
+// Rows that are codes 1 .. 255 around 128 already.
+struct Codes {
+  const std::uint8_t* codes;
+  std::int64_t stride;  // from one row to the next
+  const float* scale;   // [m]; NaN makes a row of NaN
+  std::int64_t m;
+};
+
+// linear_dynamic, symmetric, from its codes on. Kernels of bytes read codes where they are if k is a multiple of 64.
+void linear_codes(const Codes& x, const PackedWeight& weight, Output out);
 
 // c [m, n] = a [m, k] x b [k, n], exact. a is uint8, or int8 if a_is_signed; k is at most kMaxExactK.
 struct IntegerProduct {

@@ -47,7 +47,8 @@ struct RowBlock {
 struct Walk {
   const RowBlock& block;
   const std::uint8_t* rows;
-  std::int64_t count;  // activation rows
+  std::int64_t stride;  // bytes from one of them to the next
+  std::int64_t count;   // activation rows
   const std::int8_t* strips;
   std::int64_t n;
 
@@ -138,8 +139,8 @@ inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, s
   const RowBlock& block = walk.block;
   const std::int64_t strip_stride = block.padded_k() * kStripColumns;
   TileProduct product;
-  product.rows = walk.rows + tile.row * block.planes() * block.stride() + first_k * block.code_bytes();
-  product.row_stride = block.stride();
+  product.rows = walk.rows + tile.row * block.planes() * walk.stride + first_k * block.code_bytes();
+  product.row_stride = walk.stride;
   product.strips = walk.strips + tile.column / kStripColumns * strip_stride + first_k * kStripColumns;
   product.strip_stride = strip_stride;
   product.k_tiles = length / kTileK;

@@ -40,6 +40,10 @@ LONG_FILES = {
     "csrc/isa/avx512_vnni.cpp": "the same",
 }
 LONG_FUNCTIONS: dict[str, str] = {}
+MANY_PARAMETERS = {
+    "python/octavo/ops/linear.py:linear_static": "the arguments are those of the operator's schema",
+    "python/octavo/reference/codes.py:linear_static": "the same",
+}
 FILE_LIMIT, FUNCTION_LIMIT, PARAMETER_LIMIT = 400, 60, 7
 
 
@@ -152,9 +156,9 @@ def test_a_python_function_fits_a_screen(path):
         overrides_torch = function.name == "_load_from_state_dict"
         length = function.end_lineno - function.lineno + 1
         assert place in LONG_FUNCTIONS or length <= FUNCTION_LIMIT, f"{place} has {length} lines"
-        assert "tests/" in place or overrides_torch or len(names) <= PARAMETER_LIMIT, (
-            f"{place} has {len(names)} parameters"
-        )
+        assert (
+            "tests/" in place or place in MANY_PARAMETERS or overrides_torch or len(names) <= PARAMETER_LIMIT
+        ), f"{place} has {len(names)} parameters"
 
 
 @pytest.mark.parametrize("path", cpp_files(), ids=name_of)

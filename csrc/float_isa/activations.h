@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activation functions over a Vector. NaN stays NaN.
+// Activation functions over a Vector: the same bits on every instruction set. NaN stays NaN; docs/numerics.md has the
+// formulas and their bounds.
 #pragma once
 
 #include "exp.h"
+#include "gelu_table.h"
 
 namespace octavo {
 namespace {
@@ -13,28 +15,76 @@ struct Relu {
   Vector operator()(Vector x) const { return max(set(0.0f), x); }
 };
 
-// x / (1 + exp(-x))
-struct Silu {
-  Vector operator()(Vector x) const { return x / (set(1.0f) + exp2(min(set(126.0f), x * set(-kLog2E)))); }
+// max(x, 0) - |x| Phi(-|x|), Phi by a table of quintics: 1/3 of the time of exp2 and a division, on AVX2 as well.
+struct Gelu {
+  Vector operator()(Vector x) const {
+    const Vector a = min(abs(x), set(15 * kGeluWidth));
+    const Vector i = round_half_even(a * set(1 / kGeluWidth));
+    const Vector r = subtract_product(a, i, set(kGeluWidth));  // exact
+    Vector tail = lookup(kGeluTable[5], i);
+    for (int power = 4; power >= 0; --power) tail = multiply_add(tail, r, lookup(kGeluTable[power], i));
+    return subtract_product(max(set(0.0f), x), a, tail);
+  }
 };
+
+// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3). Below -11 exp2 is Inf, and so -Inf gives 0.
+struct GeluTanh {
+  Vector operator()(Vector any) const {
+    constexpr float kSlope = -2 * kLog2E * 0.797884561f;
+    const Vector x = max(set(-11.0f), any);
+    const Vector z = x * multiply_add(x * x, set(kSlope * 0.044715f), set(kSlope));
+    return x / (set(1.0f) + exp2(z));
+  }
+};
+
+// x / (1 + exp(-x)). Below -100 exp2 is Inf, and so -Inf gives 0.
+struct Silu {
+  Vector operator()(Vector any) const {
+    const Vector x = max(set(-100.0f), any);
+    return x / (set(1.0f) + exp2(x * set(-kLog2E)));
+  }
+};
+
+template <FloatType kFrom, FloatType kTo, class F>
+void activate_rows(const Activate& a, const F& f) {
+  for (std::int64_t row = 0; row < a.rows; ++row) {
+    const std::int64_t from = row * a.x_stride, to = row * a.out_stride;
+    std::int64_t i = 0;
+    for (; i + 16 <= a.columns; i += 16) store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i)));
+    if (i < a.columns) store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i, a.columns - i)), a.columns - i);
+  }
+}
 
 template <class F>
 void activate_with(const Activate& a, const F& f) {
   with_type(a.x_type, [&](auto from) {
-    with_type(a.type, [&](auto to) {
-      for (std::int64_t i = 0; i < a.count; i += 16) {
-        const Vector x = load<decltype(from)::value>(a.x, i, a.count - i);
-        store<decltype(to)::value>(a.out, i, f(x), a.count - i);
-      }
-    });
+    with_type(a.type, [&](auto to) { activate_rows<decltype(from)::value, decltype(to)::value>(a, f); });
   });
 }
 
 inline void activate(const Activate& a) {
   switch (a.activation) {
+    case Activation::gelu: return activate_with(a, Gelu{});
+    case Activation::gelu_tanh: return activate_with(a, GeluTanh{});
     case Activation::silu: return activate_with(a, Silu{});
     default: return activate_with(a, Relu{});
   }
+}
+
+template <FloatType kType>
+void silu_mul_rows(const SiluMul& m) {
+  for (std::int64_t row = 0; row < m.rows; ++row) {
+    for (std::int64_t i = 0; i < m.columns; i += 16) {
+      const std::int64_t count = m.columns - i;
+      const Vector gate = load<kType>(m.gate, row * m.gate_stride + i, count);
+      const Vector up = load<kType>(m.up, row * m.up_stride + i, count);
+      store<kType>(m.out, row * m.out_stride + i, Silu{}(gate)*up, count);
+    }
+  }
+}
+
+inline void silu_mul(const SiluMul& m) {
+  with_type(m.type, [&](auto type) { silu_mul_rows<decltype(type)::value>(m); });
 }
 
 }  // namespace

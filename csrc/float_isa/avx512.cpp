@@ -4,6 +4,8 @@
 #include "activations.h"
 #include "attention.h"
 #include "attention_few.h"
+#include "norms.h"
+#include "rope.h"
 
 namespace octavo {
 
@@ -15,6 +17,9 @@ const FloatKernel float_kernel_avx512 = {
     kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl,
     &float_kernel_scalar,  // base
     activate,
+    silu_mul,
+    norm,
+    rotate,
     attention,
     attention_few,
     nullptr,  // attention_bfloat16

@@ -13,6 +13,9 @@ const FloatKernel float_kernel_avx512_bf16 = {
     kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512bf16,
     &float_kernel_avx512,  // base
     nullptr,               // activate
+    nullptr,               // silu_mul
+    nullptr,               // norm
+    nullptr,               // rotate
     nullptr,               // attention
     nullptr,               // attention_few
     attention_bfloat16,

@@ -4,6 +4,8 @@
 #include "activations.h"
 #include "attention.h"
 #include "attention_few.h"
+#include "norms.h"
+#include "rope.h"
 
 namespace octavo {
 
@@ -13,7 +15,7 @@ const FloatKernel float_kernel_scalar = {
     0,         // rank
     0,         // features
     nullptr,   // base
-    activate, attention, attention_few,
+    activate, silu_mul, norm, rotate, attention, attention_few,
     nullptr,  // attention_bfloat16
 };
 

@@ -37,6 +37,14 @@ inline Vector round_half_even(Vector a) { return {_mm512_roundscale_ps(a.lanes, 
 // a * 2^n for an integral n; 0 and Inf beyond the exponents of float32.
 inline Vector scale_by_power(Vector a, Vector n) { return {_mm512_scalef_ps(a.lanes, n.lanes)}; }
 
+// table[index] for integral indices 0 .. 15.
+inline Vector lookup(const float (&table)[16], Vector index) {
+  return {_mm512_permutexvar_ps(_mm512_cvtps_epi32(index.lanes), _mm512_load_ps(table))};
+}
+
+// The first `count` lanes of a, zeros in the others.
+inline Vector keep(Vector a, std::int64_t count) { return {_mm512_maskz_mov_ps(first(count), a.lanes)}; }
+
 // Lanes are added 8 apart, then 4, 2 and 1.
 inline float sum_of(Vector a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.lanes), _mm512_extractf32x8_ps(a.lanes, 1));

@@ -69,6 +69,16 @@ inline Vector scale_by_power(const Vector& a, const Vector& n) {
   return each([&](int i) { return std::ldexp(a.lanes[i], exponent(n.lanes[i])); });
 }
 
+// table[index] for integral indices 0 .. 15.
+inline Vector lookup(const float (&table)[16], const Vector& index) {
+  return each([&](int i) { return table[static_cast<int>(index.lanes[i])]; });
+}
+
+// The first `count` lanes of a, zeros in the others.
+inline Vector keep(const Vector& a, std::int64_t count) {
+  return each([&](int i) { return i < count ? a.lanes[i] : 0.0f; });
+}
+
 // Lanes are added 8 apart, then 4, 2 and 1.
 inline float sum_of(Vector a) {
   for (int half = 8; half > 0; half /= 2) {

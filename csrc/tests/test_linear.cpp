@@ -56,11 +56,11 @@ std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form for
   std::vector<float> out(static_cast<std::size_t>(m * layer.n));
   const Activations activations{x.data(), FloatType::f32, m};
   if (form == Form::weight_only) {
-    linear_weight_only(activations, layer.weight(), out.data());
+    linear_weight_only(activations, layer.weight(), {out.data(), FloatType::f32});
   } else if (form == Form::fixed) {
-    linear_static(activations, layer.weight(), kFixed, out.data());
+    linear_static(activations, layer.weight(), kFixed, {out.data(), FloatType::f32});
   } else {
-    linear_dynamic(activations, layer.weight(), form == Form::symmetric, out.data());
+    linear_dynamic(activations, layer.weight(), form == Form::symmetric, {out.data(), FloatType::f32});
   }
   return out;
 }

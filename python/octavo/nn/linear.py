@@ -41,6 +41,7 @@ class LinearScheme(Protocol):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None,
     ) -> torch.Tensor: ...
 
 
@@ -54,7 +55,12 @@ class QuantLinear(nn.Module):
     A new layer is unfilled (zero codes): `from_codes`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
     `weight` int8 [n, k], `weight_scale` float32 [n, 1] and, if there is one, `bias` [n]. All of them are frozen; the
     gradient reaches x. Once packed, `.weight` reads as the dequantized float32 matrix, a copy.
+
+    `activation` is None or one of octavo.ops.ACTIVATIONS, which then is part of the call. It says how a layer is used,
+    as the modules around it do, so it is in no state_dict and no file; copies and pickles have it.
     """
+
+    activation: str | None = None
 
     weight_scale: nn.Parameter
     packed: torch.Tensor  # None while canonical, as column_sum is
@@ -106,7 +112,8 @@ class QuantLinear(nn.Module):
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
         packed, column_sum = self._packed_for(input)
         parameters: dict[str, Any] = self._parameters
-        return self.scheme.linear(input, packed, column_sum, parameters["weight_scale"], parameters["bias"])
+        weight_scale, bias = parameters["weight_scale"], parameters["bias"]
+        return self.scheme.linear(input, packed, column_sum, weight_scale, bias, self.activation)
 
     @property
     def is_packed(self) -> bool:
@@ -144,7 +151,7 @@ class QuantLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"scheme={self.scheme.name}, bits={self.scheme.weight_bits}, granularity={self.scheme.granularity.name}, "
-            f"isa={cpu_info().active}"
+            f"isa={cpu_info().active}" + (f", activation={self.activation}" if self.activation else "")
         )
 
     def _packed_for(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

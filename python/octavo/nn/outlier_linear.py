@@ -70,10 +70,13 @@ class OutlierLinear(QuantLinear):
 
     def _both_parts(self, x: torch.Tensor) -> torch.Tensor:
         columns = self.outlier_columns
-        rest = super().forward(x.index_fill(-1, columns, 0.0))
+        packed, column_sum = self._packed_for(x)
+        rest = x.index_fill(-1, columns, 0.0)
+        y = self.scheme.linear(rest, packed, column_sum, self.weight_scale, self.bias, None)
         outliers = x.index_select(-1, columns)
         both = torch.cat([outliers, outliers / LOW_STEPS], dim=-1)
-        return rest + ops.linear_weight_only(both, *self._planes())
+        y = y + ops.linear_weight_only(both, *self._planes())
+        return y if self.activation is None else ops.activate(y, self.activation)
 
     def _planes(self) -> Planes:
         buffers: dict[str, Any] = self._buffers

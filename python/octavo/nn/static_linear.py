@@ -64,6 +64,7 @@ class StaticQuantLinear(QuantLinear):
             parameters["bias"],
             parameters["input_scale"],
             buffers["input_zero_point"],
+            self.activation,
         )
 
     def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:

@@ -4,7 +4,7 @@
 The C++ side holds the schemas and the kernels.
 """
 
-from .activations import ACTIVATIONS, activate, activation_number, torch_activation
+from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
 from .attention import PRECISIONS, attention
 from .checks import CODE_TYPES, FLOAT_TYPES
 from .codes import (
@@ -17,4 +17,5 @@ from .codes import (
     quantize,
     unpack_weight,
 )
-from .linear import linear_dynamic, linear_static, linear_weight_only
+from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
+from .norms import add_norm, add_norm_codes, rms_norm, rope

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation functions, alone and by the numbers that the linear operators take."""
+"""Activation functions: alone, multiplied by another tensor, and by the numbers that the linear operators take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .checks import FLOAT_TYPES, check
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 _NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
 _activate = torch.ops.octavo.activate.default
+_silu_mul = torch.ops.octavo.silu_mul.default
 
 
 def activation_number(op: str, activation: str | None) -> int:
@@ -24,18 +25,33 @@ def activation_number(op: str, activation: str | None) -> int:
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """relu, gelu (with erf), gelu_tanh or silu of each element; NaN stays NaN.
+    """relu, gelu (with erf), gelu_tanh or silu of each element; NaN stays NaN, -Inf gives 0.
 
     x        float32, bfloat16 or float16, any shape
     returns  a new tensor like x. Where x needs a gradient, torch's own function computes it
     raises   TypeError for another dtype; ValueError for another name
-    source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md
+    source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md, eq. 42
     """
     check("activate", "x", x, FLOAT_TYPES)
     number = activation_number("activate", activation)
     if torch.is_grad_enabled() and x.requires_grad:
         return torch_activation(x, activation)
     return _activate(x, number)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, the middle of a Llama-like MLP, rounded once.
+
+    gate, up   float32, bfloat16 or float16, of one shape and dtype; column slices of one tensor are read in place
+    returns    a new contiguous tensor like gate. Where a gradient is needed, torch's own functions compute it
+    raises     TypeError for another dtype; ValueError if they differ in shape or dtype
+    source     SwiGLU: Shazeer 2020 (arXiv:2002.05202); docs/numerics.md, eq. 42
+    """
+    check("silu_mul", "gate", gate, FLOAT_TYPES)
+    check("silu_mul", "up", up, FLOAT_TYPES)
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return F.silu(gate) * up
+    return _silu_mul(gate, up)
 
 
 def torch_activation(x: torch.Tensor, activation: str | None) -> torch.Tensor:
@@ -55,3 +71,8 @@ def torch_activation(x: torch.Tensor, activation: str | None) -> torch.Tensor:
 @torch.library.register_fake("octavo::activate")
 def _(x, activation):
     return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("octavo::silu_mul")
+def _(gate, up):
+    return gate.new_empty(gate.shape)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import torch
 
+from .activations import activation_number, torch_activation
 from .checks import FLOAT_TYPES, check
 from .codes import dequantize, unpack_weight
 
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
 _linear_static = torch.ops.octavo.linear_static.default
 _linear_weight_only = torch.ops.octavo.linear_weight_only.default
+_linear_codes = torch.ops.octavo.linear_codes.default
 _is_autocast_enabled, _is_grad_enabled = torch.is_autocast_enabled, torch.is_grad_enabled
 
 
@@ -23,14 +25,17 @@ def linear_dynamic(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None = None,
     symmetric: bool = True,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights; every row of `x` is quantized to uint8 on its own, in the call.
 
     x        [..., k] float32, bfloat16 or float16, any strides; under autocast it is cast as F.linear's input is
     packed, column_sum   from `pack_weight`; weight_scale float32 [n, 1]; bias [n] or None
+    activation   one of ops.ACTIVATIONS, applied in float32 before the result is rounded to x's dtype
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
-             Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen
-    raises   TypeError for another dtype of x; ValueError for shapes that do not fit
+             Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen, and
+             torch's own function is the activation
+    raises   TypeError for another dtype of x; ValueError for shapes that do not fit and an unknown activation
     source   per-token activations: Yao et al. 2022 (arXiv:2206.01861), section 4.1
     """
     if _is_autocast_enabled("cpu"):
@@ -38,8 +43,12 @@ def linear_dynamic(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_dynamic", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
-        return _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
-    return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
+        y = _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
+        return torch_activation(y, activation)
+    if activation is None:  # an argument that is not passed costs nothing
+        return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
+    number = activation_number("linear_dynamic", activation)
+    return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric, number)
 
 
 def linear_static(
@@ -50,6 +59,7 @@ def linear_static(
     bias: torch.Tensor | None,
     input_scale: torch.Tensor,
     input_zero_point: torch.Tensor,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
 
@@ -63,8 +73,10 @@ def linear_static(
         check("linear_static", "x", x, FLOAT_TYPES)
     arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
     if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
-        return _Linear.apply(_linear_static, *arguments)
-    return _linear_static(*arguments)
+        return torch_activation(_Linear.apply(_linear_static, *arguments), activation)
+    if activation is None:
+        return _linear_static(*arguments)
+    return _linear_static(*arguments, activation_number("linear_static", activation))
 
 
 def linear_weight_only(
@@ -73,6 +85,7 @@ def linear_weight_only(
     column_sum: torch.Tensor,
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and 16-bit activations, which are multiplied as two planes of 8 bits.
 
@@ -84,8 +97,35 @@ def linear_weight_only(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_weight_only", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
-        return _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
-    return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
+        y = _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
+        return torch_activation(y, activation)
+    if activation is None:
+        return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
+    number = activation_number("linear_weight_only", activation)
+    return _linear_weight_only(x, packed, column_sum, weight_scale, bias, number)
+
+
+def linear_codes(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """`linear_dynamic`, symmetric, of rows that are codes already: the same float32 bits.
+
+    codes    uint8 [..., k], 1 .. 255 around 128, as `add_norm_codes` makes them; rows at one distance are read in place
+    scale    float32 [rows]; NaN gives a row of NaN
+    returns  [..., n] float32; other arguments as `linear_dynamic`. No gradient passes
+    raises   TypeError for another dtype of codes; ValueError for shapes that do not fit and an unknown activation
+    source   ours
+    """
+    check("linear_codes", "codes", codes, {torch.uint8})
+    number = activation_number("linear_codes", activation)
+    bias = None if bias is None else bias.detach()
+    return _linear_codes(codes, scale, packed, column_sum, weight_scale.detach(), bias, number)
 
 
 def _wants_gradient(x: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -119,6 +159,11 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[5]:
             grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
         return None, grad_x, None, None, None, grad_bias, *[None] * ctx.option_count
+
+
+@torch.library.register_fake("octavo::linear_codes")
+def _(codes, scale, packed, column_sum, weight_scale, bias, activation=0):
+    return codes.new_empty((*codes.shape[:-1], weight_scale.shape[0]), dtype=torch.float32)
 
 
 @torch.library.register_fake("octavo::linear_dynamic")

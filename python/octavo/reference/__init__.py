@@ -14,6 +14,7 @@ from .codes import (
     choose_qparams,
     dequantize,
     int8_mm,
+    linear_codes,
     linear_dynamic,
     linear_static,
     linear_weight_only,
@@ -22,4 +23,4 @@ from .codes import (
     quantize,
     unpack_weight,
 )
-from .floats import activate, attention
+from .floats import activate, add_norm, add_norm_codes, attention, rms_norm, rope, silu_mul

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The integer operators, bit for bit."""
+"""The integer operators, bit for bit; the activation after them, if there is one, within the bound of activate."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from .floats import activate
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # 2^-126: below it 1 / scale is not finite
 MAX_EXACT_K = 65793  # the longest k whose uint8 x int8 sum fits int32: 255 * 128 * 65,793 = 2^31 - 128
@@ -138,6 +140,7 @@ def linear_dynamic(
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
     symmetric: bool,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights; every row of `x` is quantized to uint8 on its own, in the call.
 
@@ -151,7 +154,8 @@ def linear_dynamic(
     codes = quantize(rows, scale, zero_point, qmin, qmax, torch.uint8).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
     total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
-    return _epilogue(total.float(), scale, finite, weight_scale, bias, x)
+    y = _epilogue(total.float(), scale, finite, weight_scale, bias)
+    return _finish(y, activation, x)
 
 
 def linear_static(
@@ -162,6 +166,7 @@ def linear_static(
     bias: torch.Tensor | None,
     input_scale: torch.Tensor,
     input_zero_point: torch.Tensor,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand.
 
@@ -174,7 +179,8 @@ def linear_static(
     codes = quantize(rows, scale, zero_point, -128, 127, torch.int8).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
     total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
-    return _epilogue(total.float(), scale, finite, weight_scale, bias, x)
+    y = _epilogue(total.float(), scale, finite, weight_scale, bias)
+    return _finish(y, activation, x)
 
 
 def linear_weight_only(
@@ -183,6 +189,7 @@ def linear_weight_only(
     column_sum: torch.Tensor,
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
+    activation: str | None = None,
 ) -> torch.Tensor:
     """x @ weight.T + bias with int8 weights and nearly exact activations: every row becomes integers of 16 bits.
 
@@ -195,7 +202,28 @@ def linear_weight_only(
     scale, _ = choose_qparams(rows, -MAX_16, MAX_16, True)
     codes = torch.round(rows * (1 / scale)[:, None]).clamp(-MAX_16, MAX_16).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
-    return _epilogue((codes @ weight.T).float(), scale, finite, weight_scale, bias, x)
+    y = _epilogue((codes @ weight.T).float(), scale, finite, weight_scale, bias)
+    return _finish(y, activation, x)
+
+
+def linear_codes(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    packed: torch.Tensor,
+    column_sum: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """`linear_dynamic`, symmetric, of rows that are codes already.
+
+    codes    uint8 [..., k], 1 .. 255 around 128; scale float32 [rows]
+    returns  [..., n] float32; a row with the scale NaN gives a row of NaN
+    """
+    weight = unpack_weight(packed, weight_scale.shape[0], codes.shape[-1]).long()
+    total = codes.reshape(len(scale), codes.shape[-1]).long() @ weight.T - 128 * column_sum.long()
+    y = _epilogue(total.float(), scale, scale.isfinite(), weight_scale, bias)
+    return _finish(y, activation, codes.float())
 
 
 def _finite_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,13 +244,18 @@ def _epilogue(
     finite: torch.Tensor,
     weight_scale: torch.Tensor,
     bias: torch.Tensor | None,
-    x: torch.Tensor,
 ) -> torch.Tensor:
-    """fma(total, row_scale * weight_scale, bias), NaN for the rows that are not finite, in x's shape and dtype."""
+    """fma(total, row_scale * weight_scale, bias), NaN for the rows that are not finite; float32."""
     scale = row_scale[:, None] * weight_scale.reshape(1, -1)
     y = _fma(total, scale, torch.zeros(()) if bias is None else bias.float())
-    y = torch.where(finite[:, None], y, torch.nan)
-    return y.to(x.dtype).reshape(*x.shape[:-1], weight_scale.shape[0])
+    return torch.where(finite[:, None], y, torch.nan)
+
+
+def _finish(y: torch.Tensor, activation: str | None, x: torch.Tensor) -> torch.Tensor:
+    """The activation, in float32, and then x's dtype and shape."""
+    if activation is not None:
+        y = activate(y, activation)
+    return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[1])
 
 
 def _fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:

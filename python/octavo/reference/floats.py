@@ -4,24 +4,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """relu, gelu, gelu_tanh or silu of x, in its dtype.
+    """relu, gelu, gelu_tanh or silu of x, in its dtype; -Inf gives 0, the limit.
 
     source   Hendrycks and Gimpel 2016 (arXiv:1606.08415)
     """
-    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "relu": F.relu,
-        "gelu": F.gelu,
-        "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        "silu": F.silu,
-    }
-    return functions[activation](x.double()).to(x.dtype)
+    return _activate(x.double(), activation).to(x.dtype)
+
+
+def _activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    match activation:
+        case "relu":
+            factor = (x > 0).double()
+        case "gelu":
+            factor = torch.special.erfc(-x / math.sqrt(2)) / 2
+        case "gelu_tanh":
+            factor = torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        case "silu":
+            factor = torch.sigmoid(x)
+    return torch.where(x == -torch.inf, 0.0, x * factor)
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, in their dtype."""
+    return (_activate(gate.double(), "silu") * up.double()).to(gate.dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis.
+
+    source   Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4
+    """
+    return _norm(x.double(), weight, None, eps, True).to(x.dtype)
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum = x + residual in their dtype, and before it y, the LayerNorm or RMSNorm of sum.
+
+    source   Ba et al. 2016 (arXiv:1607.06450), eq. 4
+    """
+    total = (x.float() + residual.float()).to(x.dtype)
+    return _norm(total.double(), weight, bias, eps, rms).to(x.dtype), total
+
+
+def add_norm_codes(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """add_norm, and y's codes 1 .. 255 and scale [rows]; a row that is not finite has the scale NaN and codes 0."""
+    y, total = add_norm(x, residual, weight, bias, eps, rms)
+    rows = y.float().reshape(-1, y.shape[-1])
+    scale = rows.abs().amax(1) / 127
+    finite = scale.isfinite()
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    steps = torch.round(rows * (1 / scale)[:, None]).clamp(-127, 127) + 128
+    codes = torch.where(finite[:, None], steps, 0.0).to(torch.uint8).reshape(y.shape)
+    return y, total, codes, torch.where(finite, scale, torch.nan)
+
+
+def _norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, rms: bool
+) -> torch.Tensor:
+    if not rms:
+        x = x - x.mean(-1, keepdim=True)
+    y = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+    return y if bias is None else y + bias.double()
+
+
+def rope(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first R elements of each row of q and k, turned in pairs (j, j + R / 2); cos, sin [B or 1, L, R].
+
+    source   Su et al. 2021 (arXiv:2104.09864), eq. 34, with pairs as in Llama
+    """
+    cos, sin = cos.double()[:, None], sin.double()[:, None]
+    return _turned(q, cos, sin), _turned(k, cos, sin)
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    turned, rest = x.double().split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+    low, high = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-high, low], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1).to(x.dtype)
 
 
 def attention(

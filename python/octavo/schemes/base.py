@@ -61,8 +61,12 @@ class Scheme(ABC):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None = None,
     ) -> torch.Tensor:
-        """The product of a QuantLinear: x [..., k] and a packed weight of n rows to [..., n] in x's dtype."""
+        """The product of a QuantLinear: x [..., k] and a packed weight of n rows to [..., n] in x's dtype.
+
+        activation   None or the name of what is done to the result before it is rounded
+        """
         raise NotImplementedError(
             f"{self.name} brings no operator: its {self.layer.__name__} has one of its own"
         )

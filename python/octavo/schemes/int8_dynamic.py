@@ -38,8 +38,9 @@ class Int8Dynamic(Scheme):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None = None,
     ) -> torch.Tensor:
-        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric)
+        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric, activation)
 
     def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
         return fake_quantize_per_token(x, self.symmetric)

@@ -26,8 +26,9 @@ class Int8WeightOnly(Scheme):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None = None,
     ) -> torch.Tensor:
-        return ops.linear_weight_only(x, packed, column_sum, weight_scale, bias)
+        return ops.linear_weight_only(x, packed, column_sum, weight_scale, bias, activation)
 
     def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
         return x  # 16 bits are nearly exact

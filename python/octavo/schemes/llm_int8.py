@@ -76,9 +76,10 @@ class LLMInt8(Scheme):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None = None,
     ) -> torch.Tensor:
         """The part in 8 bits."""
-        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias)
+        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, activation=activation)
 
     def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
         return fake_quantize_per_token(x)

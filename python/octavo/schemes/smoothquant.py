@@ -97,8 +97,9 @@ class SmoothQuant(Scheme):
         column_sum: torch.Tensor,
         weight_scale: torch.Tensor,
         bias: torch.Tensor | None,
+        activation: str | None = None,
     ) -> torch.Tensor:
-        return self.then.linear(x, packed, column_sum, weight_scale, bias)
+        return self.then.linear(x, packed, column_sum, weight_scale, bias, activation)
 
     def prepare_linear(
         self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
