@@ -28,6 +28,7 @@ LAYERS = [
     ["smoothing"],
     ["prepare"],
     ["convert", "compare", "checkpoint", "bias_correction", "equalization"],
+    ["fusion"],
     ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
     ["evaluate"],
     ["numpy", "demo", "bench", "study", "stream", "sensitivity", "integrations"],

@@ -17,6 +17,7 @@ from .cpu import cpu_info, use_isa
 from .equalization import equalize_
 from .evaluate import evaluate
 from .evaluation import Evaluation, Prompts
+from .fusion import FusionReport, fuse_, unfuse_
 from .inspection import CheckpointContents, inspect_checkpoint
 from .malloc import keep_memory
 from .mixed_precision import choose
@@ -45,6 +46,7 @@ __version__ = _version("octavo")
 __all__ = [
     "CheckpointContents",
     "Evaluation",
+    "FusionReport",
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",
@@ -71,6 +73,7 @@ __all__ = [
     "evaluate",
     "evaluation",
     "freeze_",
+    "fuse_",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
@@ -88,5 +91,6 @@ __all__ = [
     "save",
     "schemes",
     "sensitivity",
+    "unfuse_",
     "use_isa",
 ]

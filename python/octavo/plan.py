@@ -82,7 +82,7 @@ def plan_freezing(model: nn.Module) -> list[Layer]:
     def decide(module: nn.Module, names: list[str]) -> Decision:
         if isinstance(module, PreparedLinear):
             scheme: Any = module.scheme
-            return (None, HOOKS) if _has_hooks(module) else (scheme, "")
+            return (None, HOOKS) if has_hooks(module) else (scheme, "")
         return None, "already quantized" if isinstance(module, QuantLinear) else "not prepared"
 
     return _layers(_names_of(model), decide)
@@ -178,13 +178,13 @@ def _reason_to_keep(linear: nn.Linear, name: str, owners: dict[object, list[str]
         return "its weight is no parameter: remove weight_norm, spectral_norm or pruning first"
     if type(weight.data) is not torch.Tensor:
         return f"its weight is a {type(weight.data).__name__}"
-    if _has_hooks(linear):
+    if has_hooks(linear):
         return HOOKS
     others = [owner for owner in owners[_identity(weight)] if owner != f"{name}.weight"]
     return f"weight is tied to {', '.join(others)}" if others else None
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     return any(
         (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     )

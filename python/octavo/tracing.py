@@ -9,7 +9,7 @@ another use of the tensor, so a group that is found is one in every batch that w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,7 @@ class Group:
 
 
 @dataclass(eq=False)
-class _Source:
+class Source:
     """A module that gives tensors, and what became of them."""
 
     producer: nn.Module
@@ -49,8 +49,8 @@ class _Source:
 class Trace:
     """What was seen of the model."""
 
-    sources: dict[nn.Module, _Source] = field(default_factory=dict)
-    inputs: dict[nn.Module, set[_Source | None]] = field(default_factory=dict)  # of each layer; None: others
+    sources: dict[nn.Module, Source] = field(default_factory=dict)
+    inputs: dict[nn.Module, set[Source | None]] = field(default_factory=dict)  # of each layer; None: others
 
     def groups(self) -> list[Group]:
         """In the order in which the producers ran. A layer is in one group at most."""
@@ -64,8 +64,13 @@ class Trace:
 
 
 @contextmanager
-def traced(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Trace]:
-    """Inside, runs of `model` are watched; `layers` are the linear layers whose inputs are asked for.
+def traced(
+    model: nn.Module,
+    layers: Sequence[nn.Module],
+    is_producer: Callable[[nn.Module], bool] = lambda module: is_linear(module) or is_norm_like(module),
+) -> Iterator[Trace]:
+    """Inside, runs of `model` are watched; `layers` are the modules whose inputs are asked for, and
+    `is_producer` says whose output is followed.
 
     Scripted and compiled modules hide what they do: with one in the model, nothing is found.
     """
@@ -74,7 +79,7 @@ def traced(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[Trace]:
         yield trace
         return
     with ExitStack() as stack:
-        watcher = stack.enter_context(_Watcher(trace))
+        watcher = stack.enter_context(_Watcher(trace, is_producer))
         for module in model.modules():
             for handle in watcher.hook(module):
                 stack.callback(handle.remove)
@@ -111,9 +116,9 @@ def is_norm_like(module: nn.Module) -> bool:
 class _Watcher(TorchFunctionMode):
     """Sees every torch function, in Python, that is called while the mode is on."""
 
-    def __init__(self, trace: Trace):
+    def __init__(self, trace: Trace, is_producer: Callable[[nn.Module], bool]):
         super().__init__()
-        self.trace = trace
+        self.trace, self.is_producer = trace, is_producer
         self.known: Any = WeakTensorKeyDictionary()  # tensor -> (its source, through a ReLU?)
         self.depth = 0  # of modules that are running
         self.blind = 0  # inside of a layer, or of a hook
@@ -137,8 +142,10 @@ class _Watcher(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self.depth -= 1
         self.blind -= module in self.trace.inputs
-        if isinstance(output, torch.Tensor) and (is_linear(module) or is_norm_like(module)):
-            source = self.trace.sources.setdefault(module, _Source(module))
+        if module in self.trace.inputs and isinstance(output, torch.Tensor):
+            self.known.pop(output, None)  # changed in place, it is no longer what the producer gave
+        if isinstance(output, torch.Tensor) and self.is_producer(module):
+            source = self.trace.sources.setdefault(module, Source(module))
             if output not in self.known:
                 self.known[output] = (source, False)
         if self.depth == 0:  # what the outermost module gives is in the user's hands

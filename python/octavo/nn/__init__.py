@@ -1,24 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers: quantized ones, ordinary nn.Modules that hold integer weights, and those on the way to it."""
 
+from typing import Any
+
 from .fused_paths import leave_fused_paths
+from .gated_mlp import GatedMLP
 from .linear import QuantLinear
 from .outlier_linear import OutlierLinear, PreparedOutliers
 from .prepared import PreparedLinear
+from .rms_norm import RMSNorm
+from .rotary_attention import RotaryAttention
+from .shared_input import SharedInput
 from .smoothed_linear import PreparedSmoothed, SmoothedLinear, StaticSmoothedLinear
 from .static_linear import StaticQuantLinear
 
 OurLinear = QuantLinear | PreparedLinear
 
 __all__ = [
+    "GatedMLP",
+    "KVCache",
     "OurLinear",
     "OutlierLinear",
     "PreparedLinear",
     "PreparedOutliers",
     "PreparedSmoothed",
     "QuantLinear",
+    "RMSNorm",
+    "RotaryAttention",
+    "SharedInput",
     "SmoothedLinear",
     "StaticQuantLinear",
     "StaticSmoothedLinear",
     "leave_fused_paths",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """KVCache derives from a class of transformers, which is imported when it is asked for and not before."""
+    if name != "KVCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from .kv_cache import KVCache
+    except ImportError as error:
+        raise ImportError(
+            "octavo.nn.KVCache is for models of transformers: pip install 'octavo[demo]'"
+        ) from error
+    return KVCache

@@ -70,7 +70,7 @@ def _parts(layer: Any) -> Sequence[Any]:
         layer._buffers["packed"],
         parameters["weight_scale"],
         parameters["bias"],
-        getattr(layer, "activation", None),
+        layer.activation,
         is_watched,
     )
 
@@ -84,7 +84,7 @@ def can_be_joined(layers: Sequence[Any]) -> bool:
         and layer.out_features % STRIP == 0
         and (layer.bias is None) == (first.bias is None)
         and (layer.bias is None or layer.bias.dtype == first.bias.dtype)
-        and getattr(layer, "activation", None) is None
+        and layer.activation is None
         and not layer.weight_scale.is_meta
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         for layer in layers

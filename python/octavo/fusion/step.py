@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of fusion is: it finds places in a model, and says of each what would stand there and how to check it.
+
+A step changes nothing while it looks. fuse.py holds each candidate against the original on the example's tensors, lets
+those that agree do their changes, and then looks at the model's output. Every change is a reference that can be put
+back, so undoing a step, or all of them, is the same walk backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..swap import places_of
+from .example import Example
+
+# Reasons to keep what stands there, whatever the step.
+HOOKS = "has hooks: remove them, fuse, and register them on the new module"
+ROOT = "the model itself cannot be replaced in place: put it into another module"
+
+# Largest difference allowed for each element, of its dtype and shape or a number: bound(expected, *args, **kwargs).
+Bound = Callable[..., torch.Tensor | float]
+
+
+class Step(Protocol):
+    """One kind of fusion, an object with a name. fuse_ asks the steps one after another, so each sees what is left."""
+
+    @property
+    def name(self) -> str:
+        """As the report shows it."""
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        """All places that were looked at, in the model's order; `model` is as it was afterwards.
+
+        `example.run()` runs the model on all batches, in eval mode without gradients, for whoever watches it.
+        """
+
+
+@dataclass
+class Candidate:
+    """A place where a step applies, or with a reason why it does not.
+
+    name       of the module in the model, as named_modules has it
+    kind       class of what is there now
+    reason     why it is kept: such a candidate is reported and nothing else
+    apply      puts the replacement there, every change of a reference through the Changes it is given
+    reads      the module whose call is handed to `compute`, and `gives` the one whose output `compute` must reproduce:
+               the same one for a module that is replaced, a layer and the activation after it for a pair
+    of_input   `compute` must reproduce what `gives` is called with, and `reads` return what `gives` does
+    compute    the replacement as a function, called before anything is changed; None: the model's output alone decides
+    bound      how far `compute` may be off; None: it is measured and reported, and the model's output decides
+    error      largest |difference| that was measured; verify.py fills it in
+    partners   places that are fused together or not at all
+    """
+
+    name: str
+    kind: str
+    reason: str = ""
+    apply: Callable[[Changes], None] | None = None
+    reads: nn.Module | None = None
+    gives: nn.Module | None = None
+    of_input: bool = False
+    compute: Callable[..., Any] | None = None
+    bound: Bound | None = None
+    error: float | None = None
+    partners: list[Candidate] = field(default_factory=list)
+
+
+@dataclass
+class Changes:
+    """References that were changed in a model, in order, and what they were before.
+
+    Kept in the fused model itself: copies of the model, by deepcopy or pickle, get copies of the modules in here.
+    """
+
+    done: list[tuple[Any, str, Any, Any]] = field(default_factory=list)
+
+    def replace(self, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+        """Hangs `new` wherever `old` hangs in `model`, in old's training mode."""
+        new.train(old.training)
+        for parent, attribute in places_of([old], model)[id(old)]:
+            self.done.append((parent, attribute, old, new))
+            parent._modules[attribute] = new
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """An attribute of an object that is no module, parameter or buffer itself."""
+        self.done.append((owner, name, vars(owner).get(name, _MISSING), value))
+        vars(owner)[name] = value
+
+    def undo(self, keep: int = 0) -> None:
+        """Takes back all but the first `keep` changes, the last one first."""
+        while len(self.done) > keep:
+            owner, name, before, after = self.done.pop()
+            if isinstance(before, nn.Module) and isinstance(after, nn.Module):
+                _hand_back(after, before)
+                owner._modules[name] = before
+            elif before is _MISSING:
+                vars(owner).pop(name, None)
+            else:
+                vars(owner)[name] = before
+
+
+class _MISSING:
+    """Stands for an attribute that was not there; a class, so that copies and pickles of it are itself."""
+
+
+def _hand_back(replacement: nn.Module, original: nn.Module) -> None:
+    """What was loaded into the replacement's parameters, or trained, is the original's; and so is the training mode."""
+    for name, parameter in replacement._parameters.items():
+        if name in original._parameters:
+            original._parameters[name] = parameter
+    original.train(replacement.training)
