@@ -33,6 +33,7 @@ SCHEMA = 1  # of the JSON; a change that compare.py cannot read makes it 2
 BENCHMARKS = (
     "layers",
     "small_ops",
+    "float_ops",
     "overhead",
     "startup",
     "encoder",

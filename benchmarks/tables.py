@@ -14,6 +14,7 @@ OURS = "octavo "
 ERROR_MARGIN = 1.5
 TITLES = {
     "small_ops": "Quantize, dequantize, choose_qparams against copies of the same bytes",
+    "float_ops": "Activations, norms and rotary embeddings against torch",
     "overhead": "Call overhead, a 64 x 64 layer with one row",
     "startup": "Before the first output",
     "encoder": "all-MiniLM-L6-v2, only its Linears swapped",

@@ -42,8 +42,8 @@ def linear(request):
     """A linear operator as f(x, packed, column_sum, weight_scale, bias); module=reference calls the reference's."""
     name, options = LINEARS[request.param]
 
-    def call(*arguments, module=ops):
-        return getattr(module, name)(*arguments, *options)
+    def call(*arguments, activation=None, module=ops):
+        return getattr(module, name)(*arguments, *options, activation)
 
     call.op, call.options = getattr(torch.ops.octavo, name).default, options
     return call

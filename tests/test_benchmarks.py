@@ -22,6 +22,7 @@ import readme  # noqa: E402
 import rivals  # noqa: E402
 import roofline  # noqa: E402
 import run  # noqa: E402
+import float_ops  # noqa: E402
 import small_ops  # noqa: E402
 import tables  # noqa: E402
 
@@ -152,6 +153,12 @@ def test_small_operators_are_held_against_copies_of_the_same_bytes():
         256 * 5
     }
     assert all(row["copy_ratio"] > 0 and row["fresh_copy_ratio"] > 0 for row in found)
+
+
+def test_float_operators_are_held_against_torchs():
+    found = float_ops.measure((lambda: float_ops.activations(256), float_ops.ropes), rounds=1)
+    assert [row["operator"] for row in found] == ["gelu", "gelu_tanh", "silu", "silu_mul", "rope", "rope"]
+    assert all(row["median_ms"] > 0 and row["speedup_over_torch"] > 0 for row in found)
 
 
 # --- ceilings -------------------------------------------------------------------------------------------------------

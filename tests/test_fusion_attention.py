@@ -12,7 +12,7 @@ import octavo
 from asserts import assert_bits_equal
 from fusion_models import DECODER, IDS, PADDED, bert, llama, mistral, outputs, transformers
 from octavo import ops
-from octavo.fusion.attention import attention_forward, is_native
+from octavo.fusion.interface import attention_forward, is_native
 
 
 def attention_rows(model, example=PADDED, **options):
@@ -90,6 +90,22 @@ def test_a_window_is_respected():
     assert (outputs(model) - before).norm() <= 2**-14 * before.norm()
 
 
+def test_padding_on_the_left_leaves_queries_that_see_nothing():
+    left = {"input_ids": IDS, "attention_mask": torch.tensor([[0] * 5 + [1] * 7, [1] * 12])}
+    model = llama()
+    before = outputs(model, left)
+    (row,) = attention_rows(model, left, attention="float32")
+    assert row.action == "fused"
+    assert (outputs(model, left) - before).norm() <= 2**-14 * before.norm()
+
+
+def test_an_operator_that_is_off_is_found_out(monkeypatch):
+    operator = ops.attention
+    monkeypatch.setattr(ops, "attention", lambda *args, **options: operator(*args, **options) * 1.001)
+    (row,) = attention_rows(bert(), attention="float32")
+    assert row.action == "kept" and "more than rounding" in row.reason
+
+
 def test_models_within_a_module_are_found_by_name():
     wrapper = nn.ModuleDict({"text": bert()}).eval()
     wrapper.forward = lambda ids: wrapper["text"](ids)
@@ -101,6 +117,7 @@ def test_models_within_a_module_are_found_by_name():
     "kind, options, reason",
     [
         ("T5EncoderModel", dict(d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2), "does not let"),
+        ("Gemma2ForCausalLM", DECODER, "of another kind"),
         ("LlamaForCausalLM", {**DECODER, "head_dim": 8}, "only torch computes"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_gated_module_is_replaced_and_its_layers_stay(scheme, n, bias):
     assert (row.name, row.kind, row.action) == ("0", "MLP", "fused")
     assert type(m[0]) is GatedMLP and all(m[0].get_submodule(name) is layers[name] for name in m[0]._modules)
     assert m.state_dict().keys() == before["tensors"].keys()
-    assert m[0].shared().is_joined == (type(m[0].gate_proj) is octavo.nn.QuantLinear and n % 16 == 0)
+    assert m[0]._shared.is_joined == (type(m[0].gate_proj) is octavo.nn.QuantLinear and n % 16 == 0)
     assert torch.cosine_similarity(m(X).flatten(), expected.flatten(), 0) >= 0.999
     assert_unchanged(octavo.unfuse_(m), before)
     assert_bits_equal(m(X), expected)
@@ -122,7 +122,7 @@ def test_a_copy_has_weights_of_its_own():
     expected, twin = mlp(X), copy.deepcopy(mlp)
     mlp.gate_proj.weight_scale.zero_()
     assert_bits_equal(twin(X), expected)
-    assert twin._shared.layers[0] is twin.gate_proj and twin.shared().is_joined
+    assert twin._shared.layers[0] is twin.gate_proj and twin._shared.is_joined
 
 
 def test_a_wrong_width_is_refused_by_the_layer():

@@ -55,6 +55,17 @@ def test_joining_changes_no_bit():
     assert_bits_equal(outputs(model), together)
 
 
+def test_a_layer_that_somebody_replaces_is_the_one_that_counts():
+    """As adapters do: they put a layer of their own around ours."""
+    model = octavo.quantized(llama(), octavo.Int8Dynamic())
+    octavo.fuse_(model, IDS, attention="float32")
+    before = outputs(model)
+    attention = model.model.layers[0].self_attn
+    attention.v_proj = wrapper = torch.nn.Sequential(attention.v_proj).eval()
+    wrapper.register_forward_hook(lambda module, args, y: y * 0)
+    assert not torch.equal(outputs(model), before)
+
+
 def test_the_mask_of_padding_counts():
     model = llama()
     expected = outputs(model)

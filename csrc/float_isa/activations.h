@@ -45,13 +45,14 @@ struct Silu {
   }
 };
 
+// Arguments are copied, here and below, so that no store can change them.
 template <FloatType kFrom, FloatType kTo, class F>
-void activate_rows(const Activate& a, const F& f) {
+void activate_rows(const Activate a, const F& f) {
   for (std::int64_t row = 0; row < a.rows; ++row) {
     const std::int64_t from = row * a.x_stride, to = row * a.out_stride;
-    std::int64_t i = 0;
-    for (; i + 16 <= a.columns; i += 16) store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i)));
-    if (i < a.columns) store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i, a.columns - i)), a.columns - i);
+    each_vector(a.columns, [&](std::int64_t i, std::int64_t lanes) {
+      store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i, lanes)), lanes);
+    });
   }
 }
 
@@ -72,14 +73,12 @@ inline void activate(const Activate& a) {
 }
 
 template <FloatType kType>
-void silu_mul_rows(const SiluMul& m) {
+void silu_mul_rows(const SiluMul m) {
   for (std::int64_t row = 0; row < m.rows; ++row) {
-    for (std::int64_t i = 0; i < m.columns; i += 16) {
-      const std::int64_t count = m.columns - i;
-      const Vector gate = load<kType>(m.gate, row * m.gate_stride + i, count);
-      const Vector up = load<kType>(m.up, row * m.up_stride + i, count);
-      store<kType>(m.out, row * m.out_stride + i, Silu{}(gate)*up, count);
-    }
+    each_vector(m.columns, [&](std::int64_t i, std::int64_t lanes) {
+      const Vector silu = Silu{}(load<kType>(m.gate, row * m.gate_stride + i, lanes));
+      store<kType>(m.out, row * m.out_stride + i, silu * load<kType>(m.up, row * m.up_stride + i, lanes), lanes);
+    });
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Made by tools/gelu_table.py: with r = a - i * 25 / 64, Phi(-a) is the sum of kGeluTable[power][i] * r^power for |r| up to
-// 25 / 128. Beyond the last interval a * Phi(-a) is below 5e-8, taken for 0.
+// Made by tools/gelu_table.py: with r = a - i * 25 / 64, Phi(-a) is the sum of kGeluTable[power][i] * r^power for
+// |r| <= 25 / 128. Beyond the last interval a * Phi(-a) is below 5e-8, taken for 0.
 #pragma once
 
 namespace octavo {

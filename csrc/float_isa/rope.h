@@ -8,20 +8,20 @@ namespace octavo {
 namespace {
 
 template <FloatType kType, FloatType kAngles>
-void rotate_rows(const Rotate& r) {
+void rotate_rows(const Rotate r) {
   const std::int64_t half = r.rotated / 2;
   for (std::int64_t row = 0; row < r.rows; ++row) {
     const std::int64_t from = row * r.x_stride, angle = row * r.angle_stride, to = row * r.out_stride;
-    for (std::int64_t j = 0; j < half; j += 16) {
-      const std::int64_t count = half - j, low = angle + j, high = angle + half + j;
-      const Vector a = load<kType>(r.x, from + j, count), b = load<kType>(r.x, from + half + j, count);
-      const Vector b_sin = b * load<kAngles>(r.sin, low, count), a_sin = a * load<kAngles>(r.sin, high, count);
-      store<kType>(r.out, to + j, multiply_add(a, load<kAngles>(r.cos, low, count), set(0.0f) - b_sin), count);
-      store<kType>(r.out, to + half + j, multiply_add(b, load<kAngles>(r.cos, high, count), a_sin), count);
-    }
-    for (std::int64_t j = r.rotated; j < r.columns; j += 16) {
-      store<kType>(r.out, to + j, load<kType>(r.x, from + j, r.columns - j), r.columns - j);
-    }
+    each_vector(half, [&](std::int64_t j, std::int64_t lanes) {
+      const std::int64_t low = angle + j, high = angle + half + j;
+      const Vector a = load<kType>(r.x, from + j, lanes), b = load<kType>(r.x, from + half + j, lanes);
+      const Vector b_sin = b * load<kAngles>(r.sin, low, lanes), a_sin = a * load<kAngles>(r.sin, high, lanes);
+      store<kType>(r.out, to + j, multiply_add(a, load<kAngles>(r.cos, low, lanes), set(0.0f) - b_sin), lanes);
+      store<kType>(r.out, to + half + j, multiply_add(b, load<kAngles>(r.cos, high, lanes), a_sin), lanes);
+    });
+    each_vector(r.columns - r.rotated, [&](std::int64_t j, std::int64_t lanes) {
+      store<kType>(r.out, to + r.rotated + j, load<kType>(r.x, from + r.rotated + j, lanes), lanes);
+    });
   }
 }
 

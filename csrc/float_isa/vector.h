@@ -28,5 +28,14 @@ inline auto with_type(FloatType type, const F& f) {
   }
 }
 
+// f(i, lanes) for the elements i .. i + lanes of a row. All but the last vector have 16 lanes, which the compiler knows:
+// masks cost little by themselves, but what a masked store has written is not forwarded to loads.
+template <class F>
+inline void each_vector(std::int64_t count, const F& f) {
+  std::int64_t i = 0;
+  for (; i + 16 <= count; i += 16) f(i, std::int64_t{16});
+  if (i < count) f(i, count - i);
+}
+
 }  // namespace
 }  // namespace octavo

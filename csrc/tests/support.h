@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "half.h"
 #include "kernel.h"
 #include "quantize.h"
 
@@ -85,12 +86,6 @@ void fill_codes(Buffer& buffer, Codes mode, Random& random) {
     }
     ++i;
   }
-}
-
-inline std::uint32_t bits_of(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
 }
 
 inline const char* name_of(FloatType type) {

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..nn import OutlierLinear, QuantLinear
+from ..nn import QuantLinear
 from ..plan import has_hooks
 from ..tracing import Source, traced
 from .example import Example
@@ -100,8 +100,6 @@ def _obstacle(layer: Any, module: nn.Module, sources: set[Source | None]) -> str
         return "the activation also reads what no quantized layer gives"
     if any(source is not None and (source.has_other_use or len(source.consumers) > 1) for source in sources):
         return "what the layer gives is read elsewhere, too"
-    if isinstance(layer, OutlierLinear):
-        return f"{type(layer).__name__} adds its outliers after the product"
     if layer.activation is not None:
         return "the layer has an activation already"
     return HOOKS if has_hooks(layer) or has_hooks(module) else ""

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from .. import ops
 from ..plan import has_hooks
-from .attention import is_native
 from .example import Example
+from .interface import is_native
 from .step import HOOKS, Candidate, Changes
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from ..nn import QuantLinear, RotaryAttention
 from ..nn.rotary_attention import NORMS, PROJECTIONS
 from ..plan import has_hooks
-from .attention import NAMES, attention_forward
 from .example import Example
+from .interface import NAMES, attention_forward
 from .step import HOOKS, Candidate, Changes
 
 CHILDREN = {*PROJECTIONS, "o_proj"}

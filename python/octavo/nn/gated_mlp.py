@@ -31,17 +31,10 @@ class GatedMLP(nn.Module):
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """What down_proj reads, [..., n]."""
-        gate, up = self.shared()(x)
-        return ops.silu_mul(gate, up)
-
-    def shared(self) -> SharedInput:
-        """The first two layers as one, also after somebody has put another layer in their place."""
         modules: dict[str, Any] = self._modules
-        gate, up = modules["gate_proj"], modules["up_proj"]
-        layers = self._shared.layers
-        if gate is not layers[0] or up is not layers[1]:
-            self._shared = SharedInput((gate, up))
-        return self._shared
+        self._shared = self._shared.of((modules["gate_proj"], modules["up_proj"]))
+        gate, up = self._shared(x)
+        return ops.silu_mul(gate, up)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._shared.forget()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .. import ops
 
@@ -28,10 +27,8 @@ class RMSNorm(nn.Module):
         """x [..., k] to the same shape and dtype."""
         weight = self._parameters["weight"]
         assert weight is not None
-        scale = weight + self.offset if self.offset else weight
-        if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-            return F.rms_norm(x, scale.shape, scale.to(x.dtype), self.eps)
-        return ops.rms_norm(x, scale, self.eps)
+        # In float32: 1 + weight would lose the weight's last bits in half precision.
+        return ops.rms_norm(x, weight.float() + self.offset if self.offset else weight, self.eps)
 
     def extra_repr(self) -> str:
         offset = f", offset={self.offset}" if self.offset else ""

@@ -58,8 +58,9 @@ class RotaryAttention(nn.Module):
     ) -> tuple[torch.Tensor, Any]:
         """What o_proj reads. hidden_states [B, L, k]; position_embeddings: cos and sin, [B, L, head_dim] each."""
         batch, length, _ = hidden_states.shape
-        q, k, v = (x.view(batch, length, -1, self.head_dim) for x in self._shared(hidden_states))
         modules: dict[str, Any] = self._modules
+        self._shared = self._shared.of([modules[name] for name in PROJECTIONS])
+        q, k, v = (x.view(batch, length, -1, self.head_dim) for x in self._shared(hidden_states))
         if "q_norm" in modules:
             q, k = modules["q_norm"](q), modules["k_norm"](k)
         q, k = ops.rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
@@ -68,6 +69,10 @@ class RotaryAttention(nn.Module):
             k, v = past_key_values.update(k, v, self.layer_idx)
         y, weights = self.attend(self, q, k, v, attention_mask, scaling=self.scaling, **options)
         return y.reshape(batch, length, -1), weights
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._shared.forget()
+        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         return f"head_dim={self.head_dim}, is_joined={self._shared.is_joined}"

@@ -44,6 +44,11 @@ class SharedInput:
             return [layer(x) for layer in self.layers]
         return first.scheme.linear(x, *joined).split([layer.out_features for layer in self.layers], -1)
 
+    def of(self, layers: Sequence[nn.Module]) -> SharedInput:
+        """Itself, if these are its layers; a new one for others, which somebody has put into their place."""
+        is_same = len(layers) == len(self.layers) and all(map(is_, layers, self.layers))
+        return self if is_same else SharedInput(layers)
+
     @property
     def is_joined(self) -> bool:
         """Whether the next call reads x once for all layers."""
