@@ -17,12 +17,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ceilings  # noqa: E402
 import compare  # noqa: E402
+import float_ops  # noqa: E402
 import layers  # noqa: E402
 import readme  # noqa: E402
 import rivals  # noqa: E402
 import roofline  # noqa: E402
 import run  # noqa: E402
-import float_ops  # noqa: E402
 import small_ops  # noqa: E402
 import tables  # noqa: E402
 

@@ -16,7 +16,7 @@ constexpr std::int64_t kPanel = 16 * kTileVectors;
 struct FloatProducts {
   using Multiply = MultiplyFloats;
   static constexpr int kPerWord = 1;
-  static Vector power(Vector x) { return exp2(x); }
+  static Vector power(const Vector& x) { return exp2(x); }
   static Vector join(const Vector (&parts)[1]) { return parts[0]; }  // words of 16 numbers each, in their order
   static Vector stack(const Vector (&rows)[1]) { return rows[0]; }   // word i: number i of each row
 };
@@ -50,7 +50,7 @@ inline std::int64_t limit_of(const Attention& a, std::int64_t query) {
 
 // 16 words of a row from word `word` on, times `scale`; zeros beyond the dimension.
 template <class Products, FloatType kType>
-inline Vector row_words(const void* row, std::int64_t word, std::int64_t dimension, Vector scale) {
+inline Vector row_words(const void* row, std::int64_t word, std::int64_t dimension, const Vector& scale) {
   Vector parts[Products::kPerWord];
   OCTAVO_UNROLL for (int p = 0; p < Products::kPerWord; ++p) {
     const std::int64_t i = word * Products::kPerWord + 16 * p;

@@ -15,7 +15,7 @@ struct MultiplyPairs {
 };
 
 // Rounds to nearest even; subnormal numbers become 0.
-inline __m512i bfloat16_words(Vector a) {
+inline __m512i bfloat16_words(const Vector& a) {
   return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.lanes)));
 }
 
@@ -24,9 +24,8 @@ struct PairProducts {
   static constexpr int kPerWord = 2;
 
   // Relative error below 1.02e-4, a thirtieth of what rounding to bfloat16 adds; 2^0 is 1.
-  static Vector power(Vector x) {
-    x = max(set(-150.0f), x);
-    const Vector n = round_half_even(x), r = x - n;
+  static Vector power(const Vector& x) {
+    const Vector limited = max(set(-150.0f), x), n = round_half_even(limited), r = limited - n;
     Vector p = set(0.05500893f);
     p = multiply_add(p, r, set(0.24221096f));
     p = multiply_add(p, r, set(0.69328293f));

@@ -8,9 +8,8 @@ namespace octavo {
 namespace {
 
 // Relative error below 1.5e-7; 0 below -150, Inf above 128, NaN stays NaN. A polynomial in x - round(x), |.| <= 1/2.
-inline Vector exp2(Vector x) {
-  x = max(set(-150.0f), x);
-  const Vector n = round_half_even(x), r = x - n;
+inline Vector exp2(const Vector& x) {
+  const Vector limited = max(set(-150.0f), x), n = round_half_even(limited), r = limited - n;
   Vector p = set(1.5403530e-4f);
   p = multiply_add(p, r, set(1.3333558e-3f));
   p = multiply_add(p, r, set(9.6181291e-3f));

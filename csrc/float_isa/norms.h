@@ -42,15 +42,15 @@ void norm_row(const Norm n) {
   const auto length = static_cast<float>(n.count);
   float mean = 0.0f, squares = 0.0f;
   if (n.rms) {
-    squares = sum_over(n.count, [&](Vector sum, std::int64_t i, std::int64_t lanes) {
+    squares = sum_over(n.count, [&](const Vector& sum, std::int64_t i, std::int64_t lanes) {
       const Vector value = add_residual<kType, kResidual>(n, i, lanes);
       return multiply_add(value, value, sum);
     });
   } else {
-    mean = sum_over(n.count, [&](Vector sum, std::int64_t i,
+    mean = sum_over(n.count, [&](const Vector& sum, std::int64_t i,
                                  std::int64_t lanes) { return sum + add_residual<kType, kResidual>(n, i, lanes); }) /
            length;
-    squares = sum_over(n.count, [&](Vector sum, std::int64_t i, std::int64_t lanes) {
+    squares = sum_over(n.count, [&](const Vector& sum, std::int64_t i, std::int64_t lanes) {
       const Vector value = load<kType>(t, i, lanes) - set(mean);
       const Vector kept = lanes >= 16 ? value : keep(value, lanes);
       return multiply_add(kept, kept, sum);

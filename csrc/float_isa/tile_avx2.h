@@ -17,7 +17,7 @@ inline __m256 add_bias(__m256 score, __m256 bias) {
   const __m256 hidden = _mm256_cmp_ps(bias, _mm256_set1_ps(-__builtin_inff()), _CMP_EQ_OQ);
   return _mm256_blendv_ps(_mm256_add_ps(score, bias), bias, hidden);
 }
-inline Vector add_bias(Vector score, Vector bias) {
+inline Vector add_bias(const Vector& score, const Vector& bias) {
   return {add_bias(score.low, bias.low), add_bias(score.high, bias.high)};
 }
 

@@ -16,7 +16,7 @@ inline void add_product(Vector& acc, const Vector& a, const Vector& b) {
 }
 
 // score + bias, and -Inf where bias is, whatever the score.
-inline Vector add_bias(Vector score, Vector bias) {
+inline Vector add_bias(const Vector& score, const Vector& bias) {
   const __m512 never = _mm512_set1_ps(-__builtin_inff());
   const __mmask16 hidden = _mm512_cmp_ps_mask(bias.lanes, never, _CMP_EQ_OQ);
   return {_mm512_mask_mov_ps(_mm512_add_ps(score.lanes, bias.lanes), hidden, never)};

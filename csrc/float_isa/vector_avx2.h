@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// 16 floats in two ymm registers.
+// 16 floats in two ymm registers. Functions take them by reference: where one is not inlined, g++ 12 does not always align
+// the stack for a pair of ymm that is passed by value.
 #pragma once
 
 #include <immintrin.h>
@@ -14,28 +15,40 @@ struct Vector {
 };
 
 inline Vector set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
-inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
-inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
-inline Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline Vector operator+(const Vector& a, const Vector& b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+inline Vector operator-(const Vector& a, const Vector& b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+inline Vector operator*(const Vector& a, const Vector& b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+inline Vector operator/(const Vector& a, const Vector& b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
 
 // a * b + c and c - a * b, rounded once.
-inline Vector multiply_add(Vector a, Vector b, Vector c) {
+inline Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
-inline Vector subtract_product(Vector c, Vector a, Vector b) {
+inline Vector subtract_product(const Vector& c, const Vector& a, const Vector& b) {
   return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
 }
 
 // The second operand where either is NaN, as the instructions have it.
-inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
-inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
-inline Vector abs(Vector a) {
+inline Vector max(const Vector& a, const Vector& b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+inline Vector min(const Vector& a, const Vector& b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+inline Vector abs(const Vector& a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
 }
-inline Vector sqrt(Vector a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
-inline Vector round_half_even(Vector a) {
+inline Vector sqrt(const Vector& a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+inline Vector round_half_even(const Vector& a) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
 }
@@ -54,7 +67,7 @@ inline __m256 scale_by_power(__m256 a, __m256 n) {
 }
 
 // a * 2^n for an integral n; 0 and Inf beyond the exponents of float32.
-inline Vector scale_by_power(Vector a, Vector n) {
+inline Vector scale_by_power(const Vector& a, const Vector& n) {
   return {scale_by_power(a.low, n.low), scale_by_power(a.high, n.high)};
 }
 
@@ -66,12 +79,12 @@ inline __m256 lookup(const float (&table)[16], __m256 index) {
   return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
 
-inline Vector lookup(const float (&table)[16], Vector index) {
+inline Vector lookup(const float (&table)[16], const Vector& index) {
   return {lookup(table, index.low), lookup(table, index.high)};
 }
 
 // The first `count` lanes of a, zeros in the others.
-inline Vector keep(Vector a, std::int64_t count) {
+inline Vector keep(const Vector& a, std::int64_t count) {
   const __m256i counts = _mm256_set1_epi32(static_cast<int>(count)), lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i low = _mm256_cmpgt_epi32(counts, lanes);
   const __m256i high = _mm256_cmpgt_epi32(counts, _mm256_add_epi32(lanes, _mm256_set1_epi32(8)));
@@ -79,14 +92,14 @@ inline Vector keep(Vector a, std::int64_t count) {
 }
 
 // Lanes are added 8 apart, then 4, 2 and 1.
-inline float sum_of(Vector a) {
+inline float sum_of(const Vector& a) {
   const __m256 eight = _mm256_add_ps(a.low, a.high);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-inline float largest_of(Vector a) {
+inline float largest_of(const Vector& a) {
   const __m256 eight = _mm256_max_ps(a.low, a.high);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -136,7 +149,7 @@ inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
 }
 
 template <FloatType kType>
-inline void store(void* out, std::int64_t i, Vector a, std::int64_t count = 16) {
+inline void store(void* out, std::int64_t i, const Vector& a, std::int64_t count = 16) {
   if (count >= 16) {
     store_eight<kType>(out, i, a.low);
     return store_eight<kType>(out, i + 8, a.high);
