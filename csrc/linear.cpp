@@ -26,6 +26,7 @@ constexpr std::int64_t kScratchBytes = 1000000;  // activation codes of one bloc
 thread_local Scratch block_scratch;    // of the caller: the codes of a block of rows, read by all threads
 thread_local Scratch qparams_scratch;  // of the caller: their scales and zero points
 thread_local Scratch row_scratch;      // of each thread: one row on its way to int16
+thread_local Scratch bias_scratch;     // of the caller: column sums with an integer bias in them
 
 // 16-bit codes from their two bytes, the high one stored + 128.
 void join_row(const std::uint8_t* high, const std::uint8_t* low, std::int64_t count, std::int16_t* out) {
@@ -187,6 +188,25 @@ void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, Ou
   });
 }
 
+// The epilogue subtracts zero_point * column_sum from each sum. Where all rows have one zero point, an integer bias can be
+// part of that: 1 * (zero_point * column_sum - bias), and neither the epilogue nor the instruction sets know of it.
+PackedWeight with_bias_in_column_sums(const PackedWeight& weight, std::int32_t zero_point) {
+  const std::int64_t room = std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * weight.k;
+  auto* const column_sum =
+      reinterpret_cast<std::int32_t*>(bias_scratch.get(weight.n * static_cast<std::int64_t>(sizeof(std::int32_t))));
+  std::int64_t largest = 0;
+  for (std::int64_t j = 0; j < weight.n; ++j) {
+    const std::int64_t bias = weight.integer_bias[j];
+    largest = std::max(largest, std::abs(bias));
+    column_sum[j] = static_cast<std::int32_t>(zero_point * std::int64_t{weight.column_sum[j]} - bias);
+  }
+  require(largest <= room, "linear_static: the largest value of an int32 bias is ", largest,
+          ", but int32 sums over k = ", weight.k, " leave room for ", room, "; use a float bias");
+  PackedWeight result = weight;
+  result.column_sum = column_sum;
+  return result;
+}
+
 }  // namespace
 
 void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, Output out) {
@@ -195,7 +215,11 @@ void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symme
 
 void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, Output out) {
   const RowQParams unsigned_input{input.scale, input.zero_point + 128};
-  linear(x, weight, false, out, [&](const Row& row) { return row.quantize_static(unsigned_input); });
+  if (!weight.integer_bias) {
+    return linear(x, weight, false, out, [&](const Row& row) { return row.quantize_static(unsigned_input); });
+  }
+  linear(x, with_bias_in_column_sums(weight, unsigned_input.zero_point), false, out,
+         [&](const Row& row) { return RowQParams{row.quantize_static(unsigned_input).scale, 1}; });
 }
 
 void linear_weight_only(const Activations& x, const PackedWeight& weight, Output out) {

@@ -15,6 +15,7 @@ struct PackedWeight {
   const float* bias;               // [n] or null
   std::int64_t n;
   std::int64_t k;
+  const std::int32_t* integer_bias = nullptr;  // [n] or null: added to the exact sums, by linear_static only
 };
 
 struct Activations {
@@ -35,6 +36,7 @@ struct Output {
 void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, Output out);
 
 // The same with one scale and zero point for all of x, chosen beforehand: codes -128 .. 127, as int8 counts them.
+// Refuses an integer bias with which a sum could leave int32.
 void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, Output out);
 
 // The same with rows quantized to 16 bits, split into two planes of 8: int8 weights, near-float activations.

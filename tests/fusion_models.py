@@ -12,13 +12,13 @@ WIDTHS = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_s
 DECODER = dict(**WIDTHS, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
 
 
-def _made(kind: str, config: str, **options):
+def _made(kind: str, config: str, sizes=None, **options):
     torch.manual_seed(0)
-    return getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
+    return getattr(transformers, kind)(getattr(transformers, config)(**{**(sizes or {}), **options})).eval()
 
 
 def bert(**options):
-    return _made("BertModel", "BertConfig", **WIDTHS, num_attention_heads=4, **options)
+    return _made("BertModel", "BertConfig", WIDTHS, num_attention_heads=4, **options)
 
 
 def distilbert():
@@ -36,11 +36,11 @@ def vit():
 
 
 def llama(**options):
-    return _made("LlamaForCausalLM", "LlamaConfig", **DECODER, **options)
+    return _made("LlamaForCausalLM", "LlamaConfig", DECODER, **options)
 
 
 def mistral(**options):
-    return _made("MistralForCausalLM", "MistralConfig", **DECODER, **options)
+    return _made("MistralForCausalLM", "MistralConfig", DECODER, **options)
 
 
 def qwen2():

@@ -78,13 +78,33 @@ def input_multiplier(layer: QuantLinear) -> torch.Tensor:
 def rounding_bound(linear: nn.Linear, layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     """What rounding weights and input to codes may change in each output of `linear` for x [m, k].
 
-    |xw - x'w'| <= |x| dw + dx |w| + dx dw with dw half a step, and dx as below. Then float32 has its share: 2^-12 of
-    that, as assert_within_scale counts it for 255 steps, and 2^-20 for the sum and the bias.
+    |xw - x'w'| <= |x| dw + dx |w| + dx dw with dw half a step, and dx as below; half a step of an int32 bias. Then
+    float32 has its share: 2^-12 of that, as assert_within_scale counts it for 255 steps, and 2^-20 for the sum and the
+    bias.
     """
     multiplier = input_multiplier(layer)
     x, w = x.double() * multiplier, linear.weight.detach().double() / multiplier
     dw, dx = layer.weight_scale.detach().double().expand_as(w) / 2, _input_error(layer, x)
-    return (x.abs() @ dw.T + dx @ w.abs().T + dx @ dw.T) * (1 + 2**-12) + 2**-20
+    return (x.abs() @ dw.T + dx @ w.abs().T + dx @ dw.T + bias_error(layer)) * (1 + 2**-12) + 2**-20
+
+
+def has_int32_bias(layer: QuantLinear) -> bool:
+    return layer.bias is not None and layer.bias.dtype == torch.int32
+
+
+def bias_error(layer: QuantLinear) -> torch.Tensor:
+    """What rounding the bias may change in each output, float64 [n]: half a step of an int32 bias."""
+    if not has_int32_bias(layer):
+        return torch.zeros(layer.out_features, dtype=torch.float64)
+    return layer.input_scale.detach().double() * layer.weight_scale.detach().double().reshape(-1) / 2
+
+
+def bias_of(layer: QuantLinear) -> torch.Tensor:
+    """What a row of zeros gives, float32 [n]."""
+    bias = layer.bias.detach()
+    if not has_int32_bias(layer):
+        return bias
+    return bias.float() * (layer.input_scale * layer.weight_scale.reshape(-1)).detach()
 
 
 def _input_error(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from behaviour import (
     replace_element,
     replace_row,
 )
-from models import every_scheme, rounding_bound
+from models import bias_of, every_scheme, rounding_bound
 
 pytestmark = pytest.mark.usefixtures("isa")
 SATURATION = {
@@ -62,9 +62,9 @@ def test_nan_or_inf_makes_its_row_nan_and_touches_no_other(scheme, bad):
 def test_a_row_of_zeros_or_denormals_gives_the_bias(scheme, tiny):
     fast, x, y = quantized_case(scheme)
     result = fast(replace_row(x, tiny))
-    assert_bits_equal(result[BAD_ROW], fast.bias.detach())
+    assert_bits_equal(result[BAD_ROW], bias_of(fast))
     assert_bits_equal(others(result), others(y))
-    assert_bits_equal(fast(torch.full_like(x, tiny)), fast.bias.detach().expand(16, 96))
+    assert_bits_equal(fast(torch.full_like(x, tiny)), bias_of(fast).expand(16, 96))
 
 
 @every_scheme
@@ -174,5 +174,7 @@ def test_the_printed_table_says_the_same(scheme):
     assert {row["nan"], row["inf"]} == {"row:nan others:same bits"}
     assert {row[name] for name in ("outlier_row", "strided", "x3d")} == {"same bits"}
     assert row["outlier_wrow"] == ("changed" if isinstance(scheme, octavo.SmoothQuant) else "same bits")
-    assert {row[name] for name in ("zero_row", "all_zero", "sat_same", "sat_bigK")} == {"0"}
+    assert {row[name] for name in ("sat_same", "sat_bigK")} == {"0"}
+    if not getattr(scheme, "int32_bias", False):  # that rounds the bias
+        assert {row[name] for name in ("zero_row", "all_zero")} == {"0"}
     assert (row["batch_invariant"], row["empty"]) == ("yes", "ok")

@@ -323,6 +323,18 @@ def test_a_scheme_without_words_is_refused_by_transformers_and_read_by_octavo(tm
     assert loaded.lm_head.scheme == octavo.Int8Dynamic(symmetric=False)
 
 
+def test_an_int32_bias_has_no_words_either(tmp_path):
+    """Others would take the codes for floats."""
+    from tiny_models import IDS, check_equal_states, llama, transformers
+
+    model = llama(attention_bias=True)
+    octavo.quantize_(model, octavo.Int8Static(int32_bias=True), data=IDS)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no `quant_method`"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    check_equal_states(pretrained.load_quantized(tmp_path), model)
+
+
 def test_a_model_that_was_loaded_is_saved_as_what_it_is(tmp_path):
     from tiny_models import check_equal_states, llama
 

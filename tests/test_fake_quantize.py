@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fake quantization: the bits of the integers, the two estimators, LSQ; against float64 oracles and torch's own."""
+"""Fake quantization: the bits of the integers, the two estimators, integer biases; against float64 and torch's own."""
 
+import functools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,17 +13,16 @@ from hypothesis import strategies as st
 import octavo
 import strategies
 from asserts import assert_bits_equal, assert_within
+from gradients import by_row, gradients
 from octavo import ops
 from octavo.fake_quantize import (
     fake_quantize,
+    fake_quantize_bias,
     fake_quantize_per_token,
-    lsq,
-    lsq_scale,
-    positive_scale,
+    quantize_bias,
 )
 
 CODES = [(-127, 127), (-128, 127), (-7, 7), (-8, 7), (0, 255), (1, 255), (0, 15)]
-SMALLEST_SCALE = 2.0**-126
 moderate_floats = st.floats(width=32, min_value=-(2.0**40), max_value=2.0**40, allow_subnormal=False)
 
 
@@ -37,20 +38,6 @@ def cases(draw, dtypes=strategies.FLOAT_TYPES):
     scale = largest / 100 * draw(st.sampled_from([0.25, 1.0, 3.0, 20.0]))
     zero_point = torch.full(shape, draw(st.integers(qmin, qmax)), dtype=torch.int32)
     return x, scale, zero_point, qmin, qmax
-
-
-def gradients(function, x, *others):
-    """Of sum(weights * function(x, *others)) with respect to x and every other tensor that wants one."""
-    x = x.detach().clone().requires_grad_()
-    y = function(x, *others)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
-    (weights * y).sum().backward()
-    return x.grad, weights
-
-
-def by_row(values, x):
-    """A scale (or zero point) of shape [], [1] or [rows], to be broadcast with x."""
-    return values.reshape(-1, *[1] * (x.dim() - 1))
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -170,104 +157,50 @@ def test_a_token_with_nan_or_inf_is_nan_and_touches_no_other(bad):
     assert_bits_equal(y[[0, 1, 3]], expected[[0, 1, 3]])
 
 
-# --- LSQ ------------------------------------------------------------------------------------------------------------
+# --- a bias of integers ---------------------------------------------------------------------------------------------
 
 
-def lsq_gradients(x, scale, qmin, qmax, grad_factor, weights):
-    """Equations 3 and 5 of the paper in float64: of sum(weights * lsq(x)) with respect to x and the scale."""
-    v = x.double() / by_row(scale.double(), x)
-    inside = (v.round() >= qmin) & (v.round() <= qmax)
-    slope = torch.where(inside, v.round() - v, v.clamp(qmin, qmax))
-    by_scale = (weights.double() * slope).reshape(scale.numel(), -1).sum(1) * grad_factor
-    return weights * inside, by_scale.reshape(scale.shape)
+@given(strategies.tensors(shape=(5,), elements=moderate_floats), st.floats(2**-20, 2**20, width=32))
+def test_codes_of_a_bias_are_the_nearest_multiples_ties_to_even(bias, input_scale):
+    weight_scale = torch.tensor([[1.0], [0.5], [3.0], [0.1], [7e-3]])
+    exact = [
+        Fraction(b) / (Fraction(input_scale) * Fraction(w))
+        for b, w in zip(bias.tolist(), weight_scale.flatten().tolist(), strict=True)
+    ]
+    room = 2**31 - 1 - 255 * 128 * 10
+    call = functools.partial(quantize_bias, bias, torch.tensor([input_scale]), weight_scale, 10)
+    if max(abs(round(code)) for code in exact) > room:
+        with pytest.raises(ValueError, match=f"k = 10 leave room for {room}; use int32_bias=False"):
+            call()
+        return
+    codes = call()
+    assert codes.dtype == torch.int32
+    for code, wanted in zip(codes.tolist(), exact, strict=True):
+        # float64 rounds the quotient once: by 2^-53 of less than 2^31
+        assert code == round(wanted) or abs(abs(code - wanted) - Fraction(1, 2)) <= Fraction(1, 2**22)
 
 
-def lsq_bound(x, weights, scale, qmin, qmax, grad_factor):
-    """Of n terms, each |weight| * |slope| <= |weight| (qmax - qmin): n + 8 float32 roundings of their sum."""
-    n = x.numel() // scale.numel()
-    sums = weights.abs().double().reshape(scale.numel(), -1).sum(1).reshape(scale.shape)
-    return sums * (qmax - qmin) * grad_factor * (n + 8) * 2**-23
+def test_ties_of_a_bias_go_to_the_even_code():
+    bias = torch.tensor([0.5, 1.5, -0.5, -2.5, 2.5])
+    assert quantize_bias(bias, torch.ones(1), torch.ones(5, 1), 64).tolist() == [0, 2, 0, -2, 2]
 
 
-def lsq_cases(seed=0):
-    x = torch.randn(8, 50, generator=torch.Generator().manual_seed(seed))
-    return [(x, torch.tensor(0.02)), (x, torch.tensor([0.3])), (x, torch.linspace(0.01, 1, 8))]
+def test_a_fake_quantized_bias_is_what_its_codes_stand_for_and_passes_the_gradient():
+    bias = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    scales = torch.tensor([0.3]), torch.linspace(0.01, 0.2, 6)[:, None]
+    codes = quantize_bias(bias, *scales, 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        grad, weights = gradients(lambda t: fake_quantize_bias(t, *scales, 64), bias.to(dtype))
+        assert_bits_equal(grad, weights)
+    step = scales[0] * scales[1].flatten()
+    assert_bits_equal(fake_quantize_bias(bias, *scales, 64), codes.float() * step)
 
 
-@pytest.mark.parametrize("qmin, qmax", [(-127, 127), (-8, 7), (-2, 1), (0, 255), (0, 3)])
-@pytest.mark.parametrize("case", range(3))
-class TestLSQ:
-    def test_forward_is_fake_quantize(self, qmin, qmax, case):
-        x, scale = lsq_cases()[case]
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
-        assert_bits_equal(lsq(x, scale, qmin, qmax), fake_quantize(x, scale, zero_point, qmin, qmax))
-
-    def test_gradients_are_those_of_the_paper(self, qmin, qmax, case):
-        x, scale = lsq_cases()[case]
-        scale.requires_grad_()
-        grad, weights = gradients(lambda t: lsq(t, scale, qmin, qmax), x)
-        grad_factor = 1 / math.sqrt(x.numel() / scale.numel() * qmax)
-        expected, by_scale = lsq_gradients(x, scale.detach(), qmin, qmax, grad_factor, weights)
-        assert (grad == expected).all()
-        assert_within(scale.grad, by_scale, lsq_bound(x, weights, scale, qmin, qmax, grad_factor))
-
-    def test_gradients_are_those_of_torch(self, qmin, qmax, case):
-        x, scale = lsq_cases()[case]
-        grad_factor = 0.125
-        ours, theirs = (scale.clone().requires_grad_() for _ in range(2))
-        grad, weights = gradients(lambda t: lsq(t, ours, qmin, qmax, grad_factor=grad_factor), x)
-        flat, zeros = theirs.reshape(-1), torch.zeros(scale.numel())
-        if scale.numel() == 1:
-            learnable = torch._fake_quantize_learnable_per_tensor_affine
-            their_grad, _ = gradients(lambda t: learnable(t, flat, zeros, qmin, qmax, grad_factor), x)
-        else:
-            learnable = torch._fake_quantize_learnable_per_channel_affine
-            their_grad, _ = gradients(lambda t: learnable(t, flat, zeros, 0, qmin, qmax, grad_factor), x)
-        assert (grad == their_grad).all()
-        # each within the bound of the exact sum
-        bound = 2 * lsq_bound(x, weights, scale, qmin, qmax, grad_factor)
-        assert_within(ours.grad, theirs.grad, bound)
-
-
-@pytest.mark.parametrize("value", [-0.1, 0.0, -0.0, 1e-45, -1e-45])
-def test_a_scale_that_is_not_positive_still_computes_and_learns(value):
-    x = torch.tensor([0.31, -0.52, 5.0])
-    scale = torch.tensor([value], requires_grad=True)
-    positive = positive_scale(scale)
-    assert positive.item() == max(scale.abs().item(), SMALLEST_SCALE)
-    y = lsq(x, scale, -7, 7)
-    assert_bits_equal(y.detach(), lsq(x, positive, -7, 7))
-    y.sum().backward()
-    mirrored = positive.clone().requires_grad_()
-    lsq(x, mirrored, -7, 7).sum().backward()
-    assert scale.grad.item() == mirrored.grad.item() * (-1 if value < 0 else 1) != 0
-
-
-def test_half_precision_learns_a_float32_scale():
-    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
-    scale = lsq_scale(x, 7).requires_grad_()
-    lsq(x, scale, -7, 7).sum().backward()
-    assert (x.grad.dtype, scale.grad.dtype) == (torch.bfloat16, torch.float32)
-
-
-def test_the_first_scale_is_that_of_the_paper():
-    x = torch.tensor([[1.0, -3.0], [0.5, 0.5]])
-    assert_bits_equal(lsq_scale(x, 4), torch.tensor([1.25]))  # 2 * 1.25 / sqrt(4)
-    assert_bits_equal(lsq_scale(x, 4, axis=0), torch.tensor([2.0, 0.5]))
-    assert_bits_equal(lsq_scale(x, 4, axis=1), torch.tensor([0.75, 1.75]))
-    assert_bits_equal(lsq_scale(torch.zeros(2, 3), 4, axis=0), torch.ones(2))
-
-
-def test_descent_on_the_scale_lowers_the_error():
-    x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    scale, errors = lsq_scale(x, 7), []
-    for _ in range(20):
-        scale = scale.detach().requires_grad_()
-        error = (lsq(x, scale, -7, 7) - x).square().mean()
-        error.backward()
-        errors.append(error.item())
-        scale = scale - 0.05 * scale.grad
-    assert errors[-1] < errors[0]
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 2.0**31])
+def test_a_bias_that_does_not_fit_int32_is_named(bad):
+    bias = torch.tensor([0.0, bad])
+    with pytest.raises(ValueError, match=r"bias\[1\] is .* k = 64 leave room for .*; use int32_bias=False"):
+        quantize_bias(bias, torch.ones(1), torch.ones(2, 1), 64)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -302,8 +235,6 @@ ONE, ZERO = torch.ones(1), torch.zeros(1, dtype=torch.int32)
             r"takes \[\], \[1\]$",
         ),
         (lambda: fake_quantize(ONE, ONE, ZERO, -200, 7), ValueError, "qmin"),
-        (lambda: lsq(ONE, ONE, 1, 255), ValueError, "needs qmin <= 0 < qmax.*got 1 and 255"),
-        (lambda: lsq(ONE, torch.ones(2, 2), -7, 7), ValueError, r"scale has shape \[2, 2\]"),
         (lambda: fake_quantize_per_token(torch.tensor(1.0)), ValueError, "no axis"),
         (lambda: fake_quantize_per_token(ONE.double()), TypeError, "float64"),
     ],

@@ -156,6 +156,14 @@ def test_any_other_use_keeps_the_activation(run, reason):
     assert model[0].a.activation is None
 
 
+def test_one_activation_of_two_layers_goes_into_both_or_none():
+    model = custom(lambda m, x: m.act(m.b(m.act(m.a(x)))))
+    model[0].b.register_forward_hook(lambda *_: None)
+    a, b = rows(model)
+    assert "shares a module" in a.reason and "has hooks" in b.reason
+    assert model[0].a.activation is None and type(model[0].act) is nn.GELU
+
+
 def test_hooked_layers_and_activations_are_kept():
     for hooked in (0, 1):
         model = net(nn.ReLU())
@@ -181,7 +189,5 @@ def test_a_wrong_operator_is_found_out(monkeypatch):
     assert_unchanged(model, before)
 
 
-def test_a_layer_the_example_does_not_reach_is_kept():
-    model = custom(lambda m, x: x)
-    model[0].act.register_buffer("none", None)
+def test_an_activation_the_example_does_not_reach_is_not_looked_at():
     assert rows(custom(lambda m, x: x)) == []

@@ -148,6 +148,18 @@ def test_a_fused_model_reads_bfloat16_keys():
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), 0) >= 0.9999
 
 
+def test_an_encoder_decoder_model_takes_two():
+    sizes = dict(d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64)
+    counts = {
+        f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")
+    }
+    torch.manual_seed(0)
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **counts)).eval()
+    expected = generated(model)
+    cache = transformers.EncoderDecoderCache(KVCache(), KVCache())
+    assert torch.equal(generated(model, past_key_values=cache), expected)
+
+
 def test_layers_with_a_window_are_transformers_own():
     model = mistral(sliding_window=4)
     cache = KVCache(model.config)

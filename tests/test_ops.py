@@ -115,6 +115,63 @@ def test_batch_split_and_threads_change_no_bit(isa, linear, m):
         torch.set_num_threads(before)
 
 
+def room_for_bias(k):
+    """How large an int32 bias may be, so that no sum with it leaves int32."""
+    return 2**31 - 1 - 255 * 128 * k
+
+
+def with_int32_bias(n, k, bias):
+    packed, column_sum, weight_scale, _ = make_weight(n, k)
+    return packed, column_sum, weight_scale, bias.to(torch.int32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("m, n, k", [(1, 64, 64), (13, 33, 67), (300, 600, 130), (4, 5, 0), (0, 5, 3)])
+def test_an_int32_bias_is_part_of_the_exact_sum(isa, dtype, m, n, k):
+    """Of any size that leaves sums within int32: a float bias would be rounded together with the sum's float32."""
+    x, options = torch.randn(m, k).to(dtype), (torch.tensor([0.02]), torch.tensor([-7], dtype=torch.int32))
+    sizes = torch.logspace(0, 1, n, base=room_for_bias(k), dtype=torch.float64)
+    weight = with_int32_bias(n, k, (sizes * (torch.rand(n) * 2 - 1)).round())
+    y = ops.linear_static(x, *weight, *options)
+    assert_same_bits(y, reference.linear_static(x, *weight, *options))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for part, expected in zip(
+                x.split([m // 3, m - m // 3]), y.split([m // 3, m - m // 3]), strict=True
+            ):
+                assert_same_bits(ops.linear_static(part, *weight, *options), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_largest_int32_bias_reaches_the_end_of_int32(isa):
+    """x - zero_point = 255 and weights -128 with the least bias sum up to -2^31 + 1, as a float32 -2^31."""
+    packed, column_sum = ops.pack_weight(torch.full((1, 70), -128, dtype=torch.int8))
+    one, end = torch.ones(1), torch.tensor([-128], dtype=torch.int32)
+    bias = torch.tensor([-room_for_bias(70)], dtype=torch.int32)
+    y = ops.linear_static(torch.full((1, 70), 255.0), packed, column_sum, one[None], bias, one, end)
+    assert y.item() == -(2.0**31)
+
+
+@pytest.mark.parametrize("too_large", [room_for_bias(70) + 1, -room_for_bias(70) - 1, -(2**31)])
+def test_an_int32_bias_with_which_sums_could_leave_int32_is_refused(too_large):
+    weight = with_int32_bias(2, 70, torch.tensor([0, too_large]))
+    message = (
+        f"int32 bias is {abs(too_large)}, .* k = 70 leave room for {room_for_bias(70)}; use a float bias"
+    )
+    with pytest.raises(ValueError, match=message):
+        ops.linear_static(torch.zeros(1, 70), *weight, SCALE[:1], ZERO[:1])
+
+
+def test_only_static_layers_take_an_int32_bias():
+    weight = with_int32_bias(2, 70, torch.zeros(2))
+    for operator in (ops.linear_dynamic, ops.linear_weight_only):
+        with pytest.raises(ValueError, match="bias must be float32, bfloat16 or float16"):
+            operator(torch.zeros(1, 70), *weight)
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 X, SCALE, ZERO = torch.randn(3, 5), torch.ones(3), torch.zeros(3, dtype=torch.int32)

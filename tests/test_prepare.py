@@ -13,18 +13,27 @@ from asserts import assert_bits_equal, assert_unchanged, model_state
 from octavo.nn import PreparedLinear, QuantLinear, StaticQuantLinear
 from octavo.observers import MinMax, MovingAverage, Percentile
 
-STATIC = octavo.Int8Static(MinMax())
+STATIC, CLIPPING = octavo.Int8Static(MinMax()), Percentile(95.0)
 SCHEMES = {
     "dynamic": (octavo.Int8Dynamic(), {}),
     "weight-only": (octavo.Int8WeightOnly(), {}),
     "static": (STATIC, {}),
     "static affine, pure": (octavo.Int8Static(MovingAverage(0.5), symmetric=False), {"estimator": "pure"}),
+    "static, int32 bias": (octavo.Int8Static(MinMax(), int32_bias=True), {}),
     "static 4 bit": (octavo.Int8Static(Percentile(99.0, bins=128), weight_bits=4), {}),
     "dynamic 4 bit, learned": (octavo.Int8Dynamic(weight_bits=4), {"learn_scales": True}),
     "static, learned": (STATIC, {"learn_scales": True}),
+    "static affine, learned": (
+        octavo.Int8Static(CLIPPING, symmetric=False, int32_bias=True),
+        {"learn_scales": True},
+    ),
     "smooth": (octavo.SmoothQuant(), {}),
     "smooth, not folded": (octavo.SmoothQuant((0.3, 0.6), fold=False, weight_bits=4), {}),
     "smooth, static, learned": (octavo.SmoothQuant(then=STATIC), {"learn_scales": True}),
+    "smooth, static affine, learned": (
+        octavo.SmoothQuant(then=octavo.Int8Static(CLIPPING, symmetric=False)),
+        {"learn_scales": True},
+    ),
     "outliers": (octavo.LLMInt8(1.1, relative=True), {}),
 }
 every_scheme = pytest.mark.parametrize("scheme, options", SCHEMES.values(), ids=SCHEMES)
@@ -211,10 +220,6 @@ def test_every_layer_is_reported():
             lambda m: octavo.prepare_(m, STATIC, estimator="soft"),
             "estimator must be one of clipped, pure, got 'soft'",
         ),
-        (
-            lambda m: octavo.prepare_(m, octavo.Int8Static(symmetric=False), learn_scales=True),
-            "use symmetric=True",
-        ),
         (lambda m: octavo.prepare_(m, STATIC, include="3"), "pattern '3' matches no layer"),
         (lambda m: octavo.freeze_(nn.Sequential(m, PreparedLinear(m[0], STATIC))[1]), "layer.scheme.freeze"),
         (lambda m: octavo.prepare_(m[0], STATIC), "wrap it"),
@@ -318,6 +323,15 @@ def test_a_weight_that_training_has_blown_up_is_refused_and_the_model_stays():
     model[4].weight.data[1, 1] = torch.inf
     before = model_state(model)
     with pytest.raises(ValueError, match="4.weight holds NaN or Inf"):
+        octavo.freeze_(model)
+    assert_unchanged(model, before)
+
+
+def test_a_bias_that_does_not_fit_int32_is_refused_with_the_layer_s_name_and_the_model_stays():
+    model = model_in("calibrated", octavo.Int8Static(MinMax(), int32_bias=True), {})
+    model[4].bias.data[1] = 1e9
+    before = model_state(model)
+    with pytest.raises(ValueError, match=r"layer '4': bias\[1\] is 1e\+09, .*use int32_bias=False"):
         octavo.freeze_(model)
     assert_unchanged(model, before)
 

@@ -20,6 +20,8 @@ SCHEMES = [
     octavo.Int8Static(MinMax()),
     octavo.Int8Static(Percentile(90.0), symmetric=False),
     octavo.Int8Static(Percentile(90.0), weight_bits=4),
+    octavo.Int8Static(MinMax(), int32_bias=True),
+    octavo.Int8Static(Percentile(90.0), symmetric=False, int32_bias=True, weight_bits=2),
 ]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 
@@ -49,7 +51,7 @@ def rounding(prepared: PreparedLinear, x: torch.Tensor) -> torch.Tensor:
     Each factor, each product and each of the k sums is rounded once on one side; the exact sum, the product of the
     scales and the fma on the other: k + 8 roundings of 2^-24 of what is summed, generously.
     """
-    w, b = prepared.fake_quantized_weight().detach().double(), prepared.bias.detach().double()
+    w, b = (t.detach().double() for t in (prepared.fake_quantized_weight(), prepared.fake_quantized_bias()))
     total = x.double().abs() @ w.abs().T + b.abs()
     return (x.shape[-1] + 8) * 2**-24 * total
 
@@ -61,8 +63,6 @@ def rounding(prepared: PreparedLinear, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("learn_scales", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_frozen_codes_are_those_of_the_prepared_layer(scheme, learn_scales, dtype):
-    if learn_scales and getattr(scheme, "symmetric", True) is False and scheme.needs_data:
-        pytest.skip("Int8Static learns symmetric scales only")
     prepared = calibrated(scheme, linear().to(dtype), X.to(dtype), learn_scales=learn_scales)
     for (
         name,
@@ -78,6 +78,7 @@ def test_frozen_codes_are_those_of_the_prepared_layer(scheme, learn_scales, dtyp
         assert_bits_equal(frozen.input_scale.detach(), q.scale.reshape(1))
         assert_equal(frozen.input_zero_point, q.zero_point.reshape(1))
         assert_bits_equal(frozen.input_scale.detach(), positive_scale(prepared.input_scale))
+        assert ("input_offset" in prepared.state_dict()) == (learn_scales and not scheme.symmetric)
 
 
 @every_scheme
@@ -164,16 +165,30 @@ def test_learned_scales_get_a_gradient_and_start_at_what_calibration_found():
     assert not fixed.input_scale.requires_grad
 
 
+@pytest.mark.parametrize("x", [X.abs(), X - 1, X], ids=["positive", "most negative", "both"])
+def test_a_learned_zero_point_starts_at_what_calibration_found_and_gets_a_gradient(x):
+    scheme = octavo.Int8Static(Percentile(90.0), symmetric=False)
+    fixed, learned = calibrated(scheme, x=x), calibrated(scheme, x=x, learn_scales=True)
+    assert_equal(learned.input_qparams.zero_point, fixed.input_qparams.zero_point)
+    assert_bits_equal(learned(x).detach(), fixed(x).detach())
+    learned(x).square().sum().backward()
+    assert learned.input_offset.grad.any() and learned.input_scale.grad.any()
+    before = learned.input_qparams.zero_point.clone()
+    with torch.no_grad():
+        learned.input_offset -= 3 * learned.input_scale
+    assert_equal(learned.input_qparams.zero_point, (before + 3).clamp(-128, 127))
+
+
 # --- an ordinary module ---------------------------------------------------------------------------------------------
 
 
 def test_scales_and_the_observed_range_stay_float32():
-    prepared = calibrated(octavo.Int8Static(MinMax()), learn_scales=True)
+    prepared = calibrated(octavo.Int8Static(MinMax(), symmetric=False), learn_scales=True)
     prepared(X).sum().backward()
     before = copy.deepcopy(prepared)
     prepared.to(torch.bfloat16)
     assert prepared.weight.dtype == torch.bfloat16
-    for name in ("weight_scale", "input_scale"):
+    for name in ("weight_scale", "input_scale", "input_offset"):
         assert_bits_equal(getattr(prepared, name).detach(), getattr(before, name).detach())
         assert getattr(prepared, name).grad.dtype == torch.float32
     assert_bits_equal(prepared.input_observer.high, before.input_observer.high)

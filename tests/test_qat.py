@@ -23,8 +23,8 @@ def model(digits) -> nn.Module:
     return train_digit_classifier(digits)
 
 
-def scheme(bits: int) -> octavo.Int8Static:
-    return octavo.Int8Static(weight_bits=bits)
+def scheme(bits: int, symmetric: bool = True) -> octavo.Int8Static:
+    return octavo.Int8Static(weight_bits=bits, symmetric=symmetric)
 
 
 def loss(model: nn.Module, digits: Digits) -> torch.Tensor:
@@ -38,10 +38,12 @@ def divergence(reference: nn.Module, model: nn.Module, digits: Digits) -> float:
     return nn.functional.kl_div(found, expected, log_target=True, reduction="batchmean").item()
 
 
-def trained(model: nn.Module, digits: Digits, bits: int, epochs: int = 5, **options) -> nn.Module:
+def trained(
+    model: nn.Module, digits: Digits, bits: int, epochs: int = 5, symmetric: bool = True, **options
+) -> nn.Module:
     """A copy of `model`, calibrated, trained through its rounding and frozen."""
     model = copy.deepcopy(model)
-    octavo.prepare_(model, scheme(bits), **options)
+    octavo.prepare_(model, scheme(bits, symmetric), **options)
     with torch.no_grad(), octavo.calibrating(model):
         model(digits.train_x)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
@@ -74,6 +76,15 @@ def test_training_through_the_rounding_lowers_the_loss_that_rounding_has_raised(
         lost = digits.accuracy(model) - digits.accuracy(after_rounding)
         assert lost > 0.05
         assert digits.accuracy(model) - digits.accuracy(after_training) < lost / 2
+
+
+def test_learned_scales_and_zero_points_train_as_well(model, digits):
+    """W2A8 with affine inputs, whose zero points move."""
+    after_rounding = octavo.quantized(model, scheme(2, symmetric=False), data=digits.train_x)
+    after_training = trained(model, digits, 2, symmetric=False, learn_scales=True)
+    assert loss(after_training, digits) < loss(after_rounding, digits)
+    lost = digits.accuracy(model) - digits.accuracy(after_rounding)
+    assert digits.accuracy(model) - digits.accuracy(after_training) < lost / 2
 
 
 def test_eight_bits_need_no_training_and_lose_nothing_by_it(model, digits):

@@ -182,6 +182,7 @@ def test_what_a_scheme_cannot_serve_is_named(scheme, make, reason):
         (lambda: octavo.Int8Dynamic(weight_bits=4.0), TypeError, "weight_bits must be an int, got 4.0"),
         (lambda: octavo.Int8WeightOnly(weight_bits=9), ValueError, r"weight_bits must be in 2 .. 8, got 9"),
         (lambda: octavo.Int8Static(symmetric=0), TypeError, "Int8Static: symmetric must be True or False"),
+        (lambda: octavo.Int8Static(int32_bias=1), TypeError, "int32_bias must be True or False, got 1"),
         (lambda: octavo.Int8Static("minmax"), TypeError, "observer is 'minmax'.*MSE, MinMax, MovingAverage"),
         (lambda: from_dict({"name": "Int8Static", "observer": {"name": "X"}}), ValueError, "observer 'X'"),
         (lambda: from_dict({"name": "Int3"}), ValueError, "'Int3' is unknown.*Int8Dynamic, Int8Static"),

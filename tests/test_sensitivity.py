@@ -59,7 +59,7 @@ def test_a_choice_is_the_best_of_all_combinations_at_every_budget(seed, with_flo
     possible = all_sums(found)
     for budget in sorted({size for size, _ in possible})[::4]:
         best = min((figure, size) for size, figure in possible if size <= budget)
-        assert sums(found, octavo.choose(found, bytes=budget))[::-1] == best
+        assert sums(found, octavo.choose(found, budget=budget))[::-1] == best
     for budget in sorted({figure for _, figure in possible})[::4]:
         best = min((size, figure) for size, figure in possible if figure <= budget)
         assert sums(found, octavo.choose(found, error=budget)) == best
@@ -68,7 +68,7 @@ def test_a_choice_is_the_best_of_all_combinations_at_every_budget(seed, with_flo
 def budgets(found: Sensitivity) -> tuple[list[float], list[float]]:
     """Sizes and figures that fill the range of what can be reached."""
     (small, coarse), (large, _) = (
-        sums(found, octavo.choose(found, bytes=size)) for size in (least_bytes(found), math.inf)
+        sums(found, octavo.choose(found, budget=size)) for size in (least_bytes(found), math.inf)
     )
     steps = torch.linspace(0, 1, 25, dtype=torch.float64).tolist()
     return [small + t * (large - small) for t in steps], [t * coarse for t in steps]
@@ -87,7 +87,7 @@ def test_budgets_are_kept_and_more_budget_is_never_worse(monkeypatch, seed, exac
         monkeypatch.setattr(mixed_precision, "EXACT_SUMS", 0)
     last = math.inf
     for budget in by_size:
-        size, figure = sums(found, octavo.choose(found, bytes=budget))
+        size, figure = sums(found, octavo.choose(found, budget=budget))
         assert size <= budget and figure <= last
         last = figure
     last = math.inf
@@ -103,11 +103,11 @@ def test_what_a_price_for_bytes_finds_is_the_best_of_its_own_size_and_figure(mon
     by_size, by_figure = budgets(found)
     with monkeypatch.context() as patch:
         patch.setattr(mixed_precision, "EXACT_SUMS", 0)
-        priced = [sums(found, octavo.choose(found, bytes=budget)) for budget in by_size]
+        priced = [sums(found, octavo.choose(found, budget=budget)) for budget in by_size]
         priced += [sums(found, octavo.choose(found, error=budget)) for budget in by_figure]
     assert len(set(priced)) > 10
     for size, figure in set(priced):
-        assert sums(found, octavo.choose(found, bytes=size)) == (size, figure)
+        assert sums(found, octavo.choose(found, budget=size)) == (size, figure)
         assert sums(found, octavo.choose(found, error=figure)) == (size, figure)
 
 
@@ -118,36 +118,36 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_least_that_can():
         for scheme, figure, size in ((W8, 0.1, 80), (W4, 0.7, 40))
     ]
     found = Sensitivity("kld", rows)
-    with pytest.raises(ValueError, match="bytes is 119, the least possible is 120"):
-        octavo.choose(found, bytes=119)
-    assert octavo.choose(found, bytes=120) == dict.fromkeys("abc", W4)
+    with pytest.raises(ValueError, match="budget is 119, the least possible is 120"):
+        octavo.choose(found, budget=119)
+    assert octavo.choose(found, budget=120) == dict.fromkeys("abc", W4)
     least = 0.1 + 0.1 + 0.1  # in float64 not 0.3
     with pytest.raises(ValueError, match=f"error is 0.2, the least possible is {least}"):
         octavo.choose(found, error=0.2)
     assert octavo.choose(found, error=least) == dict.fromkeys("abc", W8)
-    with pytest.raises(ValueError, match="bytes is nan"):
-        octavo.choose(found, bytes=math.nan)
+    with pytest.raises(ValueError, match="budget is nan"):
+        octavo.choose(found, budget=math.nan)
 
 
-def test_one_budget_is_needed():
-    for both_or_none in ({}, {"bytes": 1000, "error": 1.0}):
-        with pytest.raises(TypeError, match="give one budget"):
+def test_one_of_budget_and_error_is_needed():
+    for both_or_none in ({}, {"budget": 1000, "error": 1.0}):
+        with pytest.raises(TypeError, match="give one of budget=.*and error="):
             octavo.choose(made_up(2, 0), **both_or_none)
 
 
 def test_without_a_limit_an_error_budget_takes_the_fewest_bytes_and_a_size_budget_the_least_figure():
     found = made_up(5, 0)
     assert sums(found, octavo.choose(found, error=math.inf))[0] == least_bytes(found)
-    assert sums(found, octavo.choose(found, bytes=math.inf))[1] == 0
+    assert sums(found, octavo.choose(found, budget=math.inf))[1] == 0
 
 
 def test_a_figure_that_is_not_finite_is_never_chosen():
     rows = [LayerSensitivity("a", None, 0.0, 320, 80), LayerSensitivity("a", W4, math.nan, 40, 80)]
-    assert octavo.choose(Sensitivity("kld", rows), bytes=1000) == {"a": None}
+    assert octavo.choose(Sensitivity("kld", rows), budget=1000) == {"a": None}
     with pytest.raises(ValueError, match="the least possible is 320"):
-        octavo.choose(Sensitivity("kld", rows), bytes=40)
+        octavo.choose(Sensitivity("kld", rows), budget=40)
     with pytest.raises(ValueError, match="'a' has no row with a finite figure"):
-        octavo.choose(Sensitivity("kld", rows[1:]), bytes=1000)
+        octavo.choose(Sensitivity("kld", rows[1:]), budget=1000)
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def kld(chosen) -> float:
 def test_half_the_layers_at_4_bits_and_half_at_2_is_better_than_the_other_way_round(measured):
     """The eight layers of the perceptrons have one size, so both choices have. On all windows: 0.23 and 1.53."""
     rows = [row for row in measured.rows if ".mlp." in row.name and row.scheme in (W2, W4)]
-    chosen = octavo.choose(Sensitivity("kld", rows), bytes=8 * 65536 * 3 / 8)
+    chosen = octavo.choose(Sensitivity("kld", rows), budget=8 * 65536 * 3 / 8)
     assert sorted(scheme.weight_bits for scheme in chosen.values()) == [2, 2, 2, 2, 4, 4, 4, 4]
     inverted = {name: W2 if scheme == W4 else W4 for name, scheme in chosen.items()}
     assert kld(chosen) < kld(inverted) / 3
@@ -307,6 +307,6 @@ def test_a_mix_of_2_to_4_bits_is_better_than_3_bits_for_all_at_equal_size(measur
     """On all windows: 0.128 and 0.156. At 4 bits for all there is nothing to gain (docs/methods.md)."""
     uniform = dict.fromkeys(measured.layers, W3)
     size, _ = sums(measured, uniform)
-    chosen = octavo.choose(measured, bytes=size)
+    chosen = octavo.choose(measured, budget=size)
     assert sums(measured, chosen)[0] <= size
     assert kld(chosen) < kld(uniform)

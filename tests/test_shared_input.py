@@ -101,6 +101,15 @@ def test_what_is_loaded_later_counts():
         assert_bits_equal(found.contiguous(), other(x))
 
 
+def test_a_bias_of_another_dtype_counts():
+    """.to(dtype) changes what a Parameter holds, and the Parameter stays the same object."""
+    shared = SharedInput(layers(*WIDTHS))
+    shared(torch.randn(3, 70))
+    for layer in shared.layers:
+        layer.bfloat16()
+    assert_one_by_one(shared, torch.randn(3, 70))
+
+
 def test_a_copy_is_joined_on_its_own():
     shared = SharedInput(layers(*WIDTHS))
     shared(torch.randn(3, 70))

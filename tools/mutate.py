@@ -99,6 +99,18 @@ MUTATIONS = [
         "e.rows = qparams;",
     ),
     Mutation(
+        "an integer bias is subtracted",
+        "linear.cpp",
+        "std::int64_t{weight.column_sum[j]} - bias",
+        "std::int64_t{weight.column_sum[j]} + bias",
+    ),
+    Mutation(
+        "an integer bias may leave int32",
+        "linear.cpp",
+        "require(largest <= room",
+        "require(largest <= 2 * room",
+    ),
+    Mutation(
         "a row with NaN is quantized",
         "linear.cpp",
         "    if (!std::isfinite(range.max)) return clear(1);\n",

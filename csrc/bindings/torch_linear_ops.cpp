@@ -93,7 +93,16 @@ Tensor linear_dynamic_op(const Tensor& x, const Tensor& packed, const Tensor& co
 Tensor linear_static_op(const Tensor& x, const Tensor& packed, const Tensor& column_sum, const Tensor& weight_scale,
                         const std::optional<Tensor>& bias, const Tensor& input_scale, const Tensor& input_zero_point,
                         std::int64_t activation) {
-  const LinearArguments arguments("linear_static", x, packed, column_sum, weight_scale, bias);
+  const bool is_integer = bias && bias->scalar_type() == ScalarType::Int;  // the other operators refuse such a bias
+  const std::optional<Tensor> integer_bias = is_integer ? std::optional(dense(*bias)) : std::nullopt;
+  const LinearArguments arguments("linear_static", x, packed, column_sum, weight_scale,
+                                  is_integer ? std::nullopt : bias);
+  PackedWeight weight = arguments.weight.weight();
+  if (integer_bias) {
+    require(integer_bias->dim() == 1 && integer_bias->size(0) == weight.n, "linear_static: bias must have ", weight.n,
+            " values");
+    weight.integer_bias = data<std::int32_t>(*integer_bias);
+  }
   require(input_scale.scalar_type() == ScalarType::Float && input_scale.numel() == 1,
           "linear_static: input_scale must be float32 with 1 value");
   require(input_zero_point.scalar_type() == ScalarType::Int && input_zero_point.numel() == 1,
@@ -103,8 +112,7 @@ Tensor linear_static_op(const Tensor& x, const Tensor& packed, const Tensor& col
           "linear_static: input_scale must be a positive normal number, is ", input.scale);
   require(input.zero_point >= -128 && input.zero_point <= 127,
           "linear_static: input_zero_point must be in -128 .. 127, is ", input.zero_point);
-  linear_static(arguments.activations(), arguments.weight.weight(), input,
-                arguments.output("linear_static", activation));
+  linear_static(arguments.activations(), weight, input, arguments.output("linear_static", activation));
   return arguments.out;
 }
 

@@ -220,6 +220,70 @@ void test_k_beyond_int32_is_exact() {
   use_kernel("");
 }
 
+// An integer bias is added to the exact sum, which is rounded once: codes of x are known here, as its scale is 1.
+void integer_bias_is_exact(const Layer& layer, std::int64_t m, const std::vector<std::int32_t>& bias) {
+  Random random(24);
+  std::uniform_int_distribution<int> code(-128, 127);
+  constexpr RowQParams input{1.0f, -3};
+  std::vector<float> x(static_cast<std::size_t>(m * layer.k)), got(static_cast<std::size_t>(m * layer.n)), expected;
+  for (float& value : x) value = static_cast<float>(code(random) - input.zero_point);
+  PackedWeight weight = layer.weight();
+  weight.bias = nullptr;
+  weight.integer_bias = bias.data();
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < layer.n; ++j) {
+      std::int64_t sum = bias[static_cast<std::size_t>(j)];
+      for (std::int64_t c = 0; c < layer.k; ++c) {
+        sum += static_cast<std::int64_t>(x[static_cast<std::size_t>(i * layer.k + c)]) *
+               layer.codes[static_cast<std::size_t>(j * layer.k + c)];
+      }
+      expected.push_back(static_cast<float>(sum) * layer.scale[static_cast<std::size_t>(j)]);
+    }
+  }
+  for (const Kernel* kernel : runnable_kernels()) {
+    use_kernel(kernel->name);
+    for (const int threads : {1, 3}) {
+      set_thread_count(threads);
+      linear_static({x.data(), FloatType::f32, m}, weight, input, {got.data(), FloatType::f32});
+      expect_bits(got, expected, "integer bias");
+    }
+  }
+  set_thread_count(1);
+  use_kernel("");
+}
+
+void test_an_integer_bias_is_part_of_the_exact_sum() {
+  Random random(25);
+  for (const auto& [m, n, k] : {Shape{1, 17, 65}, {49, 100, 200}, {3, 129, 383}, {2, 3, kMaxExactK}}) {
+    const Layer layer(n, k, 26);
+    const auto room = static_cast<std::int32_t>(std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * k);
+    std::vector<std::int32_t> bias(static_cast<std::size_t>(n));
+    for (auto& value : bias) value = std::uniform_int_distribution<std::int32_t>(-room, room)(random);
+    bias.front() = room;
+    bias.back() = -room;
+    integer_bias_is_exact(layer, m, bias);
+  }
+}
+
+void test_an_integer_bias_that_could_leave_int32_is_refused() {
+  const Layer layer(2, 64, 27);
+  const std::vector<float> x(64);
+  std::vector<float> out(2);
+  for (const std::int32_t value : {std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max(),
+                                   std::numeric_limits<std::int32_t>::max() - 255 * 128 * 64 + 1}) {
+    const std::int32_t bias[] = {0, value};
+    PackedWeight weight = layer.weight();
+    weight.integer_bias = bias;
+    bool refused = false;
+    try {
+      linear_static({x.data(), FloatType::f32, 1}, weight, kFixed, {out.data(), FloatType::f32});
+    } catch (const std::invalid_argument&) {
+      refused = true;
+    }
+    EXPECT(refused, "bias %d", value);
+  }
+}
+
 void test_empty_shapes() {
   const Layer no_k(5, 0, 16);
   for (const Form form : kForms) {
@@ -305,6 +369,8 @@ int main() {
   test_error_is_within_the_scales();
   test_non_finite_rows_stay_alone();
   test_k_beyond_int32_is_exact();
+  test_an_integer_bias_is_part_of_the_exact_sum();
+  test_an_integer_bias_that_could_leave_int32_is_refused();
   test_empty_shapes();
   return 0;
 }

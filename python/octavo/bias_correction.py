@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .batches import calls, evaluating
-from .nn import OurLinear, PreparedLinear
+from .nn import OurLinear, PreparedLinear, StaticQuantLinear
 from .progress import with_bar
 from .swap import undone_on_error
 
@@ -118,9 +118,12 @@ def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
 
 def _subtract_(layer: Any, shift: torch.Tensor, reference: Any) -> None:
     """A new Parameter: the old one may be another model's."""
-    old = layer._parameters["bias"]
+    is_static = isinstance(layer, StaticQuantLinear)
+    old = layer.float_bias() if is_static else layer.bias
     if old is None:
         dtype = reference.weight.dtype
         layer.bias = nn.Parameter((-shift).to(dtype), requires_grad=isinstance(layer, PreparedLinear))
     else:
         layer.bias = nn.Parameter((old.double() - shift).to(old.dtype), requires_grad=old.requires_grad)
+    if is_static:
+        layer.quantize_bias_()

@@ -277,7 +277,7 @@ def _check_tensors(
                 f"and {tuple(wanted.shape)} in skeleton"
             )
         # The float dtype of the file wins (a bfloat16 model fits a float32 skeleton), but scales are float32.
-        exact = _owner(name) in layers and name.endswith("_scale")
+        exact = _owner(name) in layers and name.endswith(("_scale", "_offset"))
         both_float = tensor.is_floating_point() and wanted.is_floating_point()
         if tensor.dtype != wanted.dtype and (exact or not both_float):
             raise ValueError(f"load: {name!r} is {tensor.dtype} in the checkpoint, {wanted.dtype} is needed")

@@ -23,7 +23,7 @@ from .nn import QuantLinear
 from .schemes import Scheme, from_dict
 
 CONFIG, ENTRY = "config.json", "quantization_config"
-# What the format can say of a layer; a scheme whose layers hold more has no words in it.
+# What the format can say of a layer; a scheme whose layers hold more, or an integer bias, has no words in it.
 TENSORS = {"weight", "weight_scale", "bias", "input_scale", "input_zero_point"}
 WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
 
@@ -38,7 +38,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
     schemes: dict[str, Any] = {name: layer.scheme for name, layer in layers.items()}
-    if any(_tensor_names(layer) - TENSORS for layer in layers.values()):
+    if not all(map(_has_words, layers.values())):
         return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
     groups: dict[str, tuple[Any, list[str]]] = {}
     for name, scheme in schemes.items():
@@ -124,9 +124,10 @@ def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
 # Writing
 
 
-def _tensor_names(layer: QuantLinear) -> set[str]:
-    """Names in its state_dict, without the price of unpacking codes."""
-    return layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
+def _has_words(layer: QuantLinear) -> bool:
+    """Whether the format can say what is in the layer's state_dict, which is not asked: it would unpack codes."""
+    names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
+    return names <= TENSORS and (layer.bias is None or layer.bias.is_floating_point())
 
 
 def _group(activations: dict[str, Any] | None, targets: list[str]) -> dict[str, Any]:

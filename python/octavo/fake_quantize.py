@@ -62,26 +62,71 @@ def fake_quantize_per_token(x: torch.Tensor, symmetric: bool = True) -> torch.Te
     return _FakeQuantizePerToken.apply(x, symmetric)
 
 
-def lsq(
-    x: torch.Tensor, scale: torch.Tensor, qmin: int, qmax: int, *, grad_factor: float | None = None
+def quantize_bias(
+    bias: torch.Tensor, input_scale: torch.Tensor, weight_scale: torch.Tensor, k: int
 ) -> torch.Tensor:
-    """Fake quantization with zero_point 0 whose scale is learned ("learned step size quantization").
+    """Codes of a bias that is added to integer sums: round_half_even(bias / (input_scale * weight_scale)), in float64.
+
+    bias     [n] float; input_scale float32, one value; weight_scale float32, n values; k products in each sum
+    returns  int32 [n]
+    raises   ValueError for NaN, and for a code with which a sum could leave int32
+    source   Jacob et al. 2018 (arXiv:1712.05877), section 2.4, eq. 11; docs/numerics.md, eq. 42
+    """
+    step = input_scale.detach().double().reshape(()) * weight_scale.detach().double().reshape(-1)
+    codes = (bias.detach().double() / step).round_()
+    room = 2**31 - 1 - 255 * 128 * k
+    fits = codes.abs() <= room
+    if not fits.all():
+        j = int((~fits).nonzero()[0])
+        raise ValueError(
+            f"bias[{j}] is {bias[j].item():g}, which is {codes[j].item():g} steps of input_scale * weight_scale, and "
+            f"int32 sums over k = {k} leave room for {room}; use int32_bias=False"
+        )
+    return codes.int()
+
+
+def fake_quantize_bias(
+    bias: torch.Tensor, input_scale: torch.Tensor, weight_scale: torch.Tensor, k: int
+) -> torch.Tensor:
+    """What the codes of `quantize_bias` stand for, in bias's dtype; the gradient passes straight to bias."""
+    codes = quantize_bias(bias, input_scale, weight_scale, k)
+    step = input_scale.detach().reshape(()) * weight_scale.detach().reshape(-1)
+    return _StraightThrough.apply(bias, (codes.double() * step.double()).to(bias.dtype))
+
+
+def lsq(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    offset: torch.Tensor | None = None,
+    grad_factor: float | None = None,
+) -> torch.Tensor:
+    """Fake quantization whose scale is learned ("learned step size quantization"), and with LSQ+ a zero point as well.
 
     x            as in fake_quantize; its gradient is the clipped one
     scale        float32 [], [1] or [n], usually a Parameter. What is used is `positive_scale(scale)`, and the gradient
                  to the scale has its sign, so that a scale that crossed zero goes on learning
-    grad_factor  multiplies the scale's gradient; None: 1 / sqrt(elements per scale * qmax). For activations the paper
-                 counts the features only, not the batch: pass 1 / sqrt(features * qmax)
+    offset       what code 0 stands for, float32, scale's shape; zero_point is `offset_zero_point`. None: zero_point 0
+    grad_factor  multiplies the gradients of scale and offset; None: 1 / sqrt(elements per scale * qmax). For
+                 activations the paper counts the features only, not the batch: pass 1 / sqrt(features * qmax)
     returns      x's shape and dtype
     raises       TypeError, ValueError as fake_quantize; ValueError unless qmin <= 0 < qmax
-    source       Esser et al. 2020 (arXiv:1902.08153), eq. 1 to 5; docs/numerics.md, eq. 35
+    source       Esser et al. 2020 (arXiv:1902.08153), eq. 1 to 5; docs/numerics.md, eq. 35. With an offset: Bhalgat et
+                 al. 2020 (LSQ+, arXiv:2004.09576), section 3.1; docs/numerics.md, eq. 43
     """
     if not qmin <= 0 < qmax:
-        raise ValueError(f"lsq: needs qmin <= 0 < qmax, because its zero_point is 0; got {qmin} and {qmax}")
+        raise ValueError(f"lsq: needs qmin <= 0 < qmax, because 0 must be a code; got {qmin} and {qmax}")
     _check("lsq", x, scale)
+    if offset is not None and (offset.dtype != torch.float32 or offset.shape != scale.shape):
+        raise ValueError(
+            f"lsq: offset is {offset.dtype} {list(offset.shape)}, it must be float32 and of scale's shape, "
+            f"{list(scale.shape)}"
+        )
     if grad_factor is None:
         grad_factor = 1 / math.sqrt(max(x.numel() // scale.numel(), 1) * qmax) if scale.numel() else 1.0
-    return _LSQ.apply(x, scale, qmin, qmax, grad_factor)
+    return _LSQ.apply(x, scale, offset, qmin, qmax, grad_factor)
 
 
 def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.Tensor:
@@ -99,6 +144,12 @@ def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.T
 def positive_scale(scale: torch.Tensor) -> torch.Tensor:
     """max(|scale|, 2^-126), without gradient: the scale that `lsq` computes with, and that a frozen layer must have."""
     return scale.detach().abs().clamp_min(SMALLEST_SCALE)
+
+
+def offset_zero_point(scale: torch.Tensor, offset: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
+    """The code that stands for 0 where code 0 stands for about `offset`: clamp(round(-offset / scale)), int32, without
+    gradient. `scale` as `lsq` takes it."""
+    return (-offset.detach() / positive_scale(scale)).round_().clamp_(qmin, qmax).to(torch.int32)
 
 
 def _check_x(who: str, x: torch.Tensor) -> None:
@@ -165,24 +216,40 @@ class _FakeQuantizePerToken(torch.autograd.Function):
         return grad, None
 
 
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
 class _LSQ(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scale, qmin, qmax, grad_factor):
-        ctx.save_for_backward(x, scale)
-        ctx.options = qmin, qmax, grad_factor
+    def forward(ctx, x, scale, offset, qmin, qmax, grad_factor):
         positive = positive_scale(scale).reshape(-1)
         zero_point = torch.zeros_like(positive, dtype=torch.int32)
+        if offset is not None:
+            zero_point = offset_zero_point(positive, offset.reshape(-1), qmin, qmax)
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.options = qmin, qmax, grad_factor
         return _values(_rows(x, positive), positive, zero_point, qmin, qmax).view(x.shape)
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
+        x, scale, zero_point = ctx.saved_tensors
         qmin, qmax, grad_factor = ctx.options
         positive = positive_scale(scale).reshape(-1)
         rows, grad_rows = _rows(x, positive), _rows(grad, positive)
         steps = _steps(rows, positive)
-        inside = (steps >= qmin) & (steps <= qmax)
-        slope = torch.where(inside, steps - rows / positive[:, None], steps.clamp(qmin, qmax))
+        code = steps + zero_point[:, None]
+        inside = (code >= qmin) & (code <= qmax)
+        slope = torch.where(inside, steps - rows / positive[:, None], code.clamp(qmin, qmax))
         grad_scale = (grad_rows.float() * slope).sum(1) * grad_factor
-        grad_scale = torch.where(scale.reshape(-1) < 0, -grad_scale, grad_scale)
-        return (grad_rows * inside).view(x.shape), grad_scale.view(scale.shape), None, None, None
+        grad_scale = torch.where(scale.reshape(-1) < 0, -grad_scale, grad_scale).view(scale.shape)
+        grad_offset = None
+        if ctx.needs_input_grad[2]:
+            grad_offset = ((grad_rows.float() * ~inside).sum(1) * grad_factor).view(scale.shape)
+        return (grad_rows * inside).view(x.shape), grad_scale, grad_offset, None, None, None

@@ -23,54 +23,51 @@ BISECTIONS = 100
 
 
 def choose(
-    sensitivity: Sensitivity,
-    *,
-    bytes: float | None = None,
-    error: float | None = None,
+    sensitivity: Sensitivity, budget: float | None = None, *, error: float | None = None
 ) -> dict[str, Scheme | None]:
-    """The scheme of each layer under one of two budgets, as the dict that `quantize_` takes; None keeps it in float.
+    """The scheme of each layer under a size or an error, as the dict that `quantize_` takes; None keeps it in float.
 
-    bytes   of the weights of all layers in `sensitivity`, as its packed_bytes count them: the least sum of figures
-            that fits
-    error   sum of figures, in the figure's unit: the fewest bytes that keep to it
+    budget  bytes of the weights of all layers in `sensitivity`, as its packed_bytes count them: the least sum of
+            figures that fits
+    error   instead of a budget, a sum of figures, in the figure's unit: the fewest bytes that keep to it
 
     Figures of single layers are added, which is an approximation: `evaluate` says what the mix does. Rows whose figure
     is NaN or infinite are never chosen. Exact as long as at most 2000 partial sums may still become the best; beyond
     that the best on the convex hull of all sums.
 
-    Raises: TypeError unless there is one budget; ValueError for one that cannot be met, naming the least possible.
+    Raises: TypeError unless one of the two is given; ValueError for one that cannot be met, naming the least possible.
     Source: Dong et al. 2020 (HAWQ-V2, arXiv:1911.03852), the sum over layers under a size; a price for each byte:
     Shoham and Gersho 1988, Efficient bit allocation for an arbitrary set of quantizers.
     """
-    if (bytes is None) == (error is None):
-        raise TypeError("choose: give one budget, bytes=... or error=...")
+    if (budget is None) == (error is None):
+        raise TypeError("choose: give one of budget=... (in bytes) and error=... (in the figure's unit)")
     layers = [_options(name, rows) for name, rows in sensitivity.layers.items()]
     least_bytes = sum(options[0].packed_bytes for options in layers)
     least_error = _summed(options[-1] for options in layers)[1]
-    if bytes is not None:
-        budget = _Budget(bytes, math.inf, lowest_figure=True)
-        _require("bytes", bytes, least_bytes)
+    if budget is not None:
+        limits = _Limits(budget, math.inf, lowest_figure=True)
+        _require("budget", budget, least_bytes)
     else:
         assert error is not None
-        budget = _Budget(math.inf, error, lowest_figure=False)
+        limits = _Limits(math.inf, error, lowest_figure=False)
         _require("error", error, least_error)
-    return {row.name: row.scheme for row in _best(layers, budget)}
+    return {row.name: row.scheme for row in _best(layers, limits)}
 
 
 @dataclass(frozen=True)
-class _Budget:
+class _Limits:
     bytes: float
     error: float
-    lowest_figure: bool  # wanted within the budget; else the fewest bytes
+    lowest_figure: bool  # wanted within the limits; else the fewest bytes
 
     def fits(self, chosen: list[LayerSensitivity]) -> bool:
         packed_bytes, figure = _summed(chosen)
         return packed_bytes <= self.bytes and figure <= self.error
 
 
-def _require(argument: str, budget: float, least: float) -> None:
-    if not budget >= least:  # NaN is refused, too
-        raise ValueError(f"choose: {argument} is {budget}, the least possible is {least}; give at least that")
+def _require(argument: str, value: float, least: float) -> None:
+    if not value >= least:  # NaN is refused, too
+        raise ValueError(f"choose: {argument} is {value}, the least possible is {least}; give at least that")
 
 
 def _options(name: str, rows: list[LayerSensitivity]) -> list[LayerSensitivity]:
@@ -99,13 +96,13 @@ def _summed(rows: Iterable[LayerSensitivity]) -> tuple[int, float]:
     return packed_bytes, figure
 
 
-def _best(layers: list[list[LayerSensitivity]], budget: _Budget) -> list[LayerSensitivity]:
+def _best(layers: list[list[LayerSensitivity]], limits: _Limits) -> list[LayerSensitivity]:
     finest, smallest = [options[-1] for options in layers], [options[0] for options in layers]
-    wanted, safe = (finest, smallest) if budget.lowest_figure else (smallest, finest)
-    if budget.fits(wanted):
+    wanted, safe = (finest, smallest) if limits.lowest_figure else (smallest, finest)
+    if limits.fits(wanted):
         return wanted
-    priced, price = _priced(layers, budget, safe)
-    exact = _exact(layers, budget, priced, price)
+    priced, price = _priced(layers, limits, safe)
+    exact = _exact(layers, limits, priced, price)
     return priced if exact is None else exact
 
 
@@ -113,11 +110,11 @@ def _best(layers: list[list[LayerSensitivity]], budget: _Budget) -> list[LayerSe
 
 
 def _priced(
-    layers: list[list[LayerSensitivity]], budget: _Budget, safe: list[LayerSensitivity]
+    layers: list[list[LayerSensitivity]], limits: _Limits, safe: list[LayerSensitivity]
 ) -> tuple[list[LayerSensitivity], float]:
     """The best of the choices in which every layer has its least figure + price * bytes, and that price.
 
-    A higher price never means more bytes or a lower figure, so bisection finds where the budget begins to be met.
+    A higher price never means more bytes or a lower figure, so bisection finds where the limits begin to be met.
     """
     slopes = [
         (one.figure - next_one.figure) / (next_one.packed_bytes - one.packed_bytes)
@@ -131,9 +128,9 @@ def _priced(
     for _ in range(BISECTIONS):
         price = math.sqrt(low * high)
         chosen = [min(options, key=lambda row: _cost(row, price)) for options in layers]
-        fits = budget.fits(chosen)
+        fits = limits.fits(chosen)
         safe = chosen if fits else safe
-        low, high = (low, price) if fits == budget.lowest_figure else (price, high)
+        low, high = (low, price) if fits == limits.lowest_figure else (price, high)
     return safe, price
 
 
@@ -162,15 +159,15 @@ class _Sum:
 
 
 def _exact(
-    layers: list[list[LayerSensitivity]], budget: _Budget, known: list[LayerSensitivity], price: float
+    layers: list[list[LayerSensitivity]], limits: _Limits, known: list[LayerSensitivity], price: float
 ) -> list[LayerSensitivity] | None:
     """The best choice, by dynamic programming over the undominated sums; None if they get too many.
 
     Whatever follows costs at least each layer's least figure + price * bytes. A sum that with this cannot be as good as
-    `known` within the budget is dropped.
+    `known` within the limits is dropped.
     """
     known_bytes, known_figure = _summed(known)
-    size, figure = (budget.bytes, known_figure) if budget.lowest_figure else (known_bytes, budget.error)
+    size, figure = (limits.bytes, known_figure) if limits.lowest_figure else (known_bytes, limits.error)
     most = (figure + price * size) * ROUNDING
     least_costs = [min(_cost(row, price) for row in options) for options in layers]
     sums = [_Sum()]
@@ -185,10 +182,10 @@ def _exact(
         sums = _undominated(
             each
             for each in longer
-            if each.packed_bytes + bytes_after <= budget.bytes
-            and each.figure <= budget.error
+            if each.packed_bytes + bytes_after <= limits.bytes
+            and each.figure <= limits.error
             and _cost(each, price) + cost_after <= most
         )
         if len(sums) > EXACT_SUMS:
             return None
-    return sums[-1 if budget.lowest_figure else 0].rows()
+    return sums[-1 if limits.lowest_figure else 0].rows()

@@ -39,7 +39,7 @@ def prepare_(
 
     scheme, include, exclude, filter_fn   as in `quantize_`
     estimator      the gradient of rounding while training: "clipped" is 0 for values out of range, "pure" 1 everywhere
-    learn_scales   train the scales, too: they become Parameters, so make the optimizer after this call
+    learn_scales   train the scales and zero points, too: they become Parameters, so make the optimizer after this call
     returns        QuantizationReport, whose rows say "prepared" or "kept"
     raises         as `quantize_`; ValueError for another estimator. The model is then unchanged
     """
@@ -147,6 +147,7 @@ def require_ready(layers: list[Layer]) -> None:
             layer.module.name = layer.name
             layer.module.require_calibrated()
             require_finite(layer)
+            layer.module.fake_quantized_bias()  # raises if it cannot become what it shall
 
 
 def freeze_layers(model: nn.Module, layers: list[Layer], progress: bool) -> nn.Module:

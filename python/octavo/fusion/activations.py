@@ -107,9 +107,10 @@ def _obstacle(layer: Any, module: nn.Module, sources: set[Source | None]) -> str
 
 def _bound(layer: nn.Module, expected: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
     """Half-precision modules round what the layer gives, and on the way; the layer rounds once, at the end."""
-    if input.dtype == torch.float32:
-        return FLOAT32_ERROR * expected.abs().clamp(min=1.0)
-    return 4 * torch.finfo(input.dtype).eps * (layer.forward(input).float().abs() + expected.abs())
+    y = expected.float().abs()
+    if expected.dtype == torch.float32:
+        return FLOAT32_ERROR * y.clamp(min=1.0)
+    return 4 * torch.finfo(expected.dtype).eps * (layer.forward(input).float().abs() + y)
 
 
 def _apply(model: nn.Module, layer: nn.Module, module: nn.Module, activation: str, changes: Changes) -> None:

@@ -41,7 +41,7 @@ def fuse_(
     *,
     attention: str | None = "auto",
     plain_attention: bool = False,
-    min_cosine: float = 0.99,
+    min_cosine: float = 0.98,
 ) -> FusionReport:
     """Replaces parts of `model`, in place, by fewer and larger operators, and reports on every place it looked at.
 

@@ -59,10 +59,10 @@ def _obstacle(module: nn.Module) -> str:
 
 def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """silu is off by a share of its result, or where that is small by one of 1, and then multiplied by up(x)."""
-    factor = up.forward(x).float().abs()
-    if x.dtype == torch.float32:
-        return FLOAT32_ERROR * (expected.abs() + factor)
-    return 4 * torch.finfo(x.dtype).eps * ((gate.forward(x).float().abs() + 1) * factor + expected.abs())
+    y, factor = expected.float().abs(), up.forward(x).float().abs()
+    if expected.dtype == torch.float32:
+        return FLOAT32_ERROR * (y + factor)
+    return 4 * torch.finfo(expected.dtype).eps * ((gate.forward(x).float().abs() + 1) * factor + y)
 
 
 def _apply(model: nn.Module, module: nn.Module, replacement: nn.Module, changes: Changes) -> None:

@@ -61,7 +61,7 @@ def compare_outputs(
 
 def relative(factor: float) -> Bound:
     """A bound of `factor` of each element's magnitude."""
-    return lambda expected, *args, **kwargs: factor * expected.abs()
+    return lambda expected, *args, **kwargs: factor * expected.float().abs()
 
 
 class _Probe:
@@ -128,7 +128,7 @@ class _Probe:
         largest = difference.amax().item() if difference.numel() else 0.0
         self.error = max(self.error, largest)
         bound = self.candidate.bound
-        if bound is not None and not bool((difference <= bound(expected.float(), *args, **kwargs)).all()):
+        if bound is not None and not bool((difference <= bound(expected, *args, **kwargs)).all()):
             self.reason = f"differs by {largest:.1e} on the example, more than rounding explains"
 
     def conclude(self) -> None:

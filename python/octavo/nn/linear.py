@@ -261,7 +261,7 @@ class QuantLinear(nn.Module):
 
 def add_bias_(layer: nn.Module, bias: Any) -> None:
     """Gives a layer without bias one like `bias`, on the meta device, if that is a tensor: to be filled."""
-    if isinstance(bias, torch.Tensor) and layer._parameters["bias"] is None:
+    if isinstance(bias, torch.Tensor) and layer.bias is None:
         layer.bias = frozen(torch.empty_like(bias, device="meta"))
 
 

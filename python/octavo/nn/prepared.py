@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..fake_quantize import ESTIMATORS, fake_quantize, lsq, positive_scale
+from ..fake_quantize import ESTIMATORS, fake_quantize, lsq, offset_zero_point, positive_scale
 from ..observers import Observer
 from ..qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
@@ -31,6 +31,9 @@ class PreparedScheme(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def has_zero_point(self) -> bool: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
     def weight_qparams(self, weight: torch.Tensor) -> QParams: ...
@@ -38,6 +41,8 @@ class PreparedScheme(Protocol):
     def input_qparams(self, observer: Observer) -> QParams: ...
 
     def fake_quantize_input(self, x: torch.Tensor, layer: Any) -> torch.Tensor: ...
+
+    def fake_quantize_bias(self, bias: torch.Tensor, layer: Any) -> torch.Tensor: ...
 
 
 class PreparedLinear(nn.Module):
@@ -50,9 +55,10 @@ class PreparedLinear(nn.Module):
     raises         ValueError for another estimator
 
     The state_dict has `weight` [n, k], `bias` [n], with an observer its state, `input_scale` [1] and `input_zero_point`
-    [1], and with learn_scales `weight_scale` [n, 1]. Training and eval mode compute the same.
+    [1], and with learn_scales `weight_scale` [n, 1]; a zero point is then learned as `input_offset` [1], which is what
+    code 0 stands for. Training and eval mode compute the same.
     source         straight-through: Bengio et al. 2013 (arXiv:1308.3432), section 4; learned scales: Esser et al. 2020
-                   (arXiv:1902.08153)
+                   (arXiv:1902.08153); learned zero point: Bhalgat et al. 2020 (arXiv:2004.09576)
     """
 
     weight: torch.Tensor
@@ -60,6 +66,7 @@ class PreparedLinear(nn.Module):
     weight_scale: nn.Parameter
     input_scale: torch.Tensor
     input_zero_point: torch.Tensor
+    input_offset: nn.Parameter | None  # in the place of input_zero_point if that is learned
 
     def __init__(
         self,
@@ -97,7 +104,12 @@ class PreparedLinear(nn.Module):
                 self.input_scale = nn.Parameter(one)
             else:
                 self.register_buffer("input_scale", one)
-            self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int32, device=device))
+            is_learned = self.learn_scales and self.scheme.has_zero_point
+            self.register_parameter(
+                "input_offset", nn.Parameter(torch.zeros_like(one)) if is_learned else None
+            )
+            if not is_learned:
+                self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int32, device=device))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., in_features] to [..., out_features], float32, bfloat16 or float16 as the weight is.
@@ -110,7 +122,8 @@ class PreparedLinear(nn.Module):
             return F.linear(input, self.weight, self.bias)
         if torch.is_autocast_enabled("cpu"):  # as the integer layers do, so that the codes are the same
             input = input.to(torch.get_autocast_dtype("cpu"))
-        return F.linear(self.fake_quantized_input(input), self.fake_quantized_weight(), self.bias)
+        x, bias = self.fake_quantized_input(input), self.fake_quantized_bias()
+        return F.linear(x, self.fake_quantized_weight(), bias)
 
     # --- the views --------------------------------------------------------------------------------------------------
 
@@ -147,12 +160,23 @@ class PreparedLinear(nn.Module):
     def input_qparams(self) -> QParams:
         """Those of the calibrated input, per tensor. Raises: ValueError if no batch has been seen."""
         self.require_calibrated()
-        scale, zero_point = positive_scale(self.input_scale), self.input_zero_point
+        scale = positive_scale(self.input_scale)
+        if self.input_offset is None:
+            zero_point = self.input_zero_point
+        else:
+            zero_point = offset_zero_point(scale, self.input_offset, INPUT_QMIN, INPUT_QMAX)
         return QParams(scale.reshape(()), zero_point.reshape(()), INPUT_QMIN, INPUT_QMAX, PerTensor())
 
     def fake_quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         """What the integer layer reads of x [..., k], as floats in x's dtype; gradients reach x."""
         return self.scheme.fake_quantize_input(x, self)
+
+    def fake_quantized_bias(self) -> torch.Tensor | None:
+        """What the integer layer adds for the bias, in its dtype; gradients reach the bias.
+
+        raises   ValueError if that shall be an int32 and does not fit
+        """
+        return None if self.bias is None else self.scheme.fake_quantize_bias(self.bias, self)
 
     # --- calibration ------------------------------------------------------------------------------------------------
 
@@ -170,12 +194,15 @@ class PreparedLinear(nn.Module):
             )
 
     def take_input_qparams_(self) -> None:
-        """Sets input_scale and input_zero_point to what the observer has found; without a find they stay."""
+        """Sets the scale and zero point of the input to what the observer has found; without a find they stay."""
         if self.input_observer is not None and self.input_observer.is_initialized:
             q = self.scheme.input_qparams(self.input_observer)
             with torch.no_grad():
                 self.input_scale.copy_(q.scale.reshape(1))
-                self.input_zero_point.copy_(q.zero_point.reshape(1))
+                if self.input_offset is None:
+                    self.input_zero_point.copy_(q.zero_point.reshape(1))
+                else:
+                    self.input_offset.copy_(-q.scale.reshape(1) * q.zero_point)
 
     def reset_weight_scale_(self) -> None:
         """A learned scale starts anew at the range of `float_weight`; without one there is nothing to do."""

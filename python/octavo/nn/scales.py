@@ -11,6 +11,7 @@ from torch import nn
 SCALES = (
     "weight_scale",
     "input_scale",
+    "input_offset",
     "input_multiplier",
     "smoothing",
     "outlier_scale",

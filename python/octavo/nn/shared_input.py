@@ -71,10 +71,12 @@ def _parts(layer: Any) -> Sequence[Any]:
         return (layer,)
     parameters: dict[str, Any] = layer._parameters
     is_watched = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    bias = parameters["bias"]
     return (
         layer._buffers["packed"],
         parameters["weight_scale"],
-        parameters["bias"],
+        bias,
+        None if bias is None else bias.dtype,  # .to(dtype) changes what the same Parameter holds
         layer.activation,
         is_watched,
     )

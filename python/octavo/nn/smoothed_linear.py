@@ -114,8 +114,8 @@ class PreparedSmoothed(PreparedLinear):
         return in_float32(self._fake_quantized, input)
 
     def _fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(self.fake_quantized_input(x), self.fake_quantized_weight(), bias)
+        x, bias = self.fake_quantized_input(x), self.fake_quantized_bias()
+        return F.linear(x, self.fake_quantized_weight(), None if bias is None else bias.float())
 
     def _watch(self, input: torch.Tensor) -> None:
         if self.is_smoothed:

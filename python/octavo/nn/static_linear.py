@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import ops
+from ..fake_quantize import quantize_bias
 from ..qparams import FLOAT_DTYPES, QParams
 from .linear import LinearScheme, QuantLinear, frozen
 
@@ -21,14 +22,19 @@ class StaticScheme(LinearScheme, Protocol):
     @property
     def symmetric(self) -> bool: ...
 
+    @property
+    def int32_bias(self) -> bool: ...
+
 
 class StaticQuantLinear(QuantLinear):
     """A QuantLinear with `input_scale` float32 [1], frozen, and `input_zero_point` int32 [1], a buffer.
 
     Its state_dict has `input_scale` and, unless the scheme is symmetric, `input_zero_point` as int8, for that is how
-    compressed-tensors stores them. Codes of the input are -128 .. 127. Arguments and the rest as QuantLinear.
+    compressed-tensors stores them. Codes of the input are -128 .. 127. With int32_bias in the scheme, `bias` is a
+    buffer of int32 codes, multiples of input_scale * weight_scale. Arguments and the rest as QuantLinear.
     """
 
+    scheme: StaticScheme
     input_zero_point: torch.Tensor
 
     def __init__(
@@ -45,23 +51,51 @@ class StaticQuantLinear(QuantLinear):
         # A buffer, for an integer Parameter would make model.requires_grad_(True) raise.
         zero = torch.zeros(1, dtype=torch.int32, device="cpu" if scheme.symmetric else device)
         self.register_buffer("input_zero_point", zero, persistent=not scheme.symmetric)
+        if bias and scheme.int32_bias:
+            self._set_bias_codes_(torch.zeros(out_features, dtype=torch.int32, device=device))
 
     def set_input_qparams_(self, qparams: QParams) -> None:
-        """`qparams` of the input: per tensor, codes -128 .. 127."""
+        """`qparams` of the input: per tensor, codes -128 .. 127. They make the steps of an int32 bias."""
         self.input_scale = frozen(qparams.scale.reshape(1).clone())
         self.input_zero_point = qparams.zero_point.reshape(1).clone()
+        self.quantize_bias_()
+
+    def quantize_bias_(self) -> None:
+        """A float bias becomes codes, if the scheme wants them. Raises: ValueError if they do not fit int32."""
+        bias = self._parameters.get("bias")
+        if bias is not None and self.scheme.int32_bias:
+            codes = quantize_bias(bias, self.input_scale, self.weight_scale, self.in_features)
+            self._set_bias_codes_(codes)
+
+    def float_bias(self) -> torch.Tensor | None:
+        """The bias as floats [n]: itself, or what its codes stand for, float64."""
+        bias = self.bias
+        if bias is None or bias.is_floating_point():
+            return bias
+        return bias * self.input_scale.detach().double() * self.weight_scale.detach().double().reshape(-1)
+
+    def _set_bias_codes_(self, codes: torch.Tensor) -> None:
+        del self.bias  # a Parameter until now; a buffer for the reason above
+        self.register_buffer("bias", codes)
+
+    def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
+        super().take_shapes_(state, prefix)
+        bias = self._parameters.get("bias")
+        if bias is not None and not bias.is_floating_point():
+            self._set_bias_codes_(bias.detach())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
         packed, column_sum = self._packed_for(input)
         parameters: dict[str, Any] = self._parameters
         buffers: dict[str, Any] = self._buffers
+        bias = parameters.get("bias")
         return ops.linear_static(
             input,
             packed,
             column_sum,
             parameters["weight_scale"],
-            parameters["bias"],
+            buffers.get("bias") if bias is None else bias,
             parameters["input_scale"],
             buffers["input_zero_point"],
             self.activation,
@@ -70,6 +104,7 @@ class StaticQuantLinear(QuantLinear):
     def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
         return {
             **super()._expected_state(),
+            "bias": ((self.out_features,), (torch.int32,) if self.scheme.int32_bias else FLOAT_DTYPES),
             "input_scale": ((1,), FLOAT_DTYPES),
             "input_zero_point": ((1,), (torch.int8,)),
         }

@@ -64,7 +64,8 @@ def linear_static(
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand: no pass to find it.
 
     input_scale       float32 [1], positive; input_zero_point int32 [1], -128 .. 127. Codes of x saturate there
-    Other arguments, result and errors as `linear_dynamic`.
+    bias     also int32 [n], in steps of input_scale * weight_scale: then it is added to the exact sum (eq. 42)
+    Other arguments, result and errors as `linear_dynamic`; ValueError for an int32 bias with which sums leave int32.
     source   Jacob et al. 2018 (arXiv:1712.05877), section 2
     """
     if _is_autocast_enabled("cpu"):

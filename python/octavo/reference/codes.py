@@ -171,7 +171,9 @@ def linear_static(
     """x @ weight.T + bias with int8 weights and one scale for all of `x`, known beforehand.
 
     x        [..., k] float32, bfloat16 or float16; input_scale float32 [1]; input_zero_point int32 [1]
+    bias     [n], None, or int32 [n]: in steps of input_scale * weight_scale, part of the exact sum
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
+    raises   ValueError for an int32 bias with which a sum could leave int32
     source   Jacob et al. 2018 (arXiv:1712.05877), section 2
     """
     rows, finite = _finite_rows(x)
@@ -179,6 +181,11 @@ def linear_static(
     codes = quantize(rows, scale, zero_point, -128, 127, torch.int8).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
     total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
+    if bias is not None and bias.dtype == torch.int32:
+        room = 2**31 - 1 - 255 * 128 * x.shape[-1]
+        if (bias.long().abs() > room).any():
+            raise ValueError(f"linear_static: sums leave room for an int32 bias of at most {room}")
+        total, bias = total + bias.long(), None
     y = _epilogue(total.float(), scale, finite, weight_scale, bias)
     return _finish(y, activation, x)
 

@@ -47,6 +47,11 @@ class Scheme(ABC):
     def name(self) -> str:
         return type(self).__name__
 
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether the input's codes have one that calibration finds."""
+        return False
+
     @classmethod
     def study_variants(cls) -> list[Scheme]:
         """The instances that `octavo study` measures. Here: each combination of boolean fields, the defaults first."""
@@ -108,6 +113,10 @@ class Scheme(ABC):
     @abstractmethod
     def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
         """What the integer layer that `layer` becomes will read of x [..., k], as floats in x's dtype."""
+
+    def fake_quantize_bias(self, bias: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        """What the integer layer that `layer` becomes will add for `bias` [n], in its dtype."""
+        return bias
 
     def reason_to_keep(self, linear: nn.Linear) -> str | None:
         """Why this scheme cannot serve `linear`, in words for the report; None if it can."""

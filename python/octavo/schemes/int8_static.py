@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import observers
-from ..fake_quantize import fake_quantize, lsq
+from ..fake_quantize import fake_quantize, fake_quantize_bias, lsq
 from ..nn import PreparedLinear, QuantLinear, StaticQuantLinear
 from ..observers import Observer, ObserverConfig
 from ..qparams import QParams
@@ -26,19 +26,24 @@ class Int8Static(Scheme):
     observer    how the input's range is found: octavo.observers.MinMax(), Percentile(99.99), MSE(), ... or its class
     symmetric   True: the scale covers -t .. t, zero point 0. False: it covers low .. high with a zero point, which is
                 finer for one-sided activations such as those after a ReLU
+    int32_bias  True: the bias is rounded to multiples of input_scale * weight_scale and added to the integer sums, as
+                ONNX and TFLite do. False: it stays a float
     source      Jacob et al. 2018 (arXiv:1712.05877), section 2; observers: each names its own
     """
 
     observer: ObserverConfig = observers.MSE()
     symmetric: bool = True
+    int32_bias: bool = False
 
     layer: ClassVar[type[QuantLinear]] = StaticQuantLinear
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"Int8Static: symmetric must be True or False, got {self.symmetric!r}")
+        for flag in ("symmetric", "int32_bias"):
+            value = getattr(self, flag)
+            if not isinstance(value, bool):
+                raise TypeError(f"Int8Static: {flag} must be True or False, got {value!r}")
         object.__setattr__(self, "observer", _config(self.observer))
 
     @classmethod
@@ -47,11 +52,13 @@ class Int8Static(Scheme):
         others = (observers.MinMax(), observers.Percentile(99.99), observers.Percentile(99.9))
         return [cls(), cls(symmetric=False), *map(cls, others)]
 
+    @property
+    def has_zero_point(self) -> bool:
+        return not self.symmetric
+
     def prepare_linear(
         self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
     ) -> PreparedLinear:
-        if learn_scales and not self.symmetric:
-            raise ValueError("learn_scales: Int8Static learns symmetric scales only; use symmetric=True")
         return PreparedLinear(
             linear, self, observer=self.observer.make(), estimator=estimator, learn_scales=learn_scales
         )
@@ -71,10 +78,19 @@ class Int8Static(Scheme):
         if layer.learn_scales:
             # The paper's factor for activations: features are counted, rows are not.
             factor = 1 / math.sqrt(layer.in_features * q.qmax)
-            y = lsq(x, layer.input_scale, q.qmin, q.qmax, grad_factor=factor)
+            y = lsq(x, layer.input_scale, q.qmin, q.qmax, offset=layer.input_offset, grad_factor=factor)
         else:
             y = fake_quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, estimator=layer.estimator)
         return y + (x - x).detach()  # NaN where x is not finite: the integer layer gives such rows as NaN
+
+    def fake_quantize_bias(self, bias: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        if not self.int32_bias:
+            return bias
+        scales = layer.input_qparams.scale, layer.weight_qparams.scale
+        try:
+            return fake_quantize_bias(bias, *scales, layer.in_features)
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name!r}: {error}") from error
 
     def compressed_tensors_activations(self) -> dict[str, Any]:
         return {

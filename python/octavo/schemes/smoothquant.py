@@ -78,6 +78,14 @@ class SmoothQuant(Scheme):
         return getattr(self.then, "symmetric", True)
 
     @property
+    def has_zero_point(self) -> bool:
+        return self.then.has_zero_point
+
+    @property
+    def int32_bias(self) -> bool:
+        return getattr(self.then, "int32_bias", False)
+
+    @property
     def calibration_passes(self) -> int:  # type: ignore[override]
         return 2 if self.then.needs_data else 1
 
@@ -127,6 +135,9 @@ class SmoothQuant(Scheme):
 
     def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
         return self.then.fake_quantize_input(x, layer)
+
+    def fake_quantize_bias(self, bias: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
+        return self.then.fake_quantize_bias(bias, layer)
 
 
 def _then(value: Any) -> Scheme:
