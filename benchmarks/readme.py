@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README.md and docs/performance.md from committed results, so that they cannot differ,
-and draws docs/performance.png.
+"""Writes the tables of README.md, docs/performance.md and docs/methods.md from committed results, so that they cannot
+differ, and draws docs/performance.png.
 
 Usage: python benchmarks/readme.py [--check]. A table stands between two comments:
 
@@ -22,7 +22,7 @@ import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/methods.md")
 PICTURED = "zen4-1-thread"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers": layers("f32", "warm"),
     "layers_cold": layers("f32", "cold"),
     "layers_bf16": layers("bf16", "warm"),
+    "divergences": lambda results: tables.divergences(results["rows"]),
     "ahead": lambda results: tables.ahead_section(results["layers"]).partition("\n\n")[2],
     **{
         name: plain(name)

@@ -259,6 +259,12 @@ def test_tables_between_markers_are_made_anew(tmp_path):
         readme.written(text.replace("layers", "speed"), tmp_path)
 
 
+def test_divergences_stand_in_two_columns_without_the_float_model():
+    klds = {"fp32": 0.0, "b": 2e-6, "c": 3e-6, "a": 1e-6}
+    rows = [{"name": name, "kld": kld, "scheme": {"name": name} if kld else {}} for name, kld in klds.items()]
+    assert tables.divergences(rows).splitlines()[2:] == ["| `a` | 1 |  | `c` | 3 |", "| `b` | 2 |  |  |  |"]
+
+
 def test_a_picture_is_drawn_of_layers_and_ceilings(tmp_path, rows):
     pytest.importorskip("matplotlib")
     found = results(*rows)

@@ -168,6 +168,22 @@ def test_a_config_that_octavo_cannot_mean_is_refused(tmp_path, config, message):
     assert type(given[0]) is nn.Linear
 
 
+def test_packed_int4_weights_are_refused_with_a_remedy(tmp_path):
+    """As llm-compressor writes W4A16: eight codes in an int32, the format named for the whole or for the group."""
+    weights = {"num_bits": 4, "strategy": "group", "group_size": 32}
+    config = entry(weights, format="pack-quantized")
+    tensors = {
+        "0.weight_packed": torch.zeros(24, 8, dtype=torch.int32),
+        "0.weight_scale": torch.ones(24, 2),
+        "0.weight_shape": torch.tensor([24, 64]),
+    }
+    message = "format 'pack-quantized' is not read; int-quantized is.*`octavo quantize`.*exported anew"
+    for stored in (None, "pack-quantized"):
+        config["config_groups"]["group_0"]["format"] = stored
+        with pytest.raises(ValueError, match=message):
+            octavo.load(folder_with(tmp_path, config, tensors), skeleton())
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

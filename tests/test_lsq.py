@@ -8,7 +8,14 @@ import torch
 
 from asserts import assert_bits_equal, assert_equal, assert_within
 from gradients import by_row, gradients
-from octavo.fake_quantize import fake_quantize, lsq, lsq_scale, offset_zero_point, positive_scale
+from octavo.fake_quantize import (
+    fake_quantize,
+    first_weight_scale,
+    lsq,
+    lsq_scale,
+    offset_zero_point,
+    positive_scale,
+)
 
 SMALLEST_SCALE = 2.0**-126
 
@@ -187,6 +194,24 @@ def test_the_first_scale_is_that_of_the_paper():
     assert_bits_equal(lsq_scale(x, 4, axis=0), torch.tensor([2.0, 0.5]))
     assert_bits_equal(lsq_scale(x, 4, axis=1), torch.tensor([0.75, 1.75]))
     assert_bits_equal(lsq_scale(torch.zeros(2, 3), 4, axis=0), torch.ones(2))
+
+
+@pytest.mark.parametrize("qmax", [1, 3, 7, 127])
+def test_a_learned_weight_scale_starts_at_the_better_of_two_in_each_row(qmax):
+    """Rows of Gaussians and, last, one whose outlier LSQ's scale would clip."""
+    weight = torch.randn(9, 300, generator=torch.Generator().manual_seed(0))
+    weight[8, 0] = 1000.0
+    covering, zero_point = weight.abs().amax(1) / qmax, torch.zeros(9, dtype=torch.int32)
+
+    def error(scale):
+        return (fake_quantize(weight, scale, zero_point, -qmax, qmax) - weight).square().sum(1)
+
+    found = first_weight_scale(weight, covering, -qmax, qmax)
+    paper = lsq_scale(weight, qmax, axis=0)
+    assert_bits_equal(error(found), torch.minimum(error(covering), error(paper)))
+    if qmax in (1, 127):  # in between some rows this way, some that
+        assert_bits_equal(found[:8], (paper if qmax == 1 else covering)[:8])
+    assert_bits_equal(found[8:], covering[8:])
 
 
 def test_descent_on_the_scale_lowers_the_error():

@@ -156,7 +156,9 @@ def test_gradients_are_those_of_the_product_of_what_was_computed_with(scheme, es
 
 
 def test_learned_scales_get_a_gradient_and_start_at_what_calibration_found():
-    scheme = octavo.Int8Static(Percentile(90.0), weight_bits=4)
+    scheme = octavo.Int8Static(
+        Percentile(90.0)
+    )  # of 8 bits: first_weight_scale is the one that covers the row
     fixed, learned = calibrated(scheme), calibrated(scheme, learn_scales=True)
     assert_bits_equal(learned(X).detach(), fixed(X).detach())
     learned(X).square().sum().backward()

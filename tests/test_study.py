@@ -13,8 +13,9 @@ import octavo
 from octavo import byte_text, cli, study
 from octavo.observers import MinMax, Percentile
 from octavo.schemes import SCHEMES, label
-from octavo.study_result import MARKS, StudyResult, StudyRow
+from octavo.study_result import StudyResult, StudyRow
 
+MARKS = StudyResult.MARKS
 ROOT = Path(__file__).parent.parent
 TINY = study.Settings(
     calibration_windows=2, windows=4, prompts=2, prompt_bytes=16, new_bytes=4, shapes=((1, 8),), rounds=1

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from octavo.study_result import MARKS, StudyResult, StudyRow
+from octavo.study_result import StudyResult, StudyRow
 
+MARKS = StudyResult.MARKS
 MACHINE = {"cpu": "a <CPU>", "active_isa": "avx2", "threads": 1, "torch": "2", "python": "3.11.7"}
 SETTINGS = {"windows": 320, "context": 128, "prompts": 48, "prompt_bytes": 64, "new_bytes": 64, "rounds": 15}
 FLOAT = StudyRow(

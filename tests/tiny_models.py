@@ -28,6 +28,24 @@ def bert(kind=None):
     return (kind or transformers.BertForMaskedLM)(config).eval()
 
 
+def mixtral():
+    """Files have a tensor for each expert under the name block_sparse_moe, the model one for all: 9 linear layers."""
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=64)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, num_local_experts=11)
+    torch.manual_seed(0)
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, **heads)).eval()
+
+
+def llava():
+    """Files have the names of an older class, such as language_model.model.layers: 29 linear layers."""
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=16, patch_size=8)
+    text = transformers.LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=64)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=63)
+    torch.manual_seed(0)
+    return transformers.LlavaForConditionalGeneration(config).eval()
+
+
 def folder_of(model, folder: Path, **options) -> Path:
     """`model` as its own save_pretrained writes it, with what lies beside weights in folders from the hub."""
     model.save_pretrained(folder, **options)

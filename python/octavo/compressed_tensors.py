@@ -20,6 +20,7 @@ from torch import nn
 
 from . import shards
 from .nn import QuantLinear
+from .renaming import Conversions
 from .schemes import Scheme, from_dict
 
 CONFIG, ENTRY = "config.json", "quantization_config"
@@ -110,14 +111,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """{name in a file: name in `skeleton`}: a model's names may have a prefix that those of its base model lack."""
-    modules = dict(skeleton.named_modules(remove_duplicate=False))
+    """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
+
+    A model's names may be newer ones, or have a prefix that those of its base model lack.
+    """
+    conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
     prefix = getattr(skeleton, "base_model_prefix", "") + "."
     result = {}
     for name in names:
-        candidates = (name, prefix + name, name.removeprefix(prefix))
-        fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
-        result[name] = next(fitting, name)
+        renamed = conversions.renamed(name)
+        if renamed is not None:
+            candidates = (renamed, prefix + renamed, renamed.removeprefix(prefix), name)
+            fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
+            result[name] = next(fitting, name)
     return result
 
 
@@ -171,7 +177,10 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
     weights, activations = group["weights"], group.get("input_activations")
     stored = group.get("format") or entry.get("format")
     if stored != "int-quantized":
-        raise ValueError(f"load: the format {stored!r} is not read; int-quantized is")
+        raise ValueError(
+            f"load: the format {stored!r} is not read; int-quantized is, a byte for each weight. Quantize the float "
+            "model with `octavo quantize`, or have it exported anew as int-quantized"
+        )
     strategy = "tensor" if weights.get("strategy") == "tensor" else "channel"
     if _differs(weights, {**WEIGHTS, "strategy": strategy}):
         raise ValueError(
@@ -215,15 +224,16 @@ def _by_name_of(
 ) -> dict[str, torch.Tensor]:
     """`tensors` by the skeleton's names, without those that it has no place for, as in transformers."""
     known = skeleton.state_dict().keys()
-    result, unknown = {}, []
-    for stored, name in own_names(skeleton, tensors).items():
-        if name in known or name.rpartition(".")[0] in layers:
-            result[name] = tensors[stored]
-        else:
-            unknown.append(stored)
+    names = own_names(skeleton, tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name not in names}
+    converted = Conversions(skeleton).converted(others)
+    placed = own_names(skeleton, converted)
+    found = {name: tensors[stored] for stored, name in names.items()}
+    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
+    unknown = [name for name in found if name not in known and name.rpartition(".")[0] not in layers]
     if unknown:
         _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
-    return result
+    return {name: tensor for name, tensor in found.items() if name not in unknown}
 
 
 def _adapt(layer: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -151,8 +151,8 @@ def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | No
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
     if len(found) < len(wanted):
         raise ValueError(
-            f"the files do not hold {layer.name!r} under that name: transformers renames it while it loads, or it is "
-            f"missing. Keep it float with exclude={layer.name!r}, or load the model with transformers and use "
+            f"the files do not hold {layer.name!r} as it is: transformers makes it of other tensors while it loads, or "
+            f"it is missing. Keep it float with exclude={layer.name!r}, or load the model with transformers and use "
             "octavo.quantize_ and save_pretrained"
         )
     return found[0], found[1] if len(found) == 2 else None

@@ -6,14 +6,13 @@ Only numbers live here; how they are measured is study.py. All tables are made o
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-MARKS = ("<!-- octavo study -->", "<!-- end of octavo study -->")  # around generated tables
+from .text_table import Table, Tables, percent
 
 
 @dataclass(frozen=True)
@@ -51,21 +50,14 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Cells as text, the scheme's name first; `notes` explain the columns."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
-class StudyResult:
+class StudyResult(Tables):
     """What `octavo.study.run` returns: a row for the float model, then one for each scheme.
 
     settings   how much was measured: windows, prompts, bytes
     machine    the CPU, versions and threads; they explain the times, and the Python whose sources are the text
     """
+
+    MARKS = ("<!-- octavo study -->", "<!-- end of octavo study -->")
 
     rows: list[StudyRow]
     settings: dict[str, int]
@@ -89,9 +81,9 @@ class StudyResult:
         shapes = list(self.rows[0].milliseconds) if self.rows else []
         speed = {f"speed {shape}": _speedup(shape) for shape in shapes}
         return [
-            _table(self._text(), _QUALITY, self.rows),
-            _table(self._completions(), _COMPLETIONS, self.rows),
-            _table("Size, and speed as a multiple of fp32's", _SIZE | speed, self.rows),
+            Table.of(self._text(), _QUALITY, self.rows),
+            Table.of(self._completions(), _COMPLETIONS, self.rows),
+            Table.of("Size, and speed as a multiple of fp32's", _SIZE | speed, self.rows),
         ]
 
     @property
@@ -99,16 +91,6 @@ class StudyResult:
         """On what machine."""
         cpu, isa, threads = (self.machine[name] for name in ("cpu", "active_isa", "threads"))
         return f"{cpu}, {isa} kernels, torch {self.machine['torch']}; timed with {threads} thread{'s' * (threads > 1)}"
-
-    def __str__(self) -> str:
-        return "\n\n".join([*map(_text_table, self.tables()), self.footer])
-
-    def to_markdown(self) -> str:
-        """The tables for a document or a pull request."""
-        return "\n\n".join([*map(_markdown_table, self.tables()), self.footer]) + "\n"
-
-    def _repr_html_(self) -> str:
-        return "".join(map(_html_table, self.tables())) + f"<div>{html.escape(self.footer)}</div>"
 
     def to_dict(self) -> dict[str, Any]:
         """{"settings": ..., "machine": ..., "rows": [...]}, JSON; `from_dict` reads it back."""
@@ -138,17 +120,6 @@ class StudyResult:
         figure.savefig(folder / "study.png", dpi=120)
         pyplot.close(figure)
         return [*paths, folder / "study.png"]
-
-    def write_into(self, path: str | Path) -> None:
-        """Replaces what stands between MARKS in a Markdown file by the tables. Raises: ValueError without the marks."""
-        text = Path(path).read_text(encoding="utf-8")
-        start, end = (text.find(mark) for mark in MARKS)
-        if not 0 <= start < end:
-            raise ValueError(
-                f"{path} has no lines {MARKS[0]} and {MARKS[1]}; put them where the tables belong"
-            )
-        start += len(MARKS[0])
-        Path(path).write_text(f"{text[:start]}\n{self.to_markdown()}{text[end:]}", encoding="utf-8")
 
     def plot(self, ax: Any = None) -> Any:
         """Draws KLD, with its standard error, against bits per weight on `ax` or a new figure; returns the Axes.
@@ -203,10 +174,6 @@ def _apart(values: list[float]) -> list[float]:
     return heights
 
 
-def _percent(value: float) -> str:
-    return f"{value:.2%}"
-
-
 def _speedup(shape: str) -> Callable[[StudyRow], str]:
     return lambda row: f"{row.speedup[shape]:.2f}x"
 
@@ -215,17 +182,17 @@ def _speedup(shape: str) -> Callable[[StudyRow], str]:
 _QUALITY: dict[str, Callable[[StudyRow], str]] = {
     "perplexity": lambda row: f"{row.perplexity:.4f}",
     "KLD": lambda row: f"{row.kld:.6f} ± {row.kld_standard_error:.6f}",
-    "top-1 agreement": lambda row: _percent(row.top1_agreement),
-    "accuracy": lambda row: _percent(row.accuracy),
-    "flips": lambda row: _percent(row.flips),
+    "top-1 agreement": lambda row: percent(row.top1_agreement),
+    "accuracy": lambda row: percent(row.accuracy),
+    "flips": lambda row: percent(row.flips),
 }
 _COMPLETIONS: dict[str, Callable[[StudyRow], str]] = {
     "first difference": lambda row: f"{row.first_difference:.1f}",
-    "identical": lambda row: _percent(row.identical),
+    "identical": lambda row: percent(row.identical),
     "prefill KLD": lambda row: f"{row.prefill_kld:.6f}",
-    "rejected": lambda row: _percent(row.prefill_rejection_rate),
+    "rejected": lambda row: percent(row.prefill_rejection_rate),
     "generation KLD": lambda row: f"{row.generation_kld:.6f}",
-    "rejected ": lambda row: _percent(
+    "rejected ": lambda row: percent(
         row.generation_rejection_rate
     ),  # the space only makes the key another one
 }
@@ -233,44 +200,6 @@ _SIZE: dict[str, Callable[[StudyRow], str]] = {
     "bits per weight": lambda row: f"{row.bits_per_weight:.2f}",
     "MB on disk": lambda row: f"{row.bytes_on_disk / 1e6:.3f}",
 }
-
-
-def _table(title: str, columns: dict[str, Callable[[StudyRow], str]], rows: list[StudyRow]) -> Table:
-    cells = [[row.name, *(cell(row) for cell in columns.values())] for row in rows]
-    return Table(title, ["scheme", *(name.strip() for name in columns)], cells)
-
-
-def _text_table(table: Table) -> str:
-    widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
-    lines = [_text_line(cells, widths) for cells in (table.header, *table.rows)]
-    return "\n".join([table.title, lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _text_line(cells: list[str], widths: list[int]) -> str:
-    name, *figures = (
-        cell.rjust(width) if index else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join([name, *figures])
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
-    return "\n".join([f"{table.title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
-
-
-def _html_table(table: Table) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        styles = ("text-align:left", *["text-align:right"] * (len(cells) - 1))
-        inner = "".join(
-            f"<{tag} style='{style};padding:2px 10px;white-space:nowrap;'>{html.escape(cell)}</{tag}>"
-            for style, cell in zip(styles, cells, strict=True)
-        )
-        return f"<tr>{inner}</tr>"
-
-    head, body = line(table.header, "th"), "".join(line(cells, "td") for cells in table.rows)
-    caption = f"<caption style='text-align:left;padding-top:8px;'>{html.escape(table.title)}</caption>"
-    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
 
 
 def _new_axes() -> Any:

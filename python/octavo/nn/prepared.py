@@ -15,7 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..fake_quantize import ESTIMATORS, fake_quantize, lsq, offset_zero_point, positive_scale
+from ..fake_quantize import (
+    ESTIMATORS,
+    fake_quantize,
+    first_weight_scale,
+    lsq,
+    offset_zero_point,
+    positive_scale,
+)
 from ..observers import Observer
 from ..qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
@@ -51,7 +58,8 @@ class PreparedLinear(nn.Module):
     linear         the layer to prepare; its own Parameters are held, so an optimizer that has them keeps training them
     observer       for schemes whose input scale is found by calibration, else None
     estimator      the gradient of rounding: "clipped" is 0 where a value is out of range, "pure" is 1 everywhere
-    learn_scales   scales become Parameters that start at their calibrated values and are trained with the rest
+    learn_scales   scales become Parameters and are trained with the rest; that of the input starts at its calibrated
+                   value, those of the weight as `first_weight_scale` says
     raises         ValueError for another estimator
 
     The state_dict has `weight` [n, k], `bias` [n], with an observer its state, `input_scale` [1] and `input_zero_point`
@@ -96,7 +104,7 @@ class PreparedLinear(nn.Module):
         if self.learn_scales:
             start = torch.ones(self.out_features, dtype=torch.float32, device=device)
             if not self.weight.is_meta:
-                start = self.scheme.weight_qparams(self.weight).scale
+                start = self._first_weight_scale(self.weight)
             self.weight_scale = nn.Parameter(start.reshape(-1, 1))
         if self.input_observer is not None:
             one = torch.ones(1, dtype=torch.float32, device=device)
@@ -205,10 +213,14 @@ class PreparedLinear(nn.Module):
                     self.input_offset.copy_(-q.scale.reshape(1) * q.zero_point)
 
     def reset_weight_scale_(self) -> None:
-        """A learned scale starts anew at the range of `float_weight`; without one there is nothing to do."""
+        """A learned scale starts anew, for `float_weight` as it is now; without one there is nothing to do."""
         if self.learn_scales:
             with torch.no_grad():
-                self.weight_scale.copy_(self.scheme.weight_qparams(self.float_weight()).scale.reshape(-1, 1))
+                self.weight_scale.copy_(self._first_weight_scale(self.float_weight()).reshape(-1, 1))
+
+    def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
+        q = self.scheme.weight_qparams(weight)
+        return first_weight_scale(weight, q.scale, q.qmin, q.qmax)
 
     def to_dict(self) -> dict[str, Any]:
         """What `scheme.prepare_linear` needs to make such a layer again, JSON."""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a file of transformers has other names or forms than its model: the changes that transformers makes on loading.
+
+Classes hold old checkpoints under newer names, and the experts of a mixture in one tensor where files have one for
+each. transformers keeps a list of such changes for each class; for other models there are none.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+
+class Conversions:
+    """What transformers, 5.0 or later, changes while it loads a file into `model`."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.renamings: list[Any] = []
+        self.converters: list[Any] = []
+        if not hasattr(type(model), "config_class"):  # told as in compressed_tensors.set_quantization_config
+            return
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter
+
+        for change in get_model_conversion_mapping(model):
+            (self.converters if isinstance(change, WeightConverter) else self.renamings).append(change)
+
+    def renamed(self, stored: str) -> str | None:
+        """The model's name of a tensor of a file; None if the model holds it in another form, too."""
+        name, converter, _ = self._target(stored)
+        return name if converter is None else None
+
+    def converted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's tensors, by its names, of those of a file for which `renamed` is None, by the file's names."""
+        pending: dict[str, Any] = {}
+        for stored in sorted(tensors, key=_natural):  # experts are stacked in the order of their numbers
+            name, converter, source = self._target(stored)
+            pending.setdefault(name, deepcopy(converter)).add_tensor(name, stored, source, tensors[stored])
+        result: dict[str, torch.Tensor] = {}
+        for name, converter in pending.items():
+            found = converter.convert(name, model=self.model, config=self.model.config)
+            result |= {key: value[0] if isinstance(value, list) else value for key, value in found.items()}
+        return result
+
+    def _target(self, stored: str) -> tuple[str, Any, str | None]:
+        """The new name and, for another form, the converter and which of its sources this is."""
+        name = stored
+        for renaming in self.renamings:
+            name, _ = renaming.rename_source_key(name)
+        for converter in self.converters:
+            target, source = converter.rename_source_key(name)
+            if source is not None:
+                return target, converter, source
+        return name, None, None
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
