@@ -51,7 +51,17 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "ahead": lambda results: tables.ahead_section(results["layers"]).partition("\n\n")[2],
     **{
         name: plain(name)
-        for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory", "fusion", "decoding")
+        for name in (
+            "attention",
+            "small_ops",
+            "overhead",
+            "startup",
+            "encoder",
+            "decoder",
+            "memory",
+            "fusion",
+            "decoding",
+        )
     },
 }
 

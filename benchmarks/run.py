@@ -32,6 +32,7 @@ SCHEMA = 1  # of the JSON; a change that compare.py cannot read makes it 2
 # Each is a file of this folder with `measure()`, which returns rows; layers takes its plan as well.
 BENCHMARKS = (
     "layers",
+    "attention",
     "small_ops",
     "float_ops",
     "overhead",

@@ -13,6 +13,7 @@ OURS = "octavo "
 # under AVX2 whatever the layer above it promises.
 ERROR_MARGIN = 1.5
 TITLES = {
+    "attention": "Attention against torch's scaled_dot_product_attention",
     "small_ops": "Quantize, dequantize, choose_qparams against copies of the same bytes",
     "float_ops": "Activations, norms and rotary embeddings against torch",
     "overhead": "Call overhead, a 64 x 64 layer with one row",

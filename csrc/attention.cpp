@@ -85,7 +85,7 @@ void attention(const AttentionShape& shape, const AttentionTensors& tensors, boo
   parallel(shape.batch * shape.kv_heads * chunks, grain, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t floats = attention_scratch(group, queries, shape.dimension);
     auto* const memory = reinterpret_cast<float*>(scratch.get(floats * static_cast<std::int64_t>(sizeof(float))));
-    for (std::int64_t i = begin; i < end; ++i) {
+    const auto unit = [&](std::int64_t i) {
       const std::int64_t pair = i / chunks, query = i % chunks * queries;
       Attention a =
           attention_of(shape, tensors,
@@ -94,7 +94,14 @@ void attention(const AttentionShape& shape, const AttentionTensors& tensors, boo
       a.scale = static_cast<float>(scale * kLog2E);
       a.mask_scale = static_cast<float>(kLog2E);
       a.scratch = memory;
-      attend(a);
+      return a;
+    };
+    Attention now = unit(begin);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const Attention next = i + 1 < end ? unit(i + 1) : Attention{};
+      now.next = i + 1 < end ? &next : nullptr;
+      attend(now);
+      now = next;
     }
   });
 }

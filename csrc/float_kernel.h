@@ -91,6 +91,7 @@ struct Attention {
   std::int64_t visible;
   float scale, mask_scale;  // log2(e) included: weights are powers of two
   float* scratch;           // attention_scratch() floats, 64-byte aligned
+  const Attention* next;    // what the same thread computes afterwards, or null
 };
 
 constexpr std::int64_t padded_queries(std::int64_t queries) {

@@ -35,7 +35,7 @@ def ulp(y: torch.Tensor) -> torch.Tensor:
 
 
 def bound(x: torch.Tensor, y: torch.Tensor, activation: str) -> torch.Tensor:
-    """docs/numerics.md, eq. 43 and 44."""
+    """docs/numerics.md, eq. 49 and 50."""
     below = (-x).clamp(min=0)
     match activation:
         case "relu":

@@ -39,7 +39,7 @@ needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no 
 
 
 def bound(q, k, v, mask=None, *, causal=False, scale=None, products=torch.float32):
-    """(43) to (45) of docs/numerics.md, [batch, queries, heads * dimension]."""
+    """(45) to (47) of docs/numerics.md, [batch, queries, heads * dimension]."""
     u, half, (keys, dimension) = HALF[torch.float32], HALF[products], k.shape[-2:]
     scale = 1 / math.sqrt(dimension) if scale is None else scale
     k, v = (reference.floats.repeat_heads(x, q.shape[1]).double() for x in (k, v))

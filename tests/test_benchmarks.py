@@ -15,6 +15,7 @@ from octavo import bench, cli
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import attention  # noqa: E402
 import ceilings  # noqa: E402
 import compare  # noqa: E402
 import float_ops  # noqa: E402
@@ -159,6 +160,18 @@ def test_float_operators_are_held_against_torchs():
     found = float_ops.measure((lambda: float_ops.activations(256), float_ops.ropes), rounds=1)
     assert [row["operator"] for row in found] == ["gelu", "gelu_tanh", "silu", "silu_mul", "rope", "rope"]
     assert all(row["median_ms"] > 0 and row["speedup_over_torch"] > 0 for row in found)
+
+
+def test_attention_is_held_against_torchs_in_time_and_error():
+    encoder, decoder = (
+        attention.Shape("encoder", 1, 2, 2, 16, 16, 16, causal=True),
+        attention.Shape("decoder", 1, 4, 2, 1, 16, 16),
+    )
+    found = attention.measure((encoder, decoder), rounds=1)
+    assert {row["shape"] for row in found} == {"encoder", "decoder"}
+    for row in found:
+        assert row["error"] < (1e-2 if "bfloat16" in row["candidate"] else 1e-6)
+        assert row["torch_ratio"] > 0 and ("gbs" in row) == (row["shape"] == "decoder")
 
 
 # --- ceilings -------------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def rounding(y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def norm_bound(total, weight, bias, rms: bool, dtype) -> torch.Tensor:
-    """docs/numerics.md, eq. 46; all arguments float64."""
-    steps = -(-total.shape[-1] // 64) + 7  # additions that one element goes through, and the division
+    """docs/numerics.md, eq. 52; all arguments float64."""
+    steps = -(-total.shape[-1] // 64) + 7  # s + 1: additions that one element goes through, and the division
     mean = torch.zeros(()) if rms else total.mean(-1, keepdim=True)
     centered = total - mean
     size = (centered.square().mean(-1, keepdim=True) + EPS).sqrt()

@@ -47,7 +47,8 @@ struct Silu {
 
 // Arguments are copied, here and below, so that no store can change them.
 template <FloatType kFrom, FloatType kTo, class F>
-void activate_rows(const Activate a, const F& f) {
+void activate_rows(const Activate& all, const F& f) {
+  const Activate a = all;
   for (std::int64_t row = 0; row < a.rows; ++row) {
     const std::int64_t from = row * a.x_stride, to = row * a.out_stride;
     each_vector(a.columns, [&](std::int64_t i, std::int64_t lanes) {
@@ -73,7 +74,8 @@ inline void activate(const Activate& a) {
 }
 
 template <FloatType kType>
-void silu_mul_rows(const SiluMul m) {
+void silu_mul_rows(const SiluMul& all) {
+  const SiluMul m = all;
   for (std::int64_t row = 0; row < m.rows; ++row) {
     each_vector(m.columns, [&](std::int64_t i, std::int64_t lanes) {
       const Vector silu = Silu{}(load<kType>(m.gate, row * m.gate_stride + i, lanes));

@@ -42,6 +42,12 @@ inline const char* row_of(const HeadRows& rows, std::int64_t head, std::int64_t 
   return static_cast<const char*>(rows.data) + head * rows.head_stride + position * rows.row_stride;
 }
 
+inline char* out_row(const Attention& a, std::int64_t head, std::int64_t query) {
+  return static_cast<char*>(a.out) + head * a.out_head_stride + query * a.out_row_stride;
+}
+
+inline std::int64_t bytes_in(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
+
 // How many keys a query may look at.
 inline std::int64_t limit_of(const Attention& a, std::int64_t query) {
   const std::int64_t end = a.visible + query;
@@ -169,6 +175,67 @@ void attend_tile(const Attention& a, const Workspace& w, const Block& block, con
   block.finite ? add_values<Products>(a, w, tile, sums) : add_seen_values(a, w, tile, sums);
 }
 
+// State of a tile of queries before they have seen a key.
+inline void clear_rows(const Attention& a, const Workspace& w, std::int64_t head, std::int64_t query,
+                       std::int64_t count) {
+  const std::int64_t first = head * padded_queries(a.queries) + query;
+  for (std::int64_t i = 0; i < count * a.dimension; i += 16) {
+    store<FloatType::f32>(w.sums, first * a.dimension + i, set(0.0f));
+  }
+  for (std::int64_t row = first; row < first + count; ++row) {
+    w.largest[row] = -kInfinity;
+    w.total[row] = 0.0f;
+  }
+}
+
+// sums / total; zeros for a row that has seen nothing.
+inline void write_rows(const Attention& a, const Workspace& w, std::int64_t head, std::int64_t query,
+                       std::int64_t count) {
+  with_type(a.q.type, [&](auto type) {
+    for (std::int64_t r = 0; r < count; ++r) {
+      const std::int64_t row = head * padded_queries(a.queries) + query + r;
+      const Vector inverse = set(w.total[row] == 0.0f ? 0.0f : 1.0f / w.total[row]);
+      char* const out = out_row(a, head, query + r);
+      for (std::int64_t d = 0; d < a.dimension; d += 16) {
+        const Vector sum = load<FloatType::f32>(w.sums, row * a.dimension + d);
+        store<decltype(type)::value>(out, d, sum * inverse);
+      }
+    }
+  });
+}
+
+// A line of cache to be written soon; no-op on CPUs without prefetchw.
+inline void prefetch_to_write(const char* line) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*line));
+#else
+  __builtin_prefetch(line, 1);
+#endif
+}
+
+// Rows of the next unit, while this one computes: those it reads and those it writes. Rows lie apart, so that no CPU
+// fetches them by itself: 15 to 20 % at 8 x 12 heads x 128 x 32, whose tensors exceed the L2 cache. Reads or writes alone
+// gained 0 and 4 %, writes of the own unit 2 % (Zen 4).
+inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t first, std::int64_t count) {
+  if (a.next == nullptr || first >= kBlockKeys) return;
+  const auto fetch = [&](const HeadRows& rows, std::int64_t head, std::int64_t i) {
+    const char* const row = row_of(rows, head, i);
+    for (std::int64_t byte = 0; byte < a.dimension * bytes_in(rows.type); byte += 64)
+      __builtin_prefetch(row + byte, 0, 2);
+  };
+  for (std::int64_t i = first; i < first + count; ++i) {
+    if (i < a.next->queries) {
+      fetch(a.next->q, head, i);
+      const char* const row = out_row(*a.next, head, i);
+      for (std::int64_t byte = 0; byte < a.dimension * bytes_in(a.q.type); byte += 64) prefetch_to_write(row + byte);
+    }
+    if (head == 0 && i < a.keys) {
+      fetch(a.next->k, 0, i);
+      fetch(a.next->v, 0, i);
+    }
+  }
+}
+
 // All queries look at one block of keys; values that are not finite need weights in float32.
 template <class Products>
 void attend_block(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count) {
@@ -180,49 +247,30 @@ void attend_block(const Attention& a, const Workspace& w, std::int64_t first, st
   for (std::int64_t head = 0; head < a.heads; ++head) {
     for (std::int64_t query = 0; query < a.queries; query += kTileQueries) {
       const std::int64_t left = a.queries - query, queries = left < kTileQueries ? left : kTileQueries;
-      const std::int64_t seen = limit_of(a, query + queries - 1) - first;
-      if (seen > 0)
-        attend_tile<Products>(a, w, {first, count, finite}, {head, query, queries, seen < count ? seen : count});
-    }
-  }
-}
-
-inline void clear_rows(const Attention& a, const Workspace& w) {
-  const std::int64_t rows = a.heads * padded_queries(a.queries);
-  for (std::int64_t i = 0; i < rows * a.dimension; i += 16) store<FloatType::f32>(w.sums, i, set(0.0f));
-  for (std::int64_t row = 0; row < rows; ++row) {
-    w.largest[row] = -kInfinity;
-    w.total[row] = 0.0f;
-  }
-}
-
-// sums / total; zeros for a row that has seen nothing.
-inline void write_rows(const Attention& a, const Workspace& w) {
-  with_type(a.q.type, [&](auto type) {
-    for (std::int64_t head = 0; head < a.heads; ++head) {
-      for (std::int64_t query = 0; query < a.queries; ++query) {
-        const std::int64_t row = head * padded_queries(a.queries) + query;
-        const Vector inverse = set(w.total[row] == 0.0f ? 0.0f : 1.0f / w.total[row]);
-        char* const out = static_cast<char*>(a.out) + head * a.out_head_stride + query * a.out_row_stride;
-        for (std::int64_t d = 0; d < a.dimension; d += 16) {
-          const Vector sum = load<FloatType::f32>(w.sums, row * a.dimension + d);
-          store<decltype(type)::value>(out, d, sum * inverse);
-        }
+      const std::int64_t limit = limit_of(a, query + queries - 1), seen = limit - first;
+      if (first == 0) {
+        prefetch_next(a, head, query, queries);
+        clear_rows(a, w, head, query, queries);
       }
+      if (seen > 0) {
+        attend_tile<Products>(a, w, {first, count, finite}, {head, query, queries, seen < count ? seen : count});
+      }
+      const bool is_last = seen <= kBlockKeys && (seen > 0 || first == 0);
+      if (is_last) write_rows(a, w, head, query, queries);
     }
-  });
+  }
 }
 
 template <class Products>
 void attend(const Attention& a) {
   const Workspace w(a);
-  clear_rows(a, w);
-  const std::int64_t end = a.queries > 0 ? limit_of(a, a.queries - 1) : 0;
-  for (std::int64_t first = 0; first < end; first += kBlockKeys) {
+  const std::int64_t end = limit_of(a, a.queries - 1);
+  std::int64_t first = 0;
+  do {  // at least once: without keys, zeros are written
     const std::int64_t left = end - first;
     attend_block<Products>(a, w, first, left < kBlockKeys ? left : kBlockKeys);
-  }
-  write_rows(a, w);
+    first += kBlockKeys;
+  } while (first < end);
 }
 
 inline void attention(const Attention& a) { attend<FloatProducts>(a); }

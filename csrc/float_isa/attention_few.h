@@ -48,40 +48,84 @@ void add_weighted(const HeadRows& v, std::int64_t first, std::int64_t count, con
   OCTAVO_UNROLL for (int i = 0; i < kVectors; ++i) store<FloatType::f32>(row, 16 * i, sums[i]);
 }
 
-// Row r of the workspace: all queries of one head after the other, as in attention.h.
-template <int kVectors>
-void attend_row(const Attention& a, const Workspace& w, std::int64_t head, std::int64_t query, std::int64_t first) {
-  const std::int64_t limit = limit_of(a, query) - first, count = limit < kBlockKeys ? limit : kBlockKeys;
-  if (count <= 0) return;
-  const std::int64_t row = head * padded_queries(a.queries) + query;
-  with_type(a.q.type, [&](auto type) {
-    for (std::int64_t d = 0; d < a.dimension; d += 16) {
-      const Vector q = load<decltype(type)::value>(row_of(a.q, head, query), d);
-      store<FloatType::f32>(w.queries, d, q * set(a.scale));
+// Keys that all rows look at before the next ones are fetched: they stay in the L1 cache.
+constexpr std::int64_t kNearKeys = 32;
+
+// The rows of a unit, one query of one head each; row r of the workspace is that of attention.h's order.
+class FewRows {
+ public:
+  FewRows(const Attention& a, const Workspace& w) : a_(a), w_(w) {
+    for (std::int64_t row = 0; row < a.heads * a.queries; ++row) {
+      with_type(a.q.type, [&](auto type) {
+        for (std::int64_t d = 0; d < a.dimension; d += 16) {
+          const Vector q = load<decltype(type)::value>(row_of(a.q, row / a.queries, row % a.queries), d);
+          store<FloatType::f32>(w.queries, row * a.dimension + d, q * set(a.scale));
+        }
+      });
     }
-  });
-  with_type(a.k.type,
-            [&](auto type) { score_keys<decltype(type)::value, kVectors>(a.k, first, count, w.queries, w.scores); });
-  float* const sums = w.sums + row * a.dimension;
-  weigh<FloatProducts>(
-      a, {w.scores, count, count, row_of(a.mask, head, query), first, w.weights, sums, w.largest + row, w.total + row});
-  with_type(a.v.type,
-            [&](auto type) { add_weighted<decltype(type)::value, kVectors>(a.v, first, count, w.weights, sums); });
-}
+  }
+
+  template <int kVectors>
+  void attend_block(std::int64_t first) const {
+    const std::int64_t left = a_.keys - first, end = first + (left < kBlockKeys ? left : kBlockKeys);
+    for_near_keys(first, end, [&](std::int64_t row, std::int64_t key, std::int64_t count) {
+      with_type(a_.k.type, [&](auto type) {
+        score_keys<decltype(type)::value, kVectors>(a_.k, key, count, w_.queries + row * a_.dimension,
+                                                    w_.scores + row * kBlockKeys + key - first);
+      });
+    });
+    for (std::int64_t row = 0; row < a_.heads * a_.queries; ++row) {
+      const std::int64_t count = seen(row, first, end);
+      if (count == 0) continue;
+      const std::int64_t head = row / a_.queries, query = row % a_.queries, place = place_of(row);
+      weigh<FloatProducts>(
+          a_, {w_.scores + row * kBlockKeys, count, count, row_of(a_.mask, head, query), first,
+               w_.weights + row * kBlockKeys, w_.sums + place * a_.dimension, w_.largest + place, w_.total + place});
+    }
+    for_near_keys(first, end, [&](std::int64_t row, std::int64_t key, std::int64_t count) {
+      with_type(a_.v.type, [&](auto type) {
+        add_weighted<decltype(type)::value, kVectors>(a_.v, key, count, w_.weights + row * kBlockKeys + key - first,
+                                                      w_.sums + place_of(row) * a_.dimension);
+      });
+    });
+  }
+
+ private:
+  std::int64_t place_of(std::int64_t row) const {
+    return row / a_.queries * padded_queries(a_.queries) + row % a_.queries;
+  }
+
+  // How many keys of [first, end) a row may look at.
+  std::int64_t seen(std::int64_t row, std::int64_t first, std::int64_t end) const {
+    const std::int64_t limit = limit_of(a_, row % a_.queries);
+    return limit <= first ? 0 : (limit < end ? limit : end) - first;
+  }
+
+  // f(row, key, count) for every row and the few keys from `key` on, then for the next few.
+  template <class F>
+  void for_near_keys(std::int64_t first, std::int64_t end, const F& f) const {
+    for (std::int64_t key = first; key < end; key += kNearKeys) {
+      for (std::int64_t row = 0; row < a_.heads * a_.queries; ++row) {
+        const std::int64_t count = seen(row, key, end < key + kNearKeys ? end : key + kNearKeys);
+        if (count > 0) f(row, key, count);
+      }
+    }
+  }
+
+  const Attention& a_;
+  const Workspace& w_;
+};
 
 inline void attention_few(const Attention& a) {
   const Workspace w(a);
-  clear_rows(a, w);
+  const FewRows rows(a, w);
+  for (std::int64_t head = 0; head < a.heads; ++head) clear_rows(a, w, head, 0, a.queries);
   with_width(a.dimension, [&](auto width) {
     for (std::int64_t first = 0; first < a.keys; first += kBlockKeys) {
-      for (std::int64_t head = 0; head < a.heads; ++head) {
-        for (std::int64_t query = 0; query < a.queries; ++query) {
-          attend_row<decltype(width)::vectors>(a, w, head, query, first);
-        }
-      }
+      rows.template attend_block<decltype(width)::vectors>(first);
     }
   });
-  write_rows(a, w);
+  for (std::int64_t head = 0; head < a.heads; ++head) write_rows(a, w, head, 0, a.queries);
 }
 
 }  // namespace

@@ -37,7 +37,8 @@ inline Vector add_residual(const Norm& n, std::int64_t i, std::int64_t lanes) {
 }
 
 template <FloatType kType, bool kResidual>
-void norm_row(const Norm n) {
+void norm_row(const Norm& row) {
+  const Norm n = row;
   const void* const t = kResidual ? n.sum : n.x;
   const auto length = static_cast<float>(n.count);
   float mean = 0.0f, squares = 0.0f;

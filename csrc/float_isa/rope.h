@@ -8,7 +8,8 @@ namespace octavo {
 namespace {
 
 template <FloatType kType, FloatType kAngles>
-void rotate_rows(const Rotate r) {
+void rotate_rows(const Rotate& all) {
+  const Rotate r = all;
   const std::int64_t half = r.rotated / 2;
   for (std::int64_t row = 0; row < r.rows; ++row) {
     const std::int64_t from = row * r.x_stride, angle = row * r.angle_stride, to = row * r.out_stride;

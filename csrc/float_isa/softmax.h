@@ -87,7 +87,8 @@ inline void rescale(const ScoreRow& row, float largest, std::int64_t dimension) 
   }
 }
 
-// The weights of a row as words of Products, from its scores, which may lie in the same memory.
+// The weights of a row as words of Products, from its scores, which may lie in the same memory. Two passes over all rows
+// of a tile, one for the largest and one for the weights, were 2 to 5 % slower.
 template <class Products>
 void weigh(const Attention& a, const ScoreRow& row) {
   constexpr std::int64_t kStep = 16 * Products::kPerWord;

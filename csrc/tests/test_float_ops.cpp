@@ -134,7 +134,7 @@ void test_rotate(const FloatKernel& kernel) {
   }
 }
 
-// numerics.md, eq. 43: 2 ulp above -1 and 3e-7 below, for each 4999th float32 up to 100 in size.
+// numerics.md, eq. 49: 2 ulp above -1 and 3e-7 below, for each 4999th float32 up to 100 in size.
 void test_gelu_is_within_its_bound(const FloatKernel& kernel) {
   for (std::uint32_t bits = 0; bits < 0x42c80000u; bits += 4999) {
     for (const std::uint32_t sign : {0u, 0x80000000u}) {
@@ -151,6 +151,31 @@ void test_gelu_is_within_its_bound(const FloatKernel& kernel) {
   }
 }
 
+// numerics.md, eq. 52, with |t - mean| <= 2 max |t| and mean |t| <= max |t|.
+void test_norm_is_within_its_bound(const FloatKernel& kernel) {
+  Random random(5);
+  for (const int count : kCounts) {
+    const auto size = static_cast<std::size_t>(count);
+    std::vector<float> t(size), weight(size), bias(size), y(size);
+    std::normal_distribution<float> normal(1.0f, 2.0f);
+    for (std::size_t i = 0; i < size; ++i) t[i] = normal(random), weight[i] = normal(random), bias[i] = normal(random);
+    kernel.norm(
+        {t.data(), nullptr, FloatType::f32, weight.data(), bias.data(), 1e-5f, false, count, nullptr, y.data()});
+    double mean = 0.0, variance = 0.0, largest = 0.0;
+    for (const float value : t) mean += static_cast<double>(value) / count;
+    for (const float value : t) variance += (value - mean) * (value - mean) / count;
+    for (const float value : t) largest = std::max(largest, std::fabs(static_cast<double>(value)));
+    const double norm = std::sqrt(variance + static_cast<double>(1e-5f)), steps = count / 64 + 6;
+    for (std::size_t i = 0; i < size; ++i) {
+      const double exact = (t[i] - mean) / norm * weight[i] + bias[i];
+      const double bound =
+          0x1p-24 * (std::fabs(weight[i]) * largest / norm * (2 * steps + 22) + 2 * std::fabs(bias[i]));
+      EXPECT(std::fabs(y[i] - exact) <= bound, "%s: norm of %d, element %zu is %.9g, not %.9g", kernel.name, count, i,
+             static_cast<double>(y[i]), exact);
+    }
+  }
+}
+
 int run() {
   for (const FloatKernel* kernel : runnable_float_kernels()) {
     test_activate(*kernel);
@@ -158,6 +183,7 @@ int run() {
     test_norm(*kernel);
     test_rotate(*kernel);
     test_gelu_is_within_its_bound(*kernel);
+    test_norm_is_within_its_bound(*kernel);
     std::printf("%-12s equals scalar\n", kernel->name);
   }
   return 0;

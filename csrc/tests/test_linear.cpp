@@ -51,16 +51,18 @@ enum class Form { symmetric, affine, fixed, weight_only };
 constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::fixed, Form::weight_only};
 constexpr RowQParams kFixed{0.05f, -3};  // codes for -6.25 .. 6.5, which holds normal_reals
 
-std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form form) {
+std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form form,
+                       Activation activation = Activation::none) {
   const std::int64_t m = layer.k ? static_cast<std::int64_t>(x.size()) / layer.k : 1;
   std::vector<float> out(static_cast<std::size_t>(m * layer.n));
   const Activations activations{x.data(), FloatType::f32, m};
+  const Output output{out.data(), FloatType::f32, activation};
   if (form == Form::weight_only) {
-    linear_weight_only(activations, layer.weight(), {out.data(), FloatType::f32});
+    linear_weight_only(activations, layer.weight(), output);
   } else if (form == Form::fixed) {
-    linear_static(activations, layer.weight(), kFixed, {out.data(), FloatType::f32});
+    linear_static(activations, layer.weight(), kFixed, output);
   } else {
-    linear_dynamic(activations, layer.weight(), form == Form::symmetric, {out.data(), FloatType::f32});
+    linear_dynamic(activations, layer.weight(), form == Form::symmetric, output);
   }
   return out;
 }
@@ -97,6 +99,22 @@ void test_same_bits_on_every_kernel_and_thread_count() {
     }
   }
   set_thread_count(1);
+  use_kernel("");
+}
+
+void test_an_activation_inside_is_the_one_outside() {
+  constexpr std::int64_t m = 61, n = 70, k = 130;
+  const Layer layer(n, k, 11);
+  const auto x = normal_reals(m * k, 12);
+  for (const Kernel* kernel : runnable_kernels()) {
+    use_kernel(kernel->name);
+    for (const Form form : kForms) {
+      auto expected = run(layer, x, form);
+      float* const data = expected.data();
+      active_float_kernel().activate({Activation::gelu, data, 0, FloatType::f32, 1, m * n, data, 0, FloatType::f32});
+      expect_bits(run(layer, x, form, Activation::gelu), expected, "activation");
+    }
+  }
   use_kernel("");
 }
 
@@ -364,6 +382,7 @@ int main() {
   test_int8_mm_equals_int64();
   test_int8_mm_refuses_inexact_k();
   test_same_bits_on_every_kernel_and_thread_count();
+  test_an_activation_inside_is_the_one_outside();
   test_a_row_does_not_depend_on_its_batch();
   test_a_batch_longer_than_the_scratch();
   test_error_is_within_the_scales();

@@ -30,7 +30,7 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     x        float32, bfloat16 or float16, any shape
     returns  a new tensor like x. Where x needs a gradient, torch's own function computes it
     raises   TypeError for another dtype; ValueError for another name
-    source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md, eq. 42
+    source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md, eq. 48
     """
     check("activate", "x", x, FLOAT_TYPES)
     number = activation_number("activate", activation)
@@ -45,10 +45,11 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     gate, up   float32, bfloat16 or float16, of one shape and dtype; column slices of one tensor are read in place
     returns    a new contiguous tensor like gate. Where a gradient is needed, torch's own functions compute it
     raises     TypeError for another dtype; ValueError if they differ in shape or dtype
-    source     SwiGLU: Shazeer 2020 (arXiv:2002.05202); docs/numerics.md, eq. 42
+    source     SwiGLU: Shazeer 2020 (arXiv:2002.05202); docs/numerics.md, eq. 48
     """
-    check("silu_mul", "gate", gate, FLOAT_TYPES)
-    check("silu_mul", "up", up, FLOAT_TYPES)
+    if getattr(gate, "dtype", None) not in FLOAT_TYPES or getattr(up, "dtype", None) not in FLOAT_TYPES:
+        check("silu_mul", "gate", gate, FLOAT_TYPES)
+        check("silu_mul", "up", up, FLOAT_TYPES)
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return F.silu(gate) * up
     return _silu_mul(gate, up)

@@ -12,6 +12,7 @@ _rms_norm = torch.ops.octavo.rms_norm.default
 _add_norm = torch.ops.octavo.add_norm.default
 _add_norm_codes = torch.ops.octavo.add_norm_codes.default
 _rope = torch.ops.octavo.rope.default
+_is_grad_enabled = torch.is_grad_enabled
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -20,10 +21,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x        [..., k] float32, bfloat16 or float16; weight [k], of any of these
     returns  a new tensor like x. Where a gradient is needed, torch's own functions compute it
     raises   TypeError for another dtype; ValueError for shapes that do not fit
-    source   Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4; docs/numerics.md, eq. 43
+    source   Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4; docs/numerics.md, eq. 51
     """
-    check("rms_norm", "x", x, FLOAT_TYPES)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("rms_norm", "x", x, FLOAT_TYPES)
+    if _is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _torch_norm(x, weight, None, eps, True)
     return _rms_norm(x, weight, eps)
 
@@ -43,10 +45,11 @@ def add_norm(
     returns       y and sum like x: sum = x + residual, rounded to their dtype, and y the norm of that. A row with NaN
                   gives a row of NaN and touches no other. Where a gradient is needed, torch's own functions compute it
     raises        TypeError for another dtype; ValueError for shapes that do not fit
-    source        Ba et al. 2016 (arXiv:1607.06450), eq. 4; rms: as rms_norm; docs/numerics.md, eq. 43
+    source        Ba et al. 2016 (arXiv:1607.06450), eq. 4; rms: as rms_norm; docs/numerics.md, eq. 51
     """
-    check("add_norm", "x", x, FLOAT_TYPES)
-    if torch.is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("add_norm", "x", x, FLOAT_TYPES)
+    if _is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
         total = x + residual
         return _torch_norm(total, weight, bias, eps, rms), total
     return _add_norm(x, residual, weight, bias, eps, rms)
@@ -67,8 +70,9 @@ def add_norm_codes(
     raises   as add_norm; ValueError if a gradient is needed
     source   ours
     """
-    check("add_norm_codes", "x", x, FLOAT_TYPES)
-    if torch.is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
+    if getattr(x, "dtype", None) not in FLOAT_TYPES:
+        check("add_norm_codes", "x", x, FLOAT_TYPES)
+    if _is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
         raise ValueError(
             "add_norm_codes: codes have no gradient, and an argument needs one; call it under torch.no_grad(), or use "
             "add_norm and linear_dynamic"
@@ -85,11 +89,12 @@ def rope(
     cos, sin  [B or 1, L, R], R <= D and even, as transformers' Llama makes them; the last D - R elements stay
     returns   two new contiguous tensors. Where a gradient is needed, torch's own functions compute it
     raises    TypeError for another dtype; ValueError for shapes that do not fit
-    source    Su et al. 2021 (arXiv:2104.09864), eq. 34; docs/numerics.md, eq. 44
+    source    Su et al. 2021 (arXiv:2104.09864), eq. 34; docs/numerics.md, eq. 53
     """
-    check("rope", "q", q, FLOAT_TYPES)
-    check("rope", "k", k, FLOAT_TYPES)
-    if torch.is_grad_enabled() and _any_requires_grad(q, k, cos, sin):
+    if getattr(q, "dtype", None) not in FLOAT_TYPES or getattr(k, "dtype", None) not in FLOAT_TYPES:
+        check("rope", "q", q, FLOAT_TYPES)
+        check("rope", "k", k, FLOAT_TYPES)
+    if _is_grad_enabled() and _any_requires_grad(q, k, cos, sin):
         return _torch_rotated(q, cos, sin), _torch_rotated(k, cos, sin)
     return _rope(q, k, cos, sin)
 
