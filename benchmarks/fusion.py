@@ -84,7 +84,7 @@ def candidates(model: nn.Module, batches: list[Batch]) -> dict[str, Encoder]:
         "octavo fp32, fused": fused(model, batches),
         "octavo Int8Dynamic, fused, float32 attention": fused(quantized, batches, attention="float32"),
         "octavo Int8Dynamic, fused": fused(quantized, batches),
-        "octavo Int8Dynamic, fused with blocks": fused(quantized, batches),
+        "octavo Int8Dynamic, fused with blocks": fused(quantized, batches, blocks=True),
     }
     if all(rivals.is_installed(package) for package in openvino.REQUIRES):
         found["openvino static"] = openvino.static_model(model, batches)

@@ -170,7 +170,10 @@ def test_attention_is_held_against_torchs_in_time_and_error():
     found = attention.measure((encoder, decoder), rounds=1)
     assert {row["shape"] for row in found} == {"encoder", "decoder"}
     for row in found:
-        assert row["error"] < (1e-2 if "bfloat16" in row["candidate"] else 1e-6)
+        rounded = (
+            2**-8 if "bfloat16" in row["candidate"] else 2**-24
+        )  # q, k, weights, v and the result; 16 products
+        assert row["error"] < (5 + 16) * rounded
         assert row["torch_ratio"] > 0 and ("gbs" in row) == (row["shape"] == "decoder")
 
 

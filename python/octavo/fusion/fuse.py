@@ -21,6 +21,7 @@ from ..prepare import require_module
 from ..swap import undone_on_error
 from .activations import Activations
 from .attention import Attention
+from .blocks import Blocks
 from .example import Example
 from .gated import Gated
 from .norms import Norms
@@ -41,6 +42,7 @@ def fuse_(
     *,
     attention: str | None = "auto",
     plain_attention: bool = False,
+    blocks: bool = False,
     min_cosine: float = 0.98,
 ) -> FusionReport:
     """Replaces parts of `model`, in place, by fewer and larger operators, and reports on every place it looked at.
@@ -50,6 +52,7 @@ def fuse_(
     attention    precision of the products of attention in transformers models: "auto" (bfloat16 where the CPU
                  multiplies that), "float32", "bfloat16"; None leaves attention as it is
     plain_attention   octavo's attention for modules that call F.scaled_dot_product_attention themselves, too
+    blocks       repeated blocks, such as the layers of an encoder, become short lists of operators, too
     min_cosine   a step after which the model's output has a lower cosine to the one before fusing is taken back
     returns      FusionReport: "fused" or "kept" with the reason, and the error on the example
     raises       TypeError and ValueError for bad arguments and a model in training mode. The model is then unchanged
@@ -57,10 +60,15 @@ def fuse_(
     """
     _check_model(model)
     _check_options(attention, plain_attention, min_cosine)
+    if not isinstance(blocks, bool):
+        raise TypeError(f"fuse_: blocks must be True or False, got {blocks!r}")
     steps: list[Step] = [] if attention is None else [Attention(attention), Rotary()]
     if attention is not None and plain_attention:
         steps.append(PlainAttention(attention))
-    return run_steps(model, example, [*steps, Gated(), Activations(), Norms()], min_cosine)
+    steps += [Gated(), Activations(), Norms()]
+    if blocks:
+        steps.append(Blocks(attention))
+    return run_steps(model, example, steps, min_cosine)
 
 
 def unfuse_(model: nn.Module) -> nn.Module:
@@ -131,6 +139,9 @@ def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[Output
     finally:
         for handle in handles:
             handle.remove()
+    called = [
+        module for module in called if module in replaced
+    ]  # a fused block shares its hooks with the original
     if called:
         return None, f"the model calls a {type(called[0]).__name__} by another way than its place"
     return compare_outputs(example.outputs, found)

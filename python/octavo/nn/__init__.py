@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from .fused_block import FusedBlock, fused_block
 from .fused_paths import leave_fused_paths
 from .gated_mlp import GatedMLP
 from .linear import QuantLinear
@@ -17,6 +18,7 @@ from .static_linear import StaticQuantLinear
 OurLinear = QuantLinear | PreparedLinear
 
 __all__ = [
+    "FusedBlock",
     "GatedMLP",
     "KVCache",
     "OurLinear",
@@ -31,6 +33,7 @@ __all__ = [
     "SmoothedLinear",
     "StaticQuantLinear",
     "StaticSmoothedLinear",
+    "fused_block",
     "leave_fused_paths",
 ]
 

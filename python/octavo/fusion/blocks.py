@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeated blocks, such as the layers of an encoder, each replaced by one that runs a short list of our operators.
+
+Blocks are the items of a ModuleList of one class. One of each structure is exported with the arguments that the example
+calls it with, and once more without its mask, or with one. Each block is then verified with its own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn import FusedBlock, QuantLinear, fused_block
+from ..nn.block_call import BlockCall, Parameters
+from ..nn.fused_block import BlockPlan
+from ..nn.shared_input import SharedInput
+from ..plan import HOOKS
+from .example import Example
+from .graph import NotUnderstood, export_block, is_linear
+from .lowering import normal_form
+from .patterns import Pattern, find_pattern
+from .step import Candidate, Changes
+
+MASKS = ("attention_mask", "attn_mask", "mask")
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+class Blocks:
+    """The blocks of a ModuleList -> FusedBlock."""
+
+    name = "blocks"
+
+    def __init__(self, precision: str | None = "auto"):
+        self.precision = precision
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        blocks = dict(_repeated(model))
+        calls = _watch(list(blocks), example)
+        plans = _Plans(self.precision)
+        plans.look_at_numbers(calls)
+        return [_candidate(model, name, block, calls.get(block), plans) for block, name in blocks.items()]
+
+
+@dataclass
+class _Call:
+    """How a block was called first, and what it gave."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Any = None
+
+    def with_argument(self, names: Parameters, name: str, value: Any) -> _Call:
+        if name in names.positional[: len(self.args)]:
+            index = names.positional.index(name)
+            return _Call((*self.args[:index], value, *self.args[index + 1 :]), self.kwargs, self.output)
+        return _Call(self.args, {**self.kwargs, name: value}, self.output)
+
+
+@dataclass
+class _Plan:
+    """What blocks of one structure have in common."""
+
+    call: BlockCall
+    patterns: dict[bool, Pattern]
+    tuple_size: int
+
+    def of(self, block: nn.Module) -> BlockPlan:
+        programs = {no_mask: pattern.bind(block) for no_mask, pattern in self.patterns.items()}
+        return BlockPlan(block, self.call, programs, self.tuple_size)
+
+
+class _Plans:
+    """A plan, or the reason why there is none, for each structure that was met."""
+
+    def __init__(self, precision: str | None):
+        self.precision = precision
+        self.known: dict[Any, _Plan | str] = {}
+        self.with_numbers = (
+            False  # whether blocks that only differ in their own number may compute differently
+        )
+
+    def look_at_numbers(self, calls: dict[nn.Module, _Call]) -> None:
+        """Blocks know their number in the model. If the last one of a structure has the plan of the first, numbers are
+        names and nothing else; otherwise each block is exported."""
+        ends: dict[Any, list[nn.Module]] = {}
+        for block, call in calls.items():
+            ends.setdefault(_structure(block, call, False), []).append(block)
+        for first, *_, last in (blocks for blocks in ends.values() if len(blocks) > 2):
+            plans = [self._plan_or_reason(block, calls[block]) for block in (first, last)]
+            self.known[_structure(first, calls[first], False)] = plans[0]
+            self.with_numbers |= plans[0] != plans[1]
+
+    def plan_of(self, block: nn.Module, call: _Call) -> _Plan:
+        key = _structure(block, call, self.with_numbers)
+        if key not in self.known:
+            self.known[key] = self._plan_or_reason(block, call)
+        plan = self.known[key]
+        if isinstance(plan, str):
+            raise NotUnderstood(plan)
+        return plan
+
+    def _plan_or_reason(self, block: nn.Module, call: _Call) -> _Plan | str:
+        try:
+            return self._plan(block, call)
+        except NotUnderstood as error:
+            return str(error)
+
+    def _plan(self, block: nn.Module, call: _Call) -> _Plan:
+        """For calls with and without the mask, if both are understood; else for those that the example has."""
+        tuple_size = _tuple_size(call.output)
+        names = Parameters.of(block.forward)
+        given = names.named(call.args, call.kwargs)
+        mask = next((name for name in MASKS if name in names.positional or name in given), None)
+        has_mask = mask is not None and isinstance(given.get(mask), torch.Tensor)
+        if mask is not None:
+            length = next(value for value in given.values() if isinstance(value, torch.Tensor)).shape[1]
+            look = torch.ones(1, 1, length, length, dtype=torch.bool)
+            with_mask = call if has_mask else call.with_argument(names, mask, look)
+            without = call.with_argument(names, mask, None)
+            try:
+                slots = _block_call(block, with_mask)
+                slots.mask = mask
+                patterns = {
+                    False: self._pattern(block, with_mask, slots),
+                    True: self._pattern(block, without, slots),
+                }
+                return _Plan(slots, patterns, tuple_size)
+            except NotUnderstood:
+                pass
+        slots = _block_call(block, call)
+        return _Plan(slots, {False: self._pattern(block, call, slots)}, tuple_size)
+
+    def _pattern(self, block: nn.Module, call: _Call, slots: BlockCall) -> Pattern:
+        nodes = normal_form(export_block(block, call.args, call.kwargs))
+        if len(nodes) != 1 or nodes[0] is None:
+            raise NotUnderstood("returns more than one tensor")
+        return find_pattern(nodes[0], block, slots.slot_names(), self.precision)
+
+
+def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None, plans: _Plans) -> Candidate:
+    candidate = Candidate(name, type(block).__name__)
+    try:
+        if call is None:
+            raise NotUnderstood("the example does not reach it")
+        if "forward" in vars(block):
+            raise NotUnderstood("has a forward of its own")
+        if any(child._forward_hooks or child._forward_pre_hooks for child in list(block.modules())[1:]):
+            raise NotUnderstood(HOOKS)
+        fused = fused_block(block, plans.plan_of(block, call).of(block))
+    except NotUnderstood as error:
+        candidate.reason = str(error)
+        return candidate
+    candidate.apply = partial(_apply, model, block, fused)
+    candidate.reads = candidate.gives = block
+    candidate.compute = partial(_compute, fused)
+    return candidate
+
+
+def _apply(model: nn.Module, block: nn.Module, fused: nn.Module, changes: Changes) -> None:
+    changes.replace(model, block, fused)
+
+
+def _compute(fused: FusedBlock, *args: Any, **kwargs: Any) -> Any:
+    result = fused.block_plan.run(fused, args, kwargs)
+    if result is NotImplemented:
+        raise ValueError("the example also calls it in a way that is left to the original")
+    return result
+
+
+def _repeated(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """The items of every ModuleList of one class, with children of their own, and their names."""
+    for name, modules in model.named_modules():
+        if not isinstance(modules, nn.ModuleList) or len({type(block) for block in modules}) != 1:
+            continue
+        for number, block in enumerate(modules):
+            if list(block.children()) and not is_linear(block) and not isinstance(block, FusedBlock):
+                yield block, f"{name}.{number}"
+
+
+def _watch(blocks: list[nn.Module], example: Example) -> dict[nn.Module, _Call]:
+    """The first call of each block while the example runs."""
+    calls: dict[nn.Module, _Call] = {}
+
+    def note(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        calls.setdefault(block, _Call(args, kwargs, output))
+
+    handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        example.run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _block_call(block: nn.Module, call: _Call) -> BlockCall:
+    try:
+        slots = BlockCall.like(block, call.args, call.kwargs)
+    except TypeError as error:
+        raise NotUnderstood(f"{error}: such calls are left to the original") from error
+    return slots
+
+
+def _tuple_size(output: Any) -> int:
+    """0 for a tensor; the size of a tuple of a tensor and nothing else but None."""
+    if isinstance(output, torch.Tensor):
+        return 0
+    known = isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor)
+    if not known or any(item is not None for item in output[1:]):
+        raise NotUnderstood("returns more than one tensor")
+    return len(output)
+
+
+def _structure(block: nn.Module, call: _Call, with_numbers: bool) -> Any:
+    """Equal for blocks that differ in their weights only, and perhaps in their numbers, and are called alike."""
+    modules = tuple(
+        (name, type(module), _settings(module, with_numbers)) for name, module in block.named_modules()
+    )
+    values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    kinds = tuple((name, type(value), _comparable(value)) for name, value in values.items())
+    return modules, kinds, type(call.output)
+
+
+def _settings(module: nn.Module, with_numbers: bool) -> Any:
+    """Shapes and everything else a module keeps in attributes; objects by their identity."""
+    shapes = tuple((name, None if p is None else p.shape) for name, p in module._parameters.items())
+    if isinstance(module, QuantLinear):
+        has_bias = module.bias is not None
+        return module.in_features, module.out_features, has_bias, module.scheme, module.activation
+    return shapes, tuple(
+        (name, _comparable(value))
+        for name, value in vars(module).items()
+        if name not in _MODULE_ATTRIBUTES
+        and type(value) is not SharedInput
+        and (with_numbers or not name.endswith(("_idx", "_index")))
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Plain values by themselves, tensors by their kind, other objects by identity."""
+    if isinstance(value, tuple):
+        return tuple(map(_comparable, value))
+    if isinstance(value, torch.Tensor):
+        return value.dim(), value.dtype
+    return value if value is None or isinstance(value, bool | int | float | str) else id(value)

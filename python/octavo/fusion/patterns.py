@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a graph in normal form to the steps of a fused block.
+
+Steps are emitted in the order in which their inputs are known. What belongs together is emitted once, where its first
+part stands: layers of the same input as one product, a sum with the norm that reads it, a layer with its activation.
+Codes are passed from a norm to layers that would compute the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..nn import QuantLinear
+from ..nn.block_steps import KINDS, BlockStep
+from ..nn.fused_block import BlockProgram
+from ..nn.shared_input import can_be_joined
+from ..schemes.int8_dynamic import Int8Dynamic
+from .graph import Node, NotUnderstood
+
+HIDDEN = ("heads", "rope")  # emitted by the attention that reads them
+
+
+@dataclass
+class Call:
+    """A step without modules: `layers` and parameters are names in the block."""
+
+    kind: str
+    inputs: list[int]
+    outputs: list[int]
+    layers: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Pattern:
+    """The steps of one block; the first slots are its inputs. Blocks of the same structure share it."""
+
+    calls: list[Call]
+    size: int
+    output: int
+
+    def bind(self, block: nn.Module) -> BlockProgram:
+        """The steps with the layers and parameters of `block`."""
+        return BlockProgram([_bound(call, block) for call in self.calls], self.size, self.output)
+
+
+def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: str | None) -> Pattern:
+    """The steps that compute `output` from `inputs`, names in the order of slots. Raises: NotUnderstood."""
+    emitter = _Emitter(output, block, inputs, precision)
+    for node in emitter.order:
+        emitter.emit(node)
+    return _with_few_slots(emitter.calls, len(inputs), emitter.slots[output])
+
+
+def _bound(call: Call, block: nn.Module) -> BlockStep:
+    options = dict(call.options)
+    if call.layers:
+        options["layers"] = [block.get_submodule(name) for name in call.layers]
+    for name in ("weight", "bias"):
+        if options.get(name) is not None:
+            owner, _, attribute = options[name].rpartition(".")
+            options[name] = (block.get_submodule(owner)._parameters, attribute)
+    return KINDS[call.kind](tuple(call.inputs), tuple(call.outputs), **options)
+
+
+class _Emitter:
+    """Slots are not reused yet: every value has its own."""
+
+    def __init__(self, output: Node, block: nn.Module, inputs: list[str], precision: str | None):
+        self.block, self.precision = block, precision
+        self.order = _in_order(output)
+        self.users: dict[Node, list[Node]] = {node: [] for node in self.order}
+        for node in self.order:
+            for source in dict.fromkeys(node.inputs):
+                self.users[source].append(node)
+        self.inputs = {name: slot for slot, name in enumerate(inputs)}
+        self.slots: dict[Node, int] = {
+            node: self.inputs[node.name] for node in self.order if node.op == "input"
+        }
+        self.codes: dict[Node, tuple[int, int]] = {}
+        self.calls: list[Call] = []
+        self.size = len(inputs)
+
+    def emit(self, node: Node) -> None:
+        """Appends the step that gives `node`, unless an earlier one gave it."""
+        if node in self.slots or node.op in HIDDEN:
+            return
+        method = getattr(self, f"_emit_{node.op}", None)
+        if method is None:
+            raise NotUnderstood(f"{node.op.replace('_', ' ')} is not understood where it stands")
+        method(node)
+
+    def _call(self, kind: str, inputs: Iterable[int], outputs: int, **fields: Any) -> list[int]:
+        slots = list(range(self.size, self.size + outputs))
+        self.size += outputs
+        options = {name: value for name, value in fields.items() if name != "layers"}
+        self.calls.append(Call(kind, list(inputs), slots, fields.get("layers", []), options))
+        return slots
+
+    # --- layers
+
+    def _emit_linear(self, node: Node) -> None:
+        (x,) = node.inputs
+        siblings = [user for user in self.users[x] if user.op == "linear"]
+        alone = [user for user in siblings if self._activation_of(user) is None]
+        layers: list[Any] = [self.block.get_submodule(user.module) for user in alone]
+        if node in alone and len(alone) > 1 and _is_dynamic(layers[0]) and can_be_joined(layers):
+            self._emit_shared(alone, layers)
+            return
+        layer = self.block.get_submodule(node.module)
+        user = self._activation_of(node)
+        kind = "dynamic_linear" if _is_dynamic(layer) else "linear"
+        activation = None if user is None else user.activation
+        (slot,) = self._call(kind, self._read_by(layer, x), 1, layers=[node.module], activation=activation)
+        self.slots[node if user is None else user] = slot
+        self.slots.setdefault(node, slot)
+
+    def _emit_shared(self, nodes: list[Node], layers: list[Any]) -> None:
+        (x,) = nodes[0].inputs
+        inputs = self._read_by(layers[0], x)
+        merged = self._call("dynamic_linear", inputs, 1, layers=[node.module for node in nodes])
+        readers = [self.users[node] for node in nodes]
+        heads = [users[0] for users in readers if len(users) == 1 and users[0].op == "heads"]
+        if len(heads) == len(nodes) and len({node.shape[-1] for node in heads}) == 1:
+            counts = tuple(node.shape[1] for node in heads)
+            slots = self._call("heads", merged, len(heads), head_dim=heads[0].shape[-1], counts=counts)
+            self.slots.update(zip(heads, slots, strict=True))
+        else:
+            widths = tuple(layer.out_features for layer in layers)
+            slots = self._call("columns", merged, len(nodes), widths=widths)
+        self.slots.update(zip(nodes, slots, strict=True))
+
+    def _activation_of(self, node: Node) -> Node | None:
+        users = self.users[node]
+        return users[0] if len(users) == 1 and users[0].op == "activation" else None
+
+    def _read_by(self, layer: nn.Module, x: Node) -> tuple[int, ...]:
+        """Slots of x's codes and scale for a layer that can use them, else of x."""
+        if x in self.codes and _is_dynamic(layer, symmetric=True):
+            return self.codes[x]
+        return (self.slots[x],)
+
+    # --- norms and sums
+
+    def _emit_norm(self, node: Node) -> None:
+        (self.slots[node],) = self._call("norm", (self.slots[node.inputs[0]],), 1, **_norm_options(node))
+
+    def _emit_add(self, node: Node) -> None:
+        inputs = [self.slots[source] for source in node.inputs]
+        norms = [user for user in self.users[node] if user.op == "norm"]
+        if len(norms) != 1:
+            (self.slots[node],) = self._call("add", inputs, 1)
+            return
+        (norm,) = norms
+        layers = [self.block.get_submodule(user.module) for user in self.users[norm] if user.op == "linear"]
+        has_codes = any(_is_dynamic(layer, symmetric=True) for layer in layers)
+        slots = self._call("norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
+        self.slots[norm], self.slots[node] = slots[:2]
+        if has_codes:
+            self.codes[norm] = (slots[2], slots[3])
+
+    # --- the rest
+
+    def _emit_activation(self, node: Node) -> None:
+        inputs = (self.slots[node.inputs[0]],)
+        (self.slots[node],) = self._call("activation", inputs, 1, activation=node.activation)
+
+    def _emit_silu_mul(self, node: Node) -> None:
+        (self.slots[node],) = self._call("silu_mul", [self.slots[source] for source in node.inputs], 1)
+
+    def _emit_attention(self, node: Node) -> None:
+        q, k, v, *mask = node.inputs
+        turned = [x for x in (q, k) if x.op == "rope"]
+        for x in (q, k, v):
+            self._emit_heads(x.inputs[0] if x.op == "rope" else x)
+        if len(turned) == 2 and q.inputs[1:] == k.inputs[1:]:
+            sources = (q.inputs[0], k.inputs[0], *q.inputs[1:])
+            self.slots[q], self.slots[k] = self._call("rope", [self.slots[source] for source in sources], 2)
+        elif turned:
+            raise NotUnderstood("rotary embeddings of q and k differ")
+        precision = node.options.get("precision", self.precision if _is_native(node.head_dim) else None)
+        options = {"causal": node.causal, "scale": node.scale, "precision": precision}
+        inputs = [self.slots[source] for source in (q, k, v, *mask)]
+        (self.slots[node],) = self._call("attention", inputs, 1, **options)
+
+    def _emit_heads(self, node: Node) -> None:
+        if node not in self.slots:
+            head_dim, inputs = node.shape[-1], (self.slots[node.inputs[0]],)
+            (self.slots[node],) = self._call("heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],))
+
+
+def _is_native(head_dim: int) -> bool:
+    """Whether ops.attention takes it; torch computes the others."""
+    return head_dim % 16 == 0 and head_dim <= 128
+
+
+def _norm_options(node: Node) -> dict[str, Any]:
+    return {"weight": node.weight, "bias": node.bias, "eps": node.eps, "rms": node.rms}
+
+
+def _is_dynamic(layer: Any, symmetric: bool | None = None) -> bool:
+    """A layer of Int8Dynamic; codes are passed only to those with symmetric activations."""
+    plain = type(layer) is QuantLinear and isinstance(layer.scheme, Int8Dynamic)
+    return plain and (symmetric is None or layer.scheme.symmetric == symmetric)
+
+
+def _in_order(output: Node) -> list[Node]:
+    """All nodes that `output` needs, each after its inputs."""
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in order:
+            for source in node.inputs:
+                visit(source)
+            order[node] = None
+
+    visit(output)
+    return list(order)
+
+
+def _with_few_slots(calls: Sequence[Call], input_count: int, output: int) -> Pattern:
+    """A slot is reused once its tensor was read for the last time, which frees the tensor as well."""
+    last = {slot: number for number, call in enumerate(calls) for slot in (*call.outputs, *call.inputs)}
+    last[output] = len(calls)
+    place = {slot: slot for slot in range(input_count)}
+    free: list[int] = []
+    size = input_count
+    for number, call in enumerate(calls):
+        read, written = call.inputs, call.outputs
+        call.inputs, call.outputs = [place[slot] for slot in read], []
+        free += [place[slot] for slot in dict.fromkeys(read) if last[slot] == number]
+        for slot in written:
+            if not free:
+                free.append(size)
+                size += 1
+            place[slot] = free.pop()
+            call.outputs.append(place[slot])
+        free += [place[slot] for slot in written if last[slot] == number]  # nobody reads it
+    return Pattern(list(calls), size, place[output])

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A block of a model that computes by a short list of operators, and by its own forward where that does not apply.
+
+A fused block is the original block once more: it shares its dicts of parameters and children, so names, state_dict and
+hooks are the same, and its class derives from the block's class. Only `forward` differs: it runs the list if the call
+is one the list was made for and nothing was hung into the block since; else what it inherits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .block_call import BlockCall
+from .block_steps import BlockStep
+
+_is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
+_is_compiling = torch.compiler.is_compiling
+_ALL_MODULES = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+
+
+@dataclass
+class BlockProgram:
+    """Steps over `size` slots, of which the first ones are the call's tensors; `output` is the slot of the result."""
+
+    steps: Sequence[BlockStep]
+    size: int
+    output: int
+
+    def run(self, slots: list[Any]) -> Any:
+        slots += [None] * (self.size - len(slots))
+        for step in self.steps:
+            step(slots)
+        return slots[self.output]
+
+
+class BlockPlan:
+    """What a fused block runs, and when.
+
+    call         the way to be called that it is for
+    programs     with the mask, and without it: by whether the mask is None
+    tuple_size   0: the block returns the tensor; n: a tuple of the tensor and n - 1 times None
+    """
+
+    def __init__(
+        self, block: nn.Module, call: BlockCall, programs: dict[bool, BlockProgram], tuple_size: int
+    ):
+        self.call, self.programs, self.tuple_size = call, programs, tuple_size
+        self.mask_slot = -1 if call.mask is None else call.tensors.index(call.mask)
+        children = list(block.modules())[1:]
+        self._attributes = [vars(child) for child in children]
+        self._hooks = [
+            hooks for child in children for hooks in (child._forward_hooks, child._forward_pre_hooks)
+        ]
+        families = [(module._modules, list(module._modules.values())) for module in block.modules()]
+        self._families = [(now, then) for now, then in families if then]
+
+    def run(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The block's output, or NotImplemented if its own forward must give it."""
+        slots = self.call.slots(args, kwargs)
+        if slots is None or not self._applies(block, slots[0]):
+            return NotImplemented
+        program = self.programs.get(self.mask_slot >= 0 and slots[self.mask_slot] is None)
+        if program is None:
+            return NotImplemented
+        result = program.run(slots)
+        return (result, *[None] * (self.tuple_size - 1)) if self.tuple_size else result
+
+    def forget(self) -> None:
+        """Lets go of copies of the layers' tensors."""
+        for program in self.programs.values():
+            for step in program.steps:
+                step.forget()
+
+    def _applies(self, block: nn.Module, x: torch.Tensor) -> bool:
+        return (
+            not block.training
+            and x.dtype == torch.float32
+            and x.dim() == 3
+            and not (_is_grad_enabled() and _wants_gradient(block, x))
+            and not _is_autocast_enabled("cpu")
+            and not any(self._hooks)
+            and not any(_ALL_MODULES)
+            and all([list(now.values()) == then for now, then in self._families])
+            and not any(["forward" in attributes for attributes in self._attributes])
+        )
+
+
+class FusedBlock(nn.Module):
+    """What the class of every fused block derives from, before the block's own class."""
+
+    block_plan: BlockPlan
+
+    def extra_repr(self) -> str:
+        steps = next(iter(self.block_plan.programs.values())).steps
+        return ", ".join(filter(None, [super().extra_repr(), f"fused into {len(steps)} steps"]))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FusedBlock:
+        self.block_plan.forget()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.block_plan.forget()  # else the old weights would stay beside the new ones
+        super()._load_from_state_dict(*args)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new, (type(self).__mro__[2],), self.__dict__
+
+
+def fused_block(block: nn.Module, plan: BlockPlan) -> FusedBlock:
+    """A module that is `block` but for its forward; `block` stays as it is."""
+    original: Any = type(block)
+    fused = _new(original)
+    fused.__dict__.update(block.__dict__)
+    fused.__dict__["block_plan"] = plan
+    return fused
+
+
+@functools.cache
+def fused_class(original: Any) -> type[FusedBlock]:
+    """The class of fused blocks of a class."""
+
+    @functools.wraps(original.forward)
+    def forward(self: FusedBlock, *args: Any, **kwargs: Any) -> Any:
+        result = NotImplemented if _is_compiling() else self.__dict__["block_plan"].run(self, args, kwargs)
+        return original.forward(self, *args, **kwargs) if result is NotImplemented else result
+
+    return type(f"Fused{original.__name__}", (FusedBlock, original), {"forward": forward})
+
+
+def _new(original: Any) -> FusedBlock:
+    cls = fused_class(original)
+    return cls.__new__(cls)
+
+
+def _wants_gradient(block: nn.Module, x: torch.Tensor) -> bool:
+    return x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
