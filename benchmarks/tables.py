@@ -247,9 +247,9 @@ def ceilings_section(ceilings: dict[str, Any]) -> str:
         [f"{int(size) / 2**20:g} MB", figure(gbs), figure(ceilings["copy_gbs"][size])]
         for size, gbs in ceilings["read_gbs"].items()
     ]
-    return (
-        "## What the machine can do\n\n"
-        + table(["instruction set", "int8 GOPS, registers only"], isas)
-        + "\n\n"
-        + table(["of", "read GB/s", "memcpy GB/s (read + written)"], sizes)
-    )
+    floats = [[isa, figure(gflops)] for isa, gflops in ceilings.get("gflops", {}).items()]
+    tables = [table(["instruction set", "int8 GOPS, registers only"], isas)]
+    if floats:  # older results have none
+        tables.append(table(["instruction set", "float GFLOPS, registers only"], floats))
+    tables.append(table(["of", "read GB/s", "memcpy GB/s (read + written)"], sizes))
+    return "## What the machine can do\n\n" + "\n\n".join(tables)

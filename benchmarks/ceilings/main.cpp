@@ -73,16 +73,20 @@ char* allocate(std::size_t bytes) {
   return static_cast<char*>(data);
 }
 
-void print_gops(int threads) {
+struct Product {
+  const char* isa;
+  bool is_there;
+  double (*multiply)();
+};
+
+void print_products(const char* name, int threads, const std::vector<Product>& products) {
   const char* separator = "";
-  const auto print = [&](const char* isa, double (*multiply)()) {
-    std::printf("%s\"%s\": %.1f", separator, isa, best(threads, [=](int) { return multiply(); }));
+  std::printf(" \"%s\": {", name);
+  for (const Product& product : products) {
+    if (!product.is_there) continue;
+    std::printf("%s\"%s\": %.1f", separator, product.isa, best(threads, [&](int) { return product.multiply(); }));
     separator = ", ";
-  };
-  std::printf(" \"gops\": {");
-  if (__builtin_cpu_supports("avx2")) print("avx2", multiply_avx2);
-  if (__builtin_cpu_supports("avxvnni")) print("avx_vnni", multiply_avx_vnni);
-  if (__builtin_cpu_supports("avx512vnni")) print("avx512_vnni", multiply_avx512_vnni);
+  }
   std::printf("},\n");
 }
 
@@ -116,8 +120,16 @@ void print_bandwidth(const char* name, int threads, double (*work)(char*, std::s
 int main(int count, char** arguments) {
   const int threads = count > 1 ? std::max(1, std::atoi(arguments[1])) : 1;
   std::printf("{\"threads\": %d,\n", threads);
-  print_gops(threads);
-  if (__builtin_cpu_supports("avx2")) {
+  const bool avx2 = __builtin_cpu_supports("avx2"), avx512 = __builtin_cpu_supports("avx512f");
+  print_products("gops", threads,
+                 {{"avx2", avx2, multiply_avx2},
+                  {"avx_vnni", __builtin_cpu_supports("avxvnni") != 0, multiply_avx_vnni},
+                  {"avx512_vnni", __builtin_cpu_supports("avx512vnni") != 0, multiply_avx512_vnni}});
+  print_products("gflops", threads,
+                 {{"avx2", avx2 && __builtin_cpu_supports("fma"), multiply_float_avx2},
+                  {"avx512", avx512, multiply_float_avx512},
+                  {"avx512_bf16", __builtin_cpu_supports("avx512bf16") != 0, multiply_bfloat16_avx512}});
+  if (avx2) {
     print_bandwidth("read_gbs", threads, [](char* data, std::size_t bytes) { return read(data, bytes); });
     std::printf(",\n");
   }
