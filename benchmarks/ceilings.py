@@ -25,7 +25,10 @@ def build() -> Path:
 
 
 def measure(threads: int) -> dict[str, Any]:
-    """What the program prints: threads; gops (int8) and gflops by instruction set; read_gbs and copy_gbs by bytes. Empty if it fails."""
+    """What the program prints: threads; gops and gflops by instruction set; read_gbs and copy_gbs by bytes.
+
+    Empty if it fails.
+    """
     try:
         done = subprocess.run([build(), str(threads)], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

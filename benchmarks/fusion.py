@@ -29,15 +29,26 @@ Batch = dict[str, torch.Tensor]
 Encoder = Callable[..., torch.Tensor]
 
 
-class FirstOutput(nn.Module):
-    """A transformers model whose forward returns its last hidden state."""
+class TextEncoder(nn.Module):
+    """The last hidden state of a transformers model of text, with arguments that a tracer can see."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **batch: torch.Tensor) -> torch.Tensor:
-        return self.model(**batch).last_hidden_state
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+class ImageEncoder(nn.Module):
+    """The same of images."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values=pixel_values).last_hidden_state
 
 
 def token_ids(sentences: int, tokens: int) -> Batch:
@@ -58,12 +69,12 @@ def minilm() -> tuple[nn.Module, list[Batch], list[Batch]]:
 
 def bert_base() -> tuple[nn.Module, list[Batch], list[Batch]]:
     model = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-    return FirstOutput(model.eval()), [token_ids(2, 64) for _ in range(4)], [token_ids(8, 128)]
+    return TextEncoder(model).eval(), [token_ids(2, 64) for _ in range(4)], [token_ids(8, 128)]
 
 
 def vit_base() -> tuple[nn.Module, list[Batch], list[Batch]]:
     model = transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False)
-    return FirstOutput(model.eval()), [images(2) for _ in range(4)], [images(8)]
+    return ImageEncoder(model).eval(), [images(2) for _ in range(4)], [images(8)]
 
 
 MODELS = {"MiniLM": minilm, "BERT base": bert_base, "ViT base": vit_base}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of README.md, docs/performance.md and docs/methods.md from committed results, so that they cannot
+"""Writes the tables of README.md and of documents in docs/ from committed results, so that they cannot
 differ, and draws docs/performance.png.
 
 Usage: python benchmarks/readme.py [--check]. A table stands between two comments:
@@ -22,7 +22,9 @@ import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/methods.md")
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "docs/performance.md", "docs/methods.md", "docs/fusion.md")
+)
 PICTURED = "zen4-1-thread"
 BLOCK = re.compile(r"(<!-- benchmarks: (\w+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -40,6 +42,43 @@ def plain(name: str) -> Callable[[dict[str, Any]], str]:
     return lambda results: tables.plain_table(results[name])
 
 
+def chosen(name: str, columns: dict[str, str]) -> Callable[[dict[str, Any]], str]:
+    return lambda results: tables.chosen_table(results[name], columns)
+
+
+FUSION = {
+    "model": "model",
+    "size": "input",
+    "candidate": "",
+    "median_ms": "ms",
+    "time_over_quantize_dynamic": "of quantize_dynamic's time",
+    "time_over_openvino_static": "of OpenVINO static's",
+    "cosine": "cosine to fp32",
+}
+DECODING = {
+    "context": "tokens before",
+    "candidate": "",
+    "median_ms": "ms per token",
+    "time_over_unfused": "of the time before",
+}
+ATTENTION = {
+    "shape": "",
+    "size": "batch x heads x queries x keys x D",
+    "candidate": "",
+    "median_ms": "ms",
+    "torch_ratio": "of torch's time",
+    "error": "relative error",
+    "gflops": "GFLOPS",
+    "gbs": "GB/s of keys and values",
+}
+FLOAT_OPS = {
+    "operator": "",
+    "size": "",
+    "median_ms": "ms",
+    "torch_ms": "torch ms",
+    "speedup_over_torch": "torch over ours",
+}
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": lambda results: f"{results['machine']['cpu']}\n\n{tables.machine_lines(results['machine'])}",
     "ceilings": lambda results: tables.ceilings_section(results["ceilings"]).partition("\n\n")[2],
@@ -49,20 +88,11 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "layers_bf16": layers("bf16", "warm"),
     "divergences": lambda results: tables.divergences(results["rows"]),
     "ahead": lambda results: tables.ahead_section(results["layers"]).partition("\n\n")[2],
-    **{
-        name: plain(name)
-        for name in (
-            "attention",
-            "small_ops",
-            "overhead",
-            "startup",
-            "encoder",
-            "decoder",
-            "memory",
-            "fusion",
-            "decoding",
-        )
-    },
+    "attention": chosen("attention", ATTENTION),
+    "float_ops": chosen("float_ops", FLOAT_OPS),
+    "fusion": chosen("fusion", FUSION),
+    "decoding": chosen("decoding", DECODING),
+    **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},
 }
 
 

@@ -21,6 +21,8 @@ TITLES = {
     "encoder": "all-MiniLM-L6-v2, only its Linears swapped",
     "decoder": "A Llama-like decoder, only its Linears swapped",
     "memory": "Memory",
+    "fusion": "Encoders after octavo.fuse_",
+    "decoding": "A Llama-like decoder after octavo.fuse_ and with octavo.nn.KVCache",
 }
 
 
@@ -65,6 +67,15 @@ def plain_table(rows: list[Row]) -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[figure(row.get(column, "")) for column in columns] for row in rows]
     return table(columns, cells)
+
+
+def chosen_table(rows: list[Row], columns: dict[str, str]) -> str:
+    """Some columns of the rows: {name in the rows: heading}. Cosines have five digits: they differ in the last ones."""
+
+    def cell(row: Row, column: str) -> str:
+        return f"{row[column]:.5f}" if column == "cosine" else figure(row.get(column, ""))
+
+    return table(list(columns.values()), [[cell(row, column) for column in columns] for row in rows])
 
 
 def divergences(rows: list[Row]) -> str:

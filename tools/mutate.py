@@ -112,13 +112,13 @@ MUTATIONS = [
     ),
     Mutation(
         "a row with NaN is quantized",
-        "linear.cpp",
+        "row.h",
         "    if (!std::isfinite(range.max)) return clear(1);\n",
         "",
     ),
     Mutation(
         "a static row with NaN is quantized",
-        "linear.cpp",
+        "row.h",
         "return kernel.quantize_row(row) ? qparams : kNotFinite;",
         "kernel.quantize_row(row);\n    return qparams;",
     ),
