@@ -46,6 +46,8 @@ constexpr int kMaxTileOutputs = 48 * 32;
 
 enum class FloatType : std::uint8_t { f32, bf16, f16 };
 
+constexpr std::int64_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
+
 // One bit for each feature that some isa/ file's compile flags switch on. cpu.cpp tells which the CPU and the OS have.
 enum Feature : std::uint32_t {
   kFeatureAvx2 = 1u << 0,

@@ -14,6 +14,7 @@
 #include "cpu.h"
 #include "pack.h"
 #include "parallel.h"
+#include "prefetch.h"
 #include "row.h"
 #include "scratch.h"
 #include "walk.h"
@@ -80,16 +81,6 @@ void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double
                                   : from[j] - e.rows[i].zero_point * column_sum;
     }
   }
-}
-
-// A line of cache to be written soon. x86-64 CPUs without prefetchw take it for a no-op; __builtin_prefetch would give a
-// prefetch for reading here, which gains nothing.
-inline void prefetch_to_write(const char* line) {
-#if defined(__x86_64__)
-  asm volatile("prefetchw %0" : : "m"(*line));
-#else
-  __builtin_prefetch(line, 1);
-#endif
 }
 
 // The lines that the epilogue will write, a whole product ahead. Stores that miss fill the store queue, and the next tile

@@ -9,8 +9,6 @@
 
 namespace octavo {
 
-constexpr std::int64_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
-
 struct Rows {
   std::int64_t rows;
   std::int64_t columns;

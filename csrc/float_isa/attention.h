@@ -5,6 +5,7 @@
 // Keys are packed as columns in panels of a tile's width, [panel][word][key], values as [row of words][dimension].
 #pragma once
 
+#include "../prefetch.h"
 #include "softmax.h"
 
 namespace octavo {
@@ -45,8 +46,6 @@ inline const char* row_of(const HeadRows& rows, std::int64_t head, std::int64_t 
 inline char* out_row(const Attention& a, std::int64_t head, std::int64_t query) {
   return static_cast<char*>(a.out) + head * a.out_head_stride + query * a.out_row_stride;
 }
-
-inline std::int64_t bytes_in(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
 
 // How many keys a query may look at.
 inline std::int64_t limit_of(const Attention& a, std::int64_t query) {
@@ -204,15 +203,6 @@ inline void write_rows(const Attention& a, const Workspace& w, std::int64_t head
   });
 }
 
-// A line of cache to be written soon; no-op on CPUs without prefetchw.
-inline void prefetch_to_write(const char* line) {
-#if defined(__x86_64__)
-  asm volatile("prefetchw %0" : : "m"(*line));
-#else
-  __builtin_prefetch(line, 1);
-#endif
-}
-
 // Rows of the next unit, while this one computes: those it reads and those it writes. Rows lie apart, so that no CPU
 // fetches them by itself: 15 to 20 % at 8 x 12 heads x 128 x 32, whose tensors exceed the L2 cache. Reads or writes alone
 // gained 0 and 4 %, writes of the own unit 2 % (Zen 4).
@@ -220,14 +210,14 @@ inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t fi
   if (a.next == nullptr || first >= kBlockKeys) return;
   const auto fetch = [&](const HeadRows& rows, std::int64_t head, std::int64_t i) {
     const char* const row = row_of(rows, head, i);
-    for (std::int64_t byte = 0; byte < a.dimension * bytes_in(rows.type); byte += 64)
+    for (std::int64_t byte = 0; byte < a.dimension * bytes_of(rows.type); byte += 64)
       __builtin_prefetch(row + byte, 0, 2);
   };
   for (std::int64_t i = first; i < first + count; ++i) {
     if (i < a.next->queries) {
       fetch(a.next->q, head, i);
       const char* const row = out_row(*a.next, head, i);
-      for (std::int64_t byte = 0; byte < a.dimension * bytes_in(a.q.type); byte += 64) prefetch_to_write(row + byte);
+      for (std::int64_t byte = 0; byte < a.dimension * bytes_of(a.q.type); byte += 64) prefetch_to_write(row + byte);
     }
     if (head == 0 && i < a.keys) {
       fetch(a.next->k, 0, i);

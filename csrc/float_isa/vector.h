@@ -2,6 +2,8 @@
 // The widest Vector that the including file's compile flags allow.
 #pragma once
 
+#include "../float_type.h"
+
 #if defined(__AVX512F__)
 #include "vector_avx512.h"
 #elif defined(__AVX2__)
@@ -12,21 +14,6 @@
 
 namespace octavo {
 namespace {
-
-template <FloatType kType>
-struct Constant {
-  static constexpr FloatType value = kType;
-};
-
-// f(Constant<type>): from a type known at run time to one known at compile time.
-template <class F>
-inline auto with_type(FloatType type, const F& f) {
-  switch (type) {
-    case FloatType::bf16: return f(Constant<FloatType::bf16>{});
-    case FloatType::f16: return f(Constant<FloatType::f16>{});
-    default: return f(Constant<FloatType::f32>{});
-  }
-}
 
 // f(i, lanes) for the elements i .. i + lanes of a row. All but the last vector have 16 lanes, which the compiler knows:
 // masks cost little by themselves, but what a masked store has written is not forwarded to loads.

@@ -3,9 +3,8 @@
 // the stack for a pair of ymm that is passed by value.
 #pragma once
 
-#include <immintrin.h>
-
 #include "../float_kernel.h"
+#include "../lanes_avx2.h"
 
 namespace octavo {
 namespace {
@@ -85,9 +84,7 @@ inline Vector lookup(const float (&table)[16], const Vector& index) {
 
 // The first `count` lanes of a, zeros in the others.
 inline Vector keep(const Vector& a, std::int64_t count) {
-  const __m256i counts = _mm256_set1_epi32(static_cast<int>(count)), lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i low = _mm256_cmpgt_epi32(counts, lanes);
-  const __m256i high = _mm256_cmpgt_epi32(counts, _mm256_add_epi32(lanes, _mm256_set1_epi32(8)));
+  const __m256i low = first(count), high = first(count - 8);
   return {_mm256_and_ps(a.low, _mm256_castsi256_ps(low)), _mm256_and_ps(a.high, _mm256_castsi256_ps(high))};
 }
 
@@ -106,60 +103,16 @@ inline float largest_of(const Vector& a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-template <FloatType kType>
-inline __m256 load_eight(const void* x, std::int64_t i) {
-  if constexpr (kType == FloatType::f32) {
-    return _mm256_loadu_ps(static_cast<const float*>(x) + i);
-  } else {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const std::uint16_t*>(x) + i));
-    if constexpr (kType == FloatType::f16) return _mm256_cvtph_ps(half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-  }
-}
-
-inline __m128i bf16_from_float(__m256 value) {
-  const __m256i bits = _mm256_castps_si256(value);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  const __m256i words = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
-  return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-}
-
-template <FloatType kType>
-inline void store_eight(void* out, std::int64_t i, __m256 value) {
-  if constexpr (kType == FloatType::f32) {
-    _mm256_storeu_ps(static_cast<float*>(out) + i, value);
-  } else {
-    const __m128i half =
-        kType == FloatType::bf16 ? bf16_from_float(value) : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | 8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<std::uint16_t*>(out) + i), half);
-  }
-}
-
 // `count` values from x[i] on, all 16 of them from 16 on, zeros in the other lanes.
 template <FloatType kType>
 inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
-  if (count >= 16) return {load_eight<kType>(x, i), load_eight<kType>(x, i + 8)};
-  constexpr std::int64_t kBytes = kType == FloatType::f32 ? 4 : 2;
-  alignas(32) unsigned char padded[16 * kBytes] = {};
-  const auto* const from = static_cast<const unsigned char*>(x) + i * kBytes;
-  for (std::int64_t byte = 0; byte < count * kBytes; ++byte) padded[byte] = from[byte];
-  return {load_eight<kType>(padded, 0), load_eight<kType>(padded, 8)};
+  return {load_lanes<kType>(x, i, count), load_lanes<kType>(x, i + 8, count - 8)};
 }
 
 template <FloatType kType>
 inline void store(void* out, std::int64_t i, const Vector& a, std::int64_t count = 16) {
-  if (count >= 16) {
-    store_eight<kType>(out, i, a.low);
-    return store_eight<kType>(out, i + 8, a.high);
-  }
-  constexpr std::int64_t kBytes = kType == FloatType::f32 ? 4 : 2;
-  alignas(32) unsigned char all[16 * kBytes];
-  store_eight<kType>(all, 0, a.low);
-  store_eight<kType>(all, 8, a.high);
-  auto* const to = static_cast<unsigned char*>(out) + i * kBytes;
-  for (std::int64_t byte = 0; byte < count * kBytes; ++byte) to[byte] = all[byte];
+  store_lanes<kType>(out, i, count, a.low);
+  store_lanes<kType>(out, i + 8, count - 8, a.high);
 }
 
 }  // namespace

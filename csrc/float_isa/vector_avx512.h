@@ -2,9 +2,8 @@
 // 16 floats in one zmm register.
 #pragma once
 
-#include <immintrin.h>
-
 #include "../float_kernel.h"
+#include "../lanes_avx512.h"
 
 namespace octavo {
 namespace {
@@ -12,10 +11,6 @@ namespace {
 struct Vector {
   __m512 lanes;
 };
-
-inline __mmask16 first(std::int64_t count) {
-  return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1u);
-}
 
 inline Vector set(float value) { return {_mm512_set1_ps(value)}; }
 inline Vector operator+(const Vector& a, const Vector& b) { return {_mm512_add_ps(a.lanes, b.lanes)}; }
@@ -64,33 +59,12 @@ inline float largest_of(const Vector& a) { return _mm512_reduce_max_ps(a.lanes);
 // `count` values from x[i] on, all 16 of them from 16 on, zeros in the other lanes.
 template <FloatType kType>
 inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
-  if constexpr (kType == FloatType::f32) {
-    return {_mm512_maskz_loadu_ps(first(count), static_cast<const float*>(x) + i)};
-  } else {
-    const __m256i half = _mm256_maskz_loadu_epi16(first(count), static_cast<const std::uint16_t*>(x) + i);
-    if constexpr (kType == FloatType::f16) return {_mm512_cvtph_ps(half)};
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
-  }
-}
-
-// Not vcvtneps2bf16: it flushes subnormals, and scalar does not.
-inline __m256i bf16_from_float(__m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+  return {load_lanes<kType>(x, i, first(count))};
 }
 
 template <FloatType kType>
 inline void store(void* out, std::int64_t i, const Vector& a, std::int64_t count = 16) {
-  if constexpr (kType == FloatType::f32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(out) + i, first(count), a.lanes);
-  } else {
-    const __m256i half =
-        kType == FloatType::bf16 ? bf16_from_float(a.lanes) : _mm512_cvtps_ph(a.lanes, _MM_FROUND_TO_NEAREST_INT | 8);
-    _mm256_mask_storeu_epi16(static_cast<std::uint16_t*>(out) + i, first(count), half);
-  }
+  store_lanes<kType>(out, i, first(count), a.lanes);
 }
 
 }  // namespace

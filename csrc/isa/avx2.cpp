@@ -8,7 +8,9 @@
 // allow (256 x 4096 x 4096, Zen 4).
 #include <immintrin.h>
 
+#include "../float_type.h"
 #include "../kernel.h"
+#include "../lanes_avx2.h"
 
 namespace octavo {
 namespace {
@@ -97,76 +99,6 @@ void widen_row(const std::uint8_t* codes, std::int64_t count, std::int16_t* out)
   for (; i < count; ++i) out[i] = codes[i];
 }
 
-template <FloatType kType>
-struct Constant {
-  static constexpr FloatType value = kType;
-};
-
-// f(Constant<type>): from a type known at run time to one known at compile time.
-template <class F>
-inline auto with_type(FloatType type, const F& f) {
-  switch (type) {
-    case FloatType::bf16: return f(Constant<FloatType::bf16>{});
-    case FloatType::f16: return f(Constant<FloatType::f16>{});
-    default: return f(Constant<FloatType::f32>{});
-  }
-}
-
-// The first `count` of 8 lanes of 32 bits, all of them from 8 on.
-inline __m256i first(std::int64_t count) {
-  const int lanes = count < 8 ? static_cast<int>(count) : 8;
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
-inline __m128i load_halves(const std::uint16_t* from, std::int64_t count) {
-  if (count >= 8) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  std::uint16_t padded[8] = {};
-  for (std::int64_t i = 0; i < count; ++i) padded[i] = from[i];
-  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(padded));
-}
-
-inline void store_halves(std::uint16_t* to, std::int64_t count, __m128i halves) {
-  if (count >= 8) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
-  std::uint16_t all[8];
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(all), halves);
-  for (std::int64_t i = 0; i < count; ++i) to[i] = all[i];
-}
-
-// 8 values from x[i] on, zeros from `count` values on.
-template <FloatType kType>
-inline __m256 load(const void* x, std::int64_t i, std::int64_t count) {
-  if constexpr (kType == FloatType::f32) {
-    const float* const from = static_cast<const float*>(x) + i;
-    return count >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first(count));
-  } else {
-    const __m128i halves = load_halves(static_cast<const std::uint16_t*>(x) + i, count);
-    if constexpr (kType == FloatType::f16) return _mm256_cvtph_ps(halves);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
-  }
-}
-
-inline __m128i bf16_from_float(__m256 value) {
-  const __m256i bits = _mm256_castps_si256(value);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-  const __m256i half = _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_set1_epi32(0x7fc0), nan);
-  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0xd8));
-}
-
-template <FloatType kType>
-inline void store(void* out, std::int64_t i, std::int64_t count, __m256 value) {
-  if constexpr (kType == FloatType::f32) {
-    float* const to = static_cast<float*>(out) + i;
-    count >= 8 ? _mm256_storeu_ps(to, value) : _mm256_maskstore_ps(to, first(count), value);
-  } else {
-    const __m128i halves = kType == FloatType::bf16
-                               ? bf16_from_float(value)
-                               : _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    store_halves(static_cast<std::uint16_t*>(out) + i, count, halves);
-  }
-}
-
 inline __m256i load_sums(const std::int32_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
@@ -210,7 +142,7 @@ void epilogue_rows(const Epilogue& e) {
       }
       const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(e.rows[i].scale), column_scale);
       const __m256 y = _mm256_fmadd_ps(rounded_sums<kSums>(e, i, j, correction), scale, bias);
-      store<kType>(e.out, i * e.out_stride + j, e.n - j, y);
+      store_lanes<kType>(e.out, i * e.out_stride + j, e.n - j, y);
     }
   }
 }
@@ -250,10 +182,10 @@ float absmax_of(const void* x, std::int64_t count) {
   std::int64_t i = 0;
   for (; i + 32 <= count; i += 32) {
     OCTAVO_UNROLL for (int v = 0; v < 4; ++v) {
-      largest[v] = _mm256_max_epi32(largest[v], magnitude(load<kType>(x, i + 8 * v, 8)));
+      largest[v] = _mm256_max_epi32(largest[v], magnitude(load_lanes<kType>(x, i + 8 * v, 8)));
     }
   }
-  for (; i < count; i += 8) largest[0] = _mm256_max_epi32(largest[0], magnitude(load<kType>(x, i, count - i)));
+  for (; i < count; i += 8) largest[0] = _mm256_max_epi32(largest[0], magnitude(load_lanes<kType>(x, i, count - i)));
   largest[0] = _mm256_max_epi32(_mm256_max_epi32(largest[0], largest[1]), _mm256_max_epi32(largest[2], largest[3]));
   const std::int32_t bits = largest_of(largest[0]);
   float result;
@@ -270,7 +202,7 @@ RowRange min_max_of(const void* x, std::int64_t count) {
   __m256 least = _mm256_setzero_ps(), most = least;
   __m256i largest = _mm256_setzero_si256();
   for (std::int64_t i = 0; i < count; i += 8) {
-    const __m256 value = load<kType>(x, i, count - i);
+    const __m256 value = load_lanes<kType>(x, i, count - i);
     least = _mm256_min_ps(value, least);
     most = _mm256_max_ps(value, most);
     largest = _mm256_max_epi32(largest, magnitude(value));
@@ -326,7 +258,7 @@ bool quantize_row_of(const QuantizeRow& row) {
   const __m256i low_byte = _mm256_set1_epi16(0xff);
   __m256i largest = _mm256_setzero_si256();
   const auto steps_of = [&](std::int64_t i, std::int64_t count) {
-    const __m256 x = load<kType>(row.x, i, count);
+    const __m256 x = load_lanes<kType>(row.x, i, count);
     largest = _mm256_max_epi32(largest, magnitude(x));
     return steps.of(x);
   };
@@ -358,14 +290,14 @@ void split_row_of(const SplitRow& row) {
   std::int64_t i = 0;
   for (; i + 32 <= row.count; i += 32) {
     __m256i q[4];
-    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 8 * v, 8));
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load_lanes<kType>(row.x, i + 8 * v, 8));
     const __m256i a = _mm256_packs_epi32(q[0], q[1]), b = _mm256_packs_epi32(q[2], q[3]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.high + i), pack_bytes(high_byte(a), high_byte(b)));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.low + i),
                         pack_bytes(_mm256_and_si256(a, low_byte), _mm256_and_si256(b, low_byte)));
   }
   for (; i < row.count; i += 8) {
-    const __m256i q = steps.of(load<kType>(row.x, i, row.count - i));
+    const __m256i q = steps.of(load_lanes<kType>(row.x, i, row.count - i));
     const __m256i high = _mm256_add_epi32(_mm256_srai_epi32(q, 8), _mm256_set1_epi32(128));
     store_low_bytes(row.high + i, row.count - i, high);
     store_low_bytes(row.low + i, row.count - i, q);
@@ -393,7 +325,7 @@ void dequantize_row_of(const DequantizeRow& row) {
   for (std::int64_t i = 0; i < row.count; i += 8) {
     const __m256i code = load_codes(row.codes + i, row.count - i, row.is_signed);
     const __m256 steps = _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero_point));
-    store<kType>(row.out, i, row.count - i, _mm256_mul_ps(steps, scale));
+    store_lanes<kType>(row.out, i, row.count - i, _mm256_mul_ps(steps, scale));
   }
 }
 

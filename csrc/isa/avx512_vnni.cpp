@@ -12,7 +12,9 @@
 // activations and prefetches of the next panel into the L2 cache gained nothing.
 #include <immintrin.h>
 
+#include "../float_type.h"
 #include "../kernel.h"
+#include "../lanes_avx512.h"
 
 namespace octavo {
 namespace {
@@ -95,57 +97,6 @@ void multiply(const TileProduct& tile) {
   }
 }
 
-template <FloatType kType>
-struct Constant {
-  static constexpr FloatType value = kType;
-};
-
-// f(Constant<type>): from a type known at run time to one known at compile time.
-template <class F>
-inline auto with_type(FloatType type, const F& f) {
-  switch (type) {
-    case FloatType::bf16: return f(Constant<FloatType::bf16>{});
-    case FloatType::f16: return f(Constant<FloatType::f16>{});
-    default: return f(Constant<FloatType::f32>{});
-  }
-}
-
-inline __mmask16 first(std::int64_t count) {
-  return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1u);
-}
-
-template <FloatType kType>
-inline __m512 load(const void* x, std::int64_t i, __mmask16 lanes) {
-  if constexpr (kType == FloatType::f32) {
-    return _mm512_maskz_loadu_ps(lanes, static_cast<const float*>(x) + i);
-  } else {
-    const __m256i half = _mm256_maskz_loadu_epi16(lanes, static_cast<const std::uint16_t*>(x) + i);
-    if constexpr (kType == FloatType::f16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-  }
-}
-
-// Not vcvtneps2bf16: it flushes subnormals, and scalar does not.
-inline __m256i bf16_from_float(__m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
-}
-
-template <FloatType kType>
-inline void store(void* out, std::int64_t i, __mmask16 lanes, __m512 value) {
-  if constexpr (kType == FloatType::f32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(out) + i, lanes, value);
-  } else {
-    const __m256i half = kType == FloatType::bf16
-                             ? bf16_from_float(value)
-                             : _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_mask_storeu_epi16(static_cast<std::uint16_t*>(out) + i, lanes, half);
-  }
-}
-
 // What the epilogue needs of up to 64 columns, in registers while the rows go by. Their correction changes only where
 // two rows differ in zero point, which symmetric rows never do.
 template <int kVectors>
@@ -214,7 +165,7 @@ void epilogue_columns(const Epilogue& e, int j) {
       const __m512 t = rounded_sums<kSums>(e, i, j + 16 * v, columns.correction[v]);
       const __m512 scale = _mm512_mul_ps(row_scale, columns.scale[v]);
       const __m512 y = _mm512_fmadd_ps(t, scale, columns.bias[v]);
-      store<kType>(e.out, i * e.out_stride + j + 16 * v, columns.lanes(v), y);
+      store_lanes<kType>(e.out, i * e.out_stride + j + 16 * v, columns.lanes(v), y);
     }
   }
 }
@@ -258,11 +209,11 @@ float absmax_of(const void* x, std::int64_t count) {
   std::int64_t i = 0;
   for (; i + 64 <= count; i += 64) {
     OCTAVO_UNROLL for (int v = 0; v < 4; ++v) {
-      largest[v] = _mm512_max_epi32(largest[v], magnitude(load<kType>(x, i + 16 * v, 0xffff)));
+      largest[v] = _mm512_max_epi32(largest[v], magnitude(load_lanes<kType>(x, i + 16 * v, 0xffff)));
     }
   }
   for (; i < count; i += 16) {
-    largest[0] = _mm512_max_epi32(largest[0], magnitude(load<kType>(x, i, first(count - i))));
+    largest[0] = _mm512_max_epi32(largest[0], magnitude(load_lanes<kType>(x, i, first(count - i))));
   }
   largest[0] = _mm512_max_epi32(_mm512_max_epi32(largest[0], largest[1]), _mm512_max_epi32(largest[2], largest[3]));
   const std::int32_t bits = _mm512_reduce_max_epi32(largest[0]);
@@ -286,7 +237,7 @@ RowRange min_max_of(const void* x, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += 32) {
     OCTAVO_UNROLL for (int v = 0; v < 2; ++v) {
       const std::int64_t left = count - i - 16 * v;
-      const __m512 value = load<kType>(x, i + 16 * v, left > 0 ? first(left) : static_cast<__mmask16>(0));
+      const __m512 value = load_lanes<kType>(x, i + 16 * v, left > 0 ? first(left) : static_cast<__mmask16>(0));
       least[v] = _mm512_min_ps(value, least[v]);
       most[v] = _mm512_max_ps(value, most[v]);
       largest[v] = _mm512_max_epi32(largest[v], magnitude(value));
@@ -332,7 +283,7 @@ bool quantize_row_of(const QuantizeRow& row) {
   const __m512i low_byte = _mm512_set1_epi16(0xff);
   __m512i largest = _mm512_setzero_si512();
   const auto steps_of = [&](std::int64_t i, __mmask16 lanes) {
-    const __m512 x = load<kType>(row.x, i, lanes);
+    const __m512 x = load_lanes<kType>(row.x, i, lanes);
     largest = _mm512_max_epi32(largest, magnitude(x));
     return steps.of(x);
   };
@@ -364,14 +315,14 @@ void split_row_of(const SplitRow& row) {
   std::int64_t i = 0;
   for (; i + 64 <= row.count; i += 64) {
     __m512i q[4];
-    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load<kType>(row.x, i + 16 * v, 0xffff));
+    OCTAVO_UNROLL for (int v = 0; v < 4; ++v) q[v] = steps.of(load_lanes<kType>(row.x, i + 16 * v, 0xffff));
     const __m512i a = _mm512_packs_epi32(q[0], q[1]), b = _mm512_packs_epi32(q[2], q[3]);
     _mm512_storeu_si512(row.high + i, pack_bytes(high_byte(a), high_byte(b)));
     _mm512_storeu_si512(row.low + i, pack_bytes(_mm512_and_si512(a, low_byte), _mm512_and_si512(b, low_byte)));
   }
   for (; i < row.count; i += 16) {
     const __mmask16 lanes = first(row.count - i);
-    const __m512i q = steps.of(load<kType>(row.x, i, lanes));
+    const __m512i q = steps.of(load_lanes<kType>(row.x, i, lanes));
     const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(q, 8), _mm512_set1_epi32(128));
     _mm512_mask_cvtepi32_storeu_epi8(row.high + i, lanes, high);
     _mm512_mask_cvtepi32_storeu_epi8(row.low + i, lanes, q);
@@ -390,7 +341,7 @@ void dequantize_row_of(const DequantizeRow& row) {
     const __m128i bytes = _mm_maskz_loadu_epi8(lanes, row.codes + i);
     const __m512i code = row.is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
     const __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero_point));
-    store<kType>(row.out, i, lanes, _mm512_mul_ps(steps, scale));
+    store_lanes<kType>(row.out, i, lanes, _mm512_mul_ps(steps, scale));
   };
   std::int64_t i = 0;
   for (; i + 64 <= row.count; i += 64) {
