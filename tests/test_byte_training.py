@@ -59,3 +59,20 @@ def test_a_step_moves_a_learned_scale_by_a_share_of_its_size(bits):
             moved = (new.weight_scale - old.weight_scale).abs()
             rounding = torch.finfo(torch.float32).eps * old.weight_scale.max()
             assert 0 < moved.max() <= step + rounding
+
+
+def test_a_step_moves_a_learned_offset_by_a_share_of_its_scale():
+    """Weight decay would pull it towards 0 as well, by an amount of its own size."""
+    model = tiny_model()
+    octavo.prepare_(model, octavo.Int8Static(symmetric=False), learn_scales=True)
+    with octavo.calibrating(model):
+        model(TEXT[:64].long().reshape(8, 8))
+    before = copy.deepcopy(model)
+    train(model, TEXT, Config(steps=1, batch=2, learning_rate=1e-3, warmup=1))
+    moved = []
+    for old, new in zip(before.modules(), model.modules(), strict=True):
+        if isinstance(new, PreparedLinear):
+            step = SCALE_SHARE * 1e-3 * old.input_scale
+            moved.append((new.input_offset - old.input_offset).abs().item())
+            assert moved[-1] <= step + torch.finfo(torch.float32).eps * old.input_offset.abs()
+    assert max(moved) > 0

@@ -19,7 +19,7 @@ from torch import nn
 from .byte_lm import ByteLM
 from .nn import PreparedLinear
 
-# Of a learned scale's own size, for each unit of learning rate: 1% a step at 1e-3.
+# Of a learned scale, for each unit of learning rate: 1% a step at 1e-3.
 SCALE_SHARE = 10.0
 
 
@@ -82,19 +82,23 @@ def next_byte_loss(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weights and the rest; learned scales, each by itself.
+    """Weights and the rest; learned scales and offsets, each by itself.
 
     AdamW moves an element by about the learning rate, whatever its gradient. That is a small step for weights and would
-    be half of an 8-bit scale, so a scale's step is a share of the scale.
+    be half of an 8-bit scale, so a scale's step is a share of the scale. An offset, which may be 0, counts in scales:
+    its step is a share of the layer's input_scale.
     """
-    layers = [module for module in model.modules() if isinstance(module, PreparedLinear)]
-    scales = [p for layer in layers for name, p in layer.named_parameters() if name.endswith("_scale")]
-    ids = {id(scale) for scale in scales}
-    others = [p for p in model.parameters() if id(p) not in ids]
+    scale_of: dict[nn.Parameter, nn.Parameter] = {}
+    for layer in (module for module in model.modules() if isinstance(module, PreparedLinear)):
+        learned = dict(layer.named_parameters())
+        scale_of |= {p: p for name, p in learned.items() if name.endswith("_scale")}
+        if "input_offset" in learned:
+            scale_of[learned["input_offset"]] = learned["input_scale"]
+    others = [p for p in model.parameters() if p not in scale_of]
     return [
         {"params": others, "share": 1.0},
         *(
-            {"params": [scale], "share": SCALE_SHARE * scale.mean().item(), "weight_decay": 0.0}
-            for scale in scales
+            {"params": [p], "share": SCALE_SHARE * scale.mean().item(), "weight_decay": 0.0}
+            for p, scale in scale_of.items()
         ),
     ]
