@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checks import FLOAT_TYPES, check
+from .checks import FLOAT_TYPES, check, wants_gradient
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 _NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
@@ -34,7 +34,7 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """
     check("activate", "x", x, FLOAT_TYPES)
     number = activation_number("activate", activation)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and wants_gradient(x):
         return torch_activation(x, activation)
     return _activate(x, number)
 
@@ -50,7 +50,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     if getattr(gate, "dtype", None) not in FLOAT_TYPES or getattr(up, "dtype", None) not in FLOAT_TYPES:
         check("silu_mul", "gate", gate, FLOAT_TYPES)
         check("silu_mul", "up", up, FLOAT_TYPES)
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+    if torch.is_grad_enabled() and wants_gradient(gate, up):
         return F.silu(gate) * up
     return _silu_mul(gate, up)
 

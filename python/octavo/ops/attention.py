@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .checks import FLOAT_TYPES, check
+from .checks import FLOAT_TYPES, check, wants_gradient
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 _NUMBERS = {name: number for number, name in enumerate(PRECISIONS)}
@@ -61,13 +61,9 @@ def attention(
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1])
-    if _is_grad_enabled() and _wants_gradient(q, k, v, mask):
+    if _is_grad_enabled() and wants_gradient(q, k, v, mask):
         return torch_attention(q, k, v, mask, causal, scale)
     return _attention(q, k, v, mask, causal, scale, number)
-
-
-def _wants_gradient(*tensors: torch.Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def torch_attention(

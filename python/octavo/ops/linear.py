@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .activations import activation_number, torch_activation
-from .checks import FLOAT_TYPES, check
+from .checks import FLOAT_TYPES, check, wants_gradient
 from .codes import dequantize, unpack_weight
 
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
@@ -42,7 +42,7 @@ def linear_dynamic(
         x = x.to(torch.get_autocast_dtype("cpu"))
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_dynamic", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
         y = _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
         return torch_activation(y, activation)
     if activation is None:  # an argument that is not passed costs nothing
@@ -73,7 +73,7 @@ def linear_static(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_static", "x", x, FLOAT_TYPES)
     arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
-    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
         return torch_activation(_Linear.apply(_linear_static, *arguments), activation)
     if activation is None:
         return _linear_static(*arguments)
@@ -97,7 +97,7 @@ def linear_weight_only(
         x = x.to(torch.get_autocast_dtype("cpu"))
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_weight_only", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and _wants_gradient(x, weight_scale, bias):
+    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
         y = _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
         return torch_activation(y, activation)
     if activation is None:
@@ -129,13 +129,11 @@ def linear_codes(
     return _linear_codes(codes, scale, packed, column_sum, weight_scale.detach(), bias, number)
 
 
-def _wants_gradient(x: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    # weight_scale gets no gradient, but model.requires_grad_(True) marks it, and then torch would warn.
-    return x.requires_grad or weight_scale.requires_grad or (bias is not None and bias.requires_grad)
-
-
 class _Linear(torch.autograd.Function):
-    """Every linear operator, with its arguments. Backward is that of the dequantized linear layer."""
+    """Every linear operator, with its arguments. Backward is that of the dequantized linear layer.
+
+    weight_scale gets no gradient, but model.requires_grad_(True) marks it, and without this function torch would warn.
+    """
 
     @staticmethod
     def forward(operator, x, packed, column_sum, weight_scale, bias, *options):

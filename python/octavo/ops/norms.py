@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checks import FLOAT_TYPES, check
+from .checks import FLOAT_TYPES, check, wants_gradient
 
 _rms_norm = torch.ops.octavo.rms_norm.default
 _add_norm = torch.ops.octavo.add_norm.default
@@ -25,7 +25,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("rms_norm", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if _is_grad_enabled() and wants_gradient(x, weight):
         return _torch_norm(x, weight, None, eps, True)
     return _rms_norm(x, weight, eps)
 
@@ -49,7 +49,7 @@ def add_norm(
     """
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("add_norm", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
+    if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
         total = x + residual
         return _torch_norm(total, weight, bias, eps, rms), total
     return _add_norm(x, residual, weight, bias, eps, rms)
@@ -72,7 +72,7 @@ def add_norm_codes(
     """
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("add_norm_codes", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and _any_requires_grad(x, residual, weight, bias):
+    if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
         raise ValueError(
             "add_norm_codes: codes have no gradient, and an argument needs one; call it under torch.no_grad(), or use "
             "add_norm and linear_dynamic"
@@ -94,13 +94,9 @@ def rope(
     if getattr(q, "dtype", None) not in FLOAT_TYPES or getattr(k, "dtype", None) not in FLOAT_TYPES:
         check("rope", "q", q, FLOAT_TYPES)
         check("rope", "k", k, FLOAT_TYPES)
-    if _is_grad_enabled() and _any_requires_grad(q, k, cos, sin):
+    if _is_grad_enabled() and wants_gradient(q, k, cos, sin):
         return _torch_rotated(q, cos, sin), _torch_rotated(k, cos, sin)
     return _rope(q, k, cos, sin)
-
-
-def _any_requires_grad(*tensors: torch.Tensor | None) -> bool:
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _torch_norm(
