@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear layers. Gradients are branched to here, in Python and only when one is wanted:
 `torch.library.register_autograd` would send every call outside inference_mode through Python, 2.9 us each.
+
+The same lines open each function on purpose: one body for all of them costs 0.2 us of the 3.8 that a small layer takes.
 """
 
 from __future__ import annotations
@@ -123,10 +125,16 @@ def linear_codes(
     raises   TypeError for another dtype of codes; ValueError for shapes that do not fit and an unknown activation
     source   ours
     """
-    check("linear_codes", "codes", codes, {torch.uint8})
+    if getattr(codes, "dtype", None) != torch.uint8:
+        check("linear_codes", "codes", codes, {torch.uint8})
+    if _is_grad_enabled() and wants_gradient(
+        weight_scale, bias
+    ):  # torch would warn that there is no gradient
+        weight_scale, bias = weight_scale.detach(), None if bias is None else bias.detach()
+    if activation is None:
+        return _linear_codes(codes, scale, packed, column_sum, weight_scale, bias)
     number = activation_number("linear_codes", activation)
-    bias = None if bias is None else bias.detach()
-    return _linear_codes(codes, scale, packed, column_sum, weight_scale.detach(), bias, number)
+    return _linear_codes(codes, scale, packed, column_sum, weight_scale, bias, number)
 
 
 class _Linear(torch.autograd.Function):
