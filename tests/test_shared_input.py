@@ -2,6 +2,7 @@
 """SharedInput: the same bits as the layers one by one, from weights that are held once."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_layers_keep_their_state():
 def test_weights_are_held_once():
     parts = layers(*WIDTHS)
     shared = SharedInput(parts)
-    packed = shared._join()[0]
+    packed = shared.joined()[0]
     start = packed.data_ptr()
     for layer in parts:
         assert layer.packed.data_ptr() == start
@@ -125,3 +126,27 @@ def test_a_copy_is_joined_on_its_own():
 def test_a_wrong_x_is_refused_by_the_layer():
     with pytest.raises(ValueError, match="in_features = 70"):
         SharedInput(layers(*WIDTHS))(torch.randn(3, 71))
+
+
+def test_two_users_of_the_same_layers_do_not_move_them_in_turns():
+    """Such as a fused block and the attention module inside of it, called with a cache."""
+    parts = layers(*WIDTHS)[::-1]
+    first, second, x = SharedInput(parts), SharedInput(parts), torch.randn(3, 70)
+    first(x)
+    held = [tensor for layer in parts for tensor in (*layer.buffers(), *layer.parameters())]
+    pointers = [tensor.data_ptr() for tensor in held]
+    joined = first.joined()
+    for user in (second, first, second):
+        assert_one_by_one(user, x)
+    now = [tensor for layer in parts for tensor in (*layer.buffers(), *layer.parameters())]
+    assert [tensor.data_ptr() for tensor in now] == pointers and all(map(operator.is_, now, held))
+    assert first.joined() is joined
+    assert [a.data_ptr() for a in joined] == [b.data_ptr() for b in second.joined()]
+
+
+def test_other_layers_take_the_place_of_the_first_ones():
+    parts, others, x = layers(*WIDTHS), layers(*WIDTHS), torch.randn(3, 70)
+    shared = SharedInput(parts)
+    shared(x)
+    assert shared.of(others) is shared and shared.layers == tuple(others)
+    assert_one_by_one(shared, x)

@@ -32,8 +32,7 @@ class GatedMLP(nn.Module):
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """What down_proj reads, [..., n]."""
         modules: dict[str, Any] = self._modules
-        self._shared = self._shared.of((modules["gate_proj"], modules["up_proj"]))
-        gate, up = self._shared(x)
+        gate, up = self._shared.of((modules["gate_proj"], modules["up_proj"]))(x)
         return ops.silu_mul(gate, up)
 
     def _load_from_state_dict(self, *args: Any) -> None:

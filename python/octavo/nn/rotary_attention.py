@@ -36,9 +36,8 @@ class RotaryAttention(nn.Module):
         self.layer_idx: int = original.layer_idx
         self.scaling: float = original.scaling
         self.is_causal: bool = getattr(original, "is_causal", True)
-        self.num_key_value_groups: int = getattr(
-            original, "num_key_value_groups", 1
-        )  # torch's SDPA asks for it
+        # Asked for by transformers' function for torch's SDPA.
+        self.num_key_value_groups: int = getattr(original, "num_key_value_groups", 1)
         self.train(original.training)
         self._shared = SharedInput([getattr(self, name) for name in PROJECTIONS])
 
@@ -59,8 +58,8 @@ class RotaryAttention(nn.Module):
         """What o_proj reads. hidden_states [B, L, k]; position_embeddings: cos and sin, [B, L, head_dim] each."""
         batch, length, _ = hidden_states.shape
         modules: dict[str, Any] = self._modules
-        self._shared = self._shared.of([modules[name] for name in PROJECTIONS])
-        q, k, v = (x.view(batch, length, -1, self.head_dim) for x in self._shared(hidden_states))
+        shared = self._shared.of([modules[name] for name in PROJECTIONS])
+        q, k, v = (x.view(batch, length, -1, self.head_dim) for x in shared(hidden_states))
         if "q_norm" in modules:
             q, k = modules["q_norm"](q), modules["k_norm"](k)
         q, k = ops.rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)

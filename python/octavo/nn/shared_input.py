@@ -7,7 +7,7 @@ twice, and each layer is what it was for everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any
 
@@ -18,9 +18,8 @@ from . import packed_memory
 from .linear import QuantLinear, frozen
 
 STRIP = 16  # columns of a strip of packed weights: layers of another width would have a gap between them
-Joined = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None
-]  # packed, column_sum, weight_scale, bias
+# packed, column_sum, weight_scale, bias
+Joined = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class SharedInput:
@@ -34,52 +33,63 @@ class SharedInput:
     def __init__(self, layers: Sequence[nn.Module]):
         self.layers: tuple[Any, ...] = tuple(layers)
         self._joined: Joined | None = None
-        self._parts: list[Any] = []  # what must be the same objects as before for _joined to be valid
+        self._seen: list[tuple] = []  # what the layers held when _joined was made
 
     def __call__(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """x [..., k] to one [..., n] for each layer: column slices of one tensor, if the layers are joined."""
-        joined = None if torch.compiler.is_compiling() else self._join()
+        joined = None if torch.compiler.is_compiling() else self.joined()
         first = self.layers[0]
         if joined is None or x.shape[-1:] != (first.in_features,):  # the layers say what is wrong with x
             return [layer(x) for layer in self.layers]
-        return first.scheme.linear(x, *joined).split([layer.out_features for layer in self.layers], -1)
+        widths = [layer.out_features for layer in self.layers]
+        return first.scheme.linear(x, *joined).split_with_sizes(widths, -1)
 
     def of(self, layers: Sequence[nn.Module]) -> SharedInput:
-        """Itself, if these are its layers; a new one for others, which somebody has put into their place."""
-        is_same = len(layers) == len(self.layers) and all(map(is_, layers, self.layers))
-        return self if is_same else SharedInput(layers)
+        """Itself, for these layers from now on: somebody may have put others into the place of some."""
+        if len(layers) != len(self.layers) or not all(map(is_, layers, self.layers)):
+            self.layers = tuple(layers)
+            self.forget()
+        return self
 
     @property
     def is_joined(self) -> bool:
         """Whether the next call reads x once for all layers."""
-        return self._join() is not None
+        return self.joined() is not None
+
+    def joined(self) -> Joined | None:
+        """The layers' tensors side by side, as they are now; None if the layers cannot be joined."""
+        if self._joined is None or not self._is_current():
+            self._joined = side_by_side(self.layers) if can_be_joined(self.layers) else None
+            self._seen = [] if self._joined is None else [_state_of(layer) for layer in self.layers]
+        return self._joined
 
     def forget(self) -> None:
         """Lets go of the joined tensors, so that layers that are about to be filled anew do not keep two weights."""
-        self._joined, self._parts = None, []
+        self._joined, self._seen = None, []
 
-    def _join(self) -> Joined | None:
-        parts = [part for layer in self.layers for part in _parts(layer)]
-        if len(parts) != len(self._parts) or not all(map(is_, parts, self._parts)):
-            self._joined = side_by_side(self.layers) if can_be_joined(self.layers) else None
-            self._parts = [part for layer in self.layers for part in _parts(layer)]
-        return self._joined
+    def _is_current(self) -> bool:
+        """Whether the layers hold the tensors that were joined, and are used as they were. Asked at every call."""
+        for layer, (packed, weight_scale, bias, bias_dtype, activation) in zip(
+            self.layers, self._seen, strict=True
+        ):
+            parameters = layer._parameters
+            if (
+                layer._buffers["packed"] is not packed
+                or parameters["weight_scale"] is not weight_scale
+                or parameters["bias"] is not bias
+                or (bias is not None and bias.dtype is not bias_dtype)
+                or layer.activation is not activation
+                or layer._forward_hooks
+                or layer._forward_pre_hooks
+            ):
+                return False
+        return True
 
 
-def _parts(layer: Any) -> Sequence[Any]:
-    if type(layer) is not QuantLinear:
-        return (layer,)
-    parameters: dict[str, Any] = layer._parameters
-    is_watched = bool(layer._forward_hooks or layer._forward_pre_hooks)
-    bias = parameters["bias"]
-    return (
-        layer._buffers["packed"],
-        parameters["weight_scale"],
-        bias,
-        None if bias is None else bias.dtype,  # .to(dtype) changes what the same Parameter holds
-        layer.activation,
-        is_watched,
-    )
+def _state_of(layer: QuantLinear) -> tuple:
+    bias = layer.bias
+    dtype = None if bias is None else bias.dtype  # .to(dtype) changes what the same Parameter holds
+    return layer.packed, layer.weight_scale, bias, dtype, layer.activation
 
 
 def can_be_joined(layers: Sequence[Any]) -> bool:
@@ -99,25 +109,48 @@ def can_be_joined(layers: Sequence[Any]) -> bool:
 
 
 def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
-    """One tensor of each kind over those of all layers, which become views of it.
+    """One tensor of each kind over those of all layers, which become views of it unless they are.
 
     Layers that were packed one after another lie that way already; of others the peak is one more copy of all.
     """
     with torch.inference_mode(False), torch.no_grad():
-        packed = [layer.pack_().packed for layer in layers]
-        together = packed_memory.joined(packed)
-        if together is None:
-            together = packed_memory.empty((sum(map(len, packed)), *packed[0].shape[1:]))
-            torch.cat(packed, out=together)
-        column_sum = torch.cat([layer.column_sum for layer in layers])
-        weight_scale = torch.cat([layer.weight_scale.detach() for layer in layers])
-        bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        strip = row = 0
         for layer in layers:
-            strips, rows = slice(strip, strip + len(layer.packed)), slice(row, row + layer.out_features)
-            layer.packed, layer.column_sum = together[strips], column_sum[rows]
-            layer.weight_scale = frozen(weight_scale[rows])
-            if bias is not None:
-                layer.bias = frozen(bias[rows])
-            strip, row = strips.stop, rows.stop
-    return together, column_sum, weight_scale, bias
+            layer.pack_()
+        packed = _as_one(layers, "packed", _join_packed)
+        column_sum = _as_one(layers, "column_sum", torch.cat)
+        weight_scale = _as_one(layers, "weight_scale", torch.cat)
+        bias = None if layers[0].bias is None else _as_one(layers, "bias", torch.cat)
+    return packed, column_sum, weight_scale, bias
+
+
+def _as_one(
+    layers: Sequence[QuantLinear], name: str, join: Callable[[list[torch.Tensor]], torch.Tensor]
+) -> torch.Tensor:
+    """The layers' tensors `name` as one, of which they are views afterwards."""
+    parts = [getattr(layer, name).detach() for layer in layers]
+    together = _whole_of(parts)
+    if together is None:  # else another user has joined them, who would have to follow
+        together = join(parts)
+        for layer, part in zip(layers, together.split([len(part) for part in parts]), strict=True):
+            setattr(layer, name, frozen(part) if name in layer._parameters else part)
+    return together
+
+
+def _join_packed(parts: list[torch.Tensor]) -> torch.Tensor:
+    together = packed_memory.joined(parts)
+    if together is None:
+        together = packed_memory.empty((sum(map(len, parts)), *parts[0].shape[1:]))
+        torch.cat(parts, out=together)
+    return together
+
+
+def _whole_of(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The tensor that `parts` are slices of, from the first to the last, one behind the other; else None."""
+    first = parts[0]
+    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for part in parts:
+        is_next = part.untyped_storage().data_ptr() == storage and part.storage_offset() == end
+        if not (is_next and part.is_contiguous() and part.dtype == first.dtype):
+            return None
+        end += part.numel()
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
