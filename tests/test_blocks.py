@@ -110,17 +110,9 @@ def calls(monkeypatch):
 
         return call
 
-    for name in (
-        "linear_dynamic",
-        "linear_codes",
-        "attention",
-        "add_norm",
-        "add_norm_codes",
-        "rope",
-        "rms_norm",
-    ):
+    linear = ["linear_dynamic", "linear_codes"]
+    for name in (*linear, "attention", "add_norm", "add_norm_codes", "rope", "rms_norm", "silu_mul"):
         monkeypatch.setattr(ops, name, counted(name, getattr(ops, name)))
-    monkeypatch.setattr(ops, "silu_mul", counted("silu_mul", ops.silu_mul))
     return names
 
 
@@ -153,15 +145,8 @@ def _double(x):
 def test_a_bert_layer_is_seven_calls(calls):
     fused = fused_of("bert", octavo.Int8Dynamic())
     run(fused, input_ids=IDS)
-    layer = [
-        "linear_dynamic",
-        "attention",
-        "linear_dynamic",
-        "add_norm_codes",
-        "linear_codes",
-        "linear_dynamic",
-    ]
-    assert calls[:14] == [*layer, "add_norm"] * 2  # then the pooler
+    attention = ["linear_dynamic", "attention", "linear_dynamic", "add_norm_codes"]
+    assert calls[:14] == [*attention, "linear_codes", "linear_dynamic", "add_norm"] * 2  # then the pooler
 
 
 def test_a_llama_layer_is_nine_calls(calls):
@@ -379,6 +364,23 @@ def test_copies_have_weights_of_their_own(copied, calls):
     assert torch.equal(run(fused, input_ids=IDS), expected) and not torch.equal(
         run(twin, input_ids=IDS), expected
     )
+
+
+def test_a_forward_put_on_a_layer_is_called_in_copies_as_well():
+    fused = fused_of("bert", octavo.Int8Dynamic())
+    expected = run(fused, input_ids=IDS)
+    dense = blocks_of(fused)[0].output.dense
+    dense.forward = lambda x: torch.zeros(*x.shape[:-1], 64)
+    assert not torch.equal(run(fused, input_ids=IDS), expected)
+
+
+def test_layers_that_no_longer_fit_together_run_the_original():
+    model, fused = (f("bert", octavo.Int8Dynamic()) for f in (model_of, fused_of))
+    for each in (model, fused):
+        run(each, input_ids=IDS)
+        each.encoder.layer[0].attention.self.query.bfloat16()  # its bias: those of the others stay float32
+    args = torch.randn(2, 7, 64), None
+    assert torch.equal(fused.encoder.layer[0](*args), model.encoder.layer[0](*args))
 
 
 def test_the_fused_layers_hold_their_weights_once():

@@ -158,7 +158,7 @@ class _Emitter:
         (norm,) = norms
         layers = [self.block.get_submodule(user.module) for user in self.users[norm] if user.op == "linear"]
         has_codes = any(_is_dynamic(layer, symmetric=True) for layer in layers)
-        slots = self._call("norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
+        slots = self._call("add_norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
         self.slots[norm], self.slots[node] = slots[:2]
         if has_codes:
             self.codes[norm] = (slots[2], slots[3])

@@ -15,15 +15,15 @@ from torch import nn
 
 from .. import ops
 from .linear import QuantLinear
-from .shared_input import Joined, side_by_side
+from .shared_input import Joined, SharedInput
 
 Slots = list[Any]
 
 
 class BlockStep:
-    """One call. `inputs` and `outputs` are numbers of slots; an input that is None stands for no tensor."""
+    """One call. `inputs` and `outputs` are numbers of slots."""
 
-    def __init__(self, inputs: tuple, outputs: tuple):
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...]):
         self.inputs, self.outputs = inputs, outputs
 
     def __call__(self, slots: Slots) -> None:
@@ -33,94 +33,97 @@ class BlockStep:
         """Lets go of copies of the layers' tensors."""
 
 
+class LayersChanged(Exception):
+    """Layers can no longer be computed as the step would do it; the block's own forward can."""
+
+
 class LinearStep(BlockStep):
     """Any linear layer, by its own forward; an activation that the layer does not have itself comes after it."""
 
-    def __init__(self, inputs: tuple, outputs: tuple, layers: list[nn.Module], activation: str | None = None):
+    def __init__(
+        self,
+        inputs: tuple[int],
+        outputs: tuple[int],
+        layers: list[nn.Module],
+        activation: str | None = None,
+    ):
         super().__init__(inputs, outputs)
-        (self.layer,) = layers
+        (self.x,), (self.y,), (self.layer,) = inputs, outputs, layers
         own = getattr(self.layer, "activation", None)
         self.activation = None if own == activation else activation
 
     def __call__(self, slots: Slots) -> None:
-        y = self.layer.forward(slots[self.inputs[0]])
-        slots[self.outputs[0]] = y if self.activation is None else ops.activate(y, self.activation)
+        y = self.layer.forward(slots[self.x])
+        slots[self.y] = y if self.activation is None else ops.activate(y, self.activation)
 
 
 class DynamicLinearStep(BlockStep):
     """A layer of Int8Dynamic, or several side by side, of x or of its codes and scale."""
 
     def __init__(
-        self, inputs: tuple, outputs: tuple, layers: list[QuantLinear], activation: str | None = None
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int],
+        layers: list[QuantLinear],
+        activation: str | None = None,
     ):
         super().__init__(inputs, outputs)
-        self.layers, self.activation = layers, activation
+        self.x, *scale = inputs
+        self.scale = scale[0] if scale else None
+        (self.y,) = outputs
+        self.layer, self.activation = layers[0], activation
+        self.shared = SharedInput(layers) if len(layers) > 1 else None
         self.symmetric = layers[0].scheme.symmetric  # type: ignore[attr-defined]
-        self.forget()
 
     def __call__(self, slots: Slots) -> None:
-        tensors = self._own() if len(self.layers) == 1 else self._joined()
-        if len(self.inputs) == 2:
-            codes, scale = self.inputs
-            y = ops.linear_codes(slots[codes], slots[scale], *tensors, self.activation)
+        tensors = self._own() if self.shared is None else self.shared.joined()
+        if tensors is None:
+            raise LayersChanged
+        x = slots[self.x]
+        if self.scale is None:
+            slots[self.y] = ops.linear_dynamic(x, *tensors, self.symmetric, self.activation)
         else:
-            y = ops.linear_dynamic(slots[self.inputs[0]], *tensors, self.symmetric, self.activation)
-        slots[self.outputs[0]] = y
+            slots[self.y] = ops.linear_codes(x, slots[self.scale], *tensors, self.activation)
 
     def forget(self) -> None:
-        self._together: Joined | None = None
-        self._parts: list[tuple[dict[str, Any], str, Any]] = []
+        if self.shared is not None:
+            self.shared.forget()
 
     def _own(self) -> Joined:
-        (layer,) = self.layers
-        parameters: dict[str, Any] = layer._parameters
-        buffers: dict[str, Any] = layer._buffers
+        parameters: dict[str, Any] = self.layer._parameters
+        buffers: dict[str, Any] = self.layer._buffers
         if buffers["packed"] is None:
-            layer.pack_()
+            self.layer.pack_()
         return buffers["packed"], buffers["column_sum"], parameters["weight_scale"], parameters["bias"]
-
-    def _joined(self) -> Joined:
-        """The layers' tensors side by side; anew after one of them was given another tensor."""
-        for owner, name, tensor in self._parts:
-            if owner[name] is not tensor:
-                self.forget()
-                break
-        if self._together is None:
-            self._together = side_by_side(self.layers)
-            for layer in self.layers:
-                owners: list[Any] = [layer._buffers, layer._parameters, layer._parameters]
-                names = ["packed", "weight_scale", "bias"]
-                self._parts += [(owner, name, owner[name]) for owner, name in zip(owners, names, strict=True)]
-        return self._together
 
 
 class HeadsStep(BlockStep):
     """[batch, length, heads * head_dim] to one view [batch, heads, length, head_dim] for each of `counts`."""
 
-    def __init__(self, inputs: tuple, outputs: tuple, head_dim: int, counts: tuple[int, ...]):
+    def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], head_dim: int, counts: tuple[int, ...]):
         super().__init__(inputs, outputs)
+        (self.x,) = inputs
         self.head_dim, self.counts = head_dim, counts
 
     def __call__(self, slots: Slots) -> None:
-        x = slots[self.inputs[0]]
+        x = slots[self.x]
         batch, length, _ = x.shape
         heads = x.view(batch, length, -1, self.head_dim).transpose(1, 2)
-        if len(self.counts) == 1:
-            slots[self.outputs[0]] = heads
-            return
-        for output, part in zip(self.outputs, heads.split_with_sizes(self.counts, 1), strict=True):
+        parts = (heads,) if len(self.counts) == 1 else heads.split_with_sizes(self.counts, 1)
+        for output, part in zip(self.outputs, parts, strict=True):
             slots[output] = part
 
 
 class ColumnsStep(BlockStep):
     """[..., sum of widths] to one view for each of `widths`."""
 
-    def __init__(self, inputs: tuple, outputs: tuple, widths: tuple[int, ...]):
+    def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], widths: tuple[int, ...]):
         super().__init__(inputs, outputs)
+        (self.x,) = inputs
         self.widths = widths
 
     def __call__(self, slots: Slots) -> None:
-        parts = slots[self.inputs[0]].split_with_sizes(self.widths, -1)
+        parts = slots[self.x].split_with_sizes(self.widths, -1)
         for output, part in zip(self.outputs, parts, strict=True):
             slots[output] = part
 
@@ -137,61 +140,76 @@ class AttentionStep(BlockStep):
     """q, k, v and perhaps a mask to [batch, length, heads * head_dim]; without a precision by torch."""
 
     def __init__(
-        self, inputs: tuple, outputs: tuple, causal: bool, scale: float | None, precision: str | None
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int],
+        causal: bool,
+        scale: float | None,
+        precision: str | None,
     ):
         super().__init__(inputs, outputs)
+        self.q, self.k, self.v, *mask = inputs
+        self.mask = mask[0] if mask else None
+        (self.y,) = outputs
         self.causal, self.scale, self.precision = causal, scale, precision
 
     def __call__(self, slots: Slots) -> None:
-        q, k, v, *rest = (slots[number] for number in self.inputs)
-        mask = rest[0] if rest else None
+        q, k, v = slots[self.q], slots[self.k], slots[self.v]
+        mask = None if self.mask is None else slots[self.mask]
         if self.precision is None:
             options: Any = {"is_causal": self.causal, "scale": self.scale, "enable_gqa": True}
             y = F.scaled_dot_product_attention(q, k, v, mask, **options).transpose(1, 2).flatten(2)
         else:
-            options = {"causal": self.causal, "scale": self.scale, "precision": self.precision}
-            y = ops.attention(q, k, v, mask, **options)
-        slots[self.outputs[0]] = y
+            y = ops.attention(q, k, v, mask, causal=self.causal, scale=self.scale, precision=self.precision)
+        slots[self.y] = y
+
+
+# A parameter that may be given another tensor: the dict that holds it, and its name there.
+Place = tuple[dict[str, Any], str]
+NO_PARAMETER: Place = ({"none": None}, "none")
 
 
 class NormStep(BlockStep):
-    """LayerNorm or RMSNorm of x, or of x + residual; then it gives the sum as well, and the norm's codes if wanted."""
+    """LayerNorm or RMSNorm of x."""
 
     def __init__(
         self,
-        inputs: tuple,
-        outputs: tuple,
-        weight: tuple[dict, str],
-        bias: tuple[dict, str] | None,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        weight: Place,
+        bias: Place | None,
         eps: float,
         rms: bool,
     ):
         super().__init__(inputs, outputs)
-        self.weight, self.bias, self.eps, self.rms = weight, bias, eps, rms
+        self.eps, self.rms = eps, rms
+        self.weights, self.weight = weight
+        self.biases, self.bias = NO_PARAMETER if bias is None else bias
 
     def __call__(self, slots: Slots) -> None:
-        owner, name = self.weight
-        weight = owner[name]
-        bias = None
-        if self.bias is not None:
-            owner, name = self.bias
-            bias = owner[name]
-        tensors = [slots[number] for number in self.inputs]
-        if len(tensors) == 2:
-            operator: Any = ops.add_norm if len(self.outputs) == 2 else ops.add_norm_codes
-            results = operator(*tensors, weight, bias, self.eps, self.rms)
-            for output, result in zip(self.outputs, results, strict=True):
-                slots[output] = result
-        elif self.rms:
-            slots[self.outputs[0]] = ops.rms_norm(tensors[0], weight, self.eps)
+        x, weight, bias = slots[self.inputs[0]], self.weights[self.weight], self.biases[self.bias]
+        if self.rms:
+            slots[self.outputs[0]] = ops.rms_norm(x, weight, self.eps)
         else:
-            slots[self.outputs[0]] = F.layer_norm(tensors[0], weight.shape, weight, bias, self.eps)
+            slots[self.outputs[0]] = F.layer_norm(x, weight.shape, weight, bias, self.eps)
+
+
+class AddNormStep(NormStep):
+    """The norm of x + residual, the sum and, where there are slots for them, the norm's codes and their scale."""
+
+    def __call__(self, slots: Slots) -> None:
+        x, residual = self.inputs
+        operator: Any = ops.add_norm if len(self.outputs) == 2 else ops.add_norm_codes
+        weight, bias = self.weights[self.weight], self.biases[self.bias]
+        results = operator(slots[x], slots[residual], weight, bias, self.eps, self.rms)
+        for output, result in zip(self.outputs, results, strict=True):
+            slots[output] = result
 
 
 class ActivationStep(BlockStep):
     """An activation on its own."""
 
-    def __init__(self, inputs: tuple, outputs: tuple, activation: str):
+    def __init__(self, inputs: tuple[int], outputs: tuple[int], activation: str):
         super().__init__(inputs, outputs)
         self.activation = activation
 
@@ -221,6 +239,7 @@ KINDS: dict[str, type[BlockStep]] = {
     "rope": RopeStep,
     "attention": AttentionStep,
     "norm": NormStep,
+    "add_norm": AddNormStep,
     "activation": ActivationStep,
     "silu_mul": SiluMulStep,
     "add": AddStep,

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
 from .block_call import BlockCall
-from .block_steps import BlockStep
+from .block_steps import BlockStep, LayersChanged
 
 _is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -52,13 +53,21 @@ class BlockPlan:
     ):
         self.call, self.programs, self.tuple_size = call, programs, tuple_size
         self.mask_slot = -1 if call.mask is None else call.tensors.index(call.mask)
-        children = list(block.modules())[1:]
-        self._attributes = [vars(child) for child in children]
+        self._inner = list(block.modules())[1:]
+        self._attributes = [vars(module) for module in self._inner]
         self._hooks = [
-            hooks for child in children for hooks in (child._forward_hooks, child._forward_pre_hooks)
+            hooks for module in self._inner for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
-        families = [(module._modules, list(module._modules.values())) for module in block.modules()]
-        self._families = [(now, then) for now, then in families if then]
+        self._families = [module._modules for module in block.modules() if module._modules]
+        self._children = self._children_now()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_attributes": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of a module is given a dict of its own, unlike the dicts in there, which are copied with all else."""
+        vars(self).update(state)
+        self._attributes = [vars(module) for module in self._inner]
 
     def run(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The block's output, or NotImplemented if its own forward must give it."""
@@ -68,7 +77,10 @@ class BlockPlan:
         program = self.programs.get(self.mask_slot >= 0 and slots[self.mask_slot] is None)
         if program is None:
             return NotImplemented
-        result = program.run(slots)
+        try:
+            result = program.run(slots)
+        except LayersChanged:
+            return NotImplemented
         return (result, *[None] * (self.tuple_size - 1)) if self.tuple_size else result
 
     def forget(self) -> None:
@@ -86,9 +98,12 @@ class BlockPlan:
             and not _is_autocast_enabled("cpu")
             and not any(self._hooks)
             and not any(_ALL_MODULES)
-            and all([list(now.values()) == then for now, then in self._families])
+            and self._children_now() == self._children
             and not any(["forward" in attributes for attributes in self._attributes])
         )
+
+    def _children_now(self) -> list[nn.Module | None]:
+        return [*chain.from_iterable(map(dict.values, self._families))]
 
 
 class FusedBlock(nn.Module):
