@@ -43,7 +43,7 @@ def _candidate(model: nn.Module, name: str, module: nn.Module) -> Candidate:
         replacement = GatedMLP(gate, up, down)
         candidate.reads, candidate.gives, candidate.of_input = module, down, True
         candidate.compute, candidate.bound = replacement.hidden, partial(_bound, gate, up)
-        candidate.apply = partial(_apply, model, module, replacement)
+        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
     return candidate
 
 
@@ -63,7 +63,3 @@ def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch
     if expected.dtype == torch.float32:
         return FLOAT32_ERROR * (y + factor)
     return 4 * torch.finfo(expected.dtype).eps * ((gate.forward(x).float().abs() + 1) * factor + y)
-
-
-def _apply(model: nn.Module, module: nn.Module, replacement: nn.Module, changes: Changes) -> None:
-    changes.replace(model, module, replacement)

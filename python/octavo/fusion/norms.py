@@ -42,15 +42,11 @@ def _candidate(model: nn.Module, name: str, module: nn.Module) -> Candidate:
     candidate = Candidate(name, type(module).__name__)
     replacement, candidate.reason = (None, ROOT) if module is model else _replacement(module)
     if replacement is not None:
-        candidate.apply = partial(_apply, model, module, replacement)
+        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
         candidate.reads = candidate.gives = module
         candidate.compute = replacement.forward
         candidate.bound = relative(_error(module))
     return candidate
-
-
-def _apply(model: nn.Module, module: nn.Module, replacement: nn.Module, changes: Changes) -> None:
-    changes.replace(model, module, replacement)
 
 
 def _replacement(module: nn.Module) -> tuple[RMSNorm | None, str]:
@@ -61,9 +57,8 @@ def _replacement(module: nn.Module) -> tuple[RMSNorm | None, str]:
         return None, HOOKS
     weight: Any = module.weight
     x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))
-    x = (x * torch.tensor([30.0, 1.0, 1e-2, 1e-4])[:, None]).to(
-        weight.dtype
-    )  # small rows tell one eps from another
+    # Small rows tell one eps from another.
+    x = (x * torch.tensor([30.0, 1.0, 1e-2, 1e-4])[:, None]).to(weight.dtype)
     try:
         expected = module.forward(x)
     except Exception as error:

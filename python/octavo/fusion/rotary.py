@@ -41,9 +41,9 @@ class Rotary:
             )
             candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
             candidate.bound = partial(_bound, precision)
-            attend = partial(attention_forward, precision=precision)
-            candidate.compute = partial(_compute, module, attend)
-            candidate.apply = partial(_apply, model, module, attend)
+            replacement = RotaryAttention(module, partial(attention_forward, precision=precision))
+            candidate.compute = partial(_compute, replacement)
+            candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
         return candidate
 
 
@@ -71,17 +71,12 @@ def obstacle(module: Any) -> str:
     return HOOKS if has_hooks(module) else ""
 
 
-def _compute(module: Any, attend: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Beside the original, which writes into the cache itself. Behind o_proj a rounding could move an int8 code."""
-    cache = copy.deepcopy(kwargs.get("past_key_values"))
-    kwargs["past_key_values"] = cache
-    return RotaryAttention(module, attend).attended(*args, **kwargs)[0]
+    kwargs["past_key_values"] = copy.deepcopy(kwargs.get("past_key_values"))
+    return replacement.attended(*args, **kwargs)[0]
 
 
 def _bound(precision: str, expected: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """Wide: it is for another formula, not for rounding. Rounding q and k to bfloat16 moves scores of 16 by 1/8."""
     return (2**-10 if precision == "float32" else 2**-3) * expected.abs().max()
-
-
-def _apply(model: nn.Module, module: Any, attend: Any, changes: Changes) -> None:
-    changes.replace(model, module, RotaryAttention(module, attend))
