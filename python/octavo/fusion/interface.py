@@ -17,6 +17,7 @@ from .. import ops
 
 # The precision of ops.attention -> the name of the implementation.
 NAMES = {name: "octavo" if name == "auto" else f"octavo_{name}" for name in ops.PRECISIONS}
+NO_DROPOUT = "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
 
 
 def attention_forward(
@@ -35,9 +36,7 @@ def attention_forward(
     raises   ValueError for dropout, attention sinks and a softcap
     """
     if options.get("dropout"):
-        raise ValueError(
-            "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
-        )
+        raise ValueError(NO_DROPOUT)
     if options.get("s_aux") is not None:
         raise ValueError("octavo's attention has no sinks: call octavo.unfuse_(model)")
     if not is_native(query, key, value, options):
@@ -60,12 +59,13 @@ def is_native(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, optio
     size = query.shape[-1]
     is_plain = not any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
     return (
-        is_plain
-        and not options.get("output_attentions")
-        and size % 16 == 0
-        and size <= 128
-        and value.shape[-1] == size
+        is_plain and not options.get("output_attentions") and is_native_size(size) and value.shape[-1] == size
     )
+
+
+def is_native_size(head_dim: int) -> bool:
+    """Whether ops.attention takes heads of this size; torch computes the others."""
+    return head_dim % 16 == 0 and head_dim <= 128
 
 
 def sdpa(*args: Any, **options: Any) -> Any:

@@ -20,6 +20,7 @@ from ..nn.fused_block import BlockProgram
 from ..nn.shared_input import can_be_joined
 from ..schemes.int8_dynamic import Int8Dynamic
 from .graph import Node, NotUnderstood
+from .interface import is_native_size
 
 HIDDEN = ("heads", "rope")  # emitted by the attention that reads them
 
@@ -182,7 +183,7 @@ class _Emitter:
             self.slots[q], self.slots[k] = self._call("rope", [self.slots[source] for source in sources], 2)
         elif turned:
             raise NotUnderstood("rotary embeddings of q and k differ")
-        precision = node.options.get("precision", self.precision if _is_native(node.head_dim) else None)
+        precision = node.options.get("precision", self.precision if is_native_size(node.head_dim) else None)
         options = {"causal": node.causal, "scale": node.scale, "precision": precision}
         inputs = [self.slots[source] for source in (q, k, v, *mask)]
         (self.slots[node],) = self._call("attention", inputs, 1, **options)
@@ -191,11 +192,6 @@ class _Emitter:
         if node not in self.slots:
             head_dim, inputs = node.shape[-1], (self.slots[node.inputs[0]],)
             (self.slots[node],) = self._call("heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],))
-
-
-def _is_native(head_dim: int) -> bool:
-    """Whether ops.attention takes it; torch computes the others."""
-    return head_dim % 16 == 0 and head_dim <= 128
 
 
 def _norm_options(node: Node) -> dict[str, Any]:

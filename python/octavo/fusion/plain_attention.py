@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .. import ops
 from ..plan import has_hooks
 from .example import Example
-from .interface import is_native
+from .interface import NO_DROPOUT, is_native
 from .step import HOOKS, Candidate, Changes
 
 
@@ -48,7 +48,7 @@ class PlainAttention:
             forward = partial(forward_with_ours, module, self.precision)
             candidate.reads = candidate.gives = module
             candidate.compute = forward
-            candidate.apply = partial(_apply, module, forward)
+            candidate.apply = partial(Changes.set, owner=module, name="forward", value=forward)
         return candidate
 
 
@@ -56,10 +56,6 @@ def forward_with_ours(module: nn.Module, precision: str, *args: Any, **kwargs: A
     """The module's forward, in which F.scaled_dot_product_attention is octavo.ops.attention."""
     with _Ours(precision):
         return type(module).forward(module, *args, **kwargs)
-
-
-def _apply(module: nn.Module, forward: Any, changes: Changes) -> None:
-    changes.set(module, "forward", forward)
 
 
 class _Ours(TorchFunctionMode):
@@ -85,9 +81,7 @@ def _attention(
 ) -> torch.Tensor:
     """F.scaled_dot_product_attention, by octavo where it can."""
     if dropout_p:
-        raise ValueError(
-            "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
-        )
+        raise ValueError(NO_DROPOUT)
     is_4d = query.dim() == key.dim() == value.dim() == 4 and query.shape[0] == key.shape[0]
     # torch's causal mask begins at the first key, ours ends at the last one.
     fits = not is_causal or query.shape[-2] == key.shape[-2]
