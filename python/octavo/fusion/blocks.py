@@ -19,12 +19,12 @@ from ..nn import FusedBlock, QuantLinear, fused_block
 from ..nn.block_call import BlockCall, Parameters
 from ..nn.fused_block import BlockPlan
 from ..nn.shared_input import SharedInput
-from ..plan import HOOKS
+from ..plan import has_hooks
 from .example import Example
 from .graph import NotUnderstood, export_block, is_linear
 from .lowering import normal_form
 from .patterns import Pattern, find_pattern
-from .step import Candidate, Changes
+from .step import HOOKS, Candidate, Changes
 
 MASKS = ("attention_mask", "attn_mask", "mask")
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -80,9 +80,8 @@ class _Plans:
     def __init__(self, precision: str | None):
         self.precision = precision
         self.known: dict[Any, _Plan | str] = {}
-        self.with_numbers = (
-            False  # whether blocks that only differ in their own number may compute differently
-        )
+        # Whether blocks that only differ in their own number may compute differently.
+        self.with_numbers = False
 
     def look_at_numbers(self, calls: dict[nn.Module, _Call]) -> None:
         """Blocks know their number in the model. If the last one of a structure has the plan of the first, numbers are
@@ -149,20 +148,16 @@ def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None
             raise NotUnderstood("the example does not reach it")
         if "forward" in vars(block):
             raise NotUnderstood("has a forward of its own")
-        if any(child._forward_hooks or child._forward_pre_hooks for child in list(block.modules())[1:]):
+        if any(map(has_hooks, list(block.modules())[1:])):
             raise NotUnderstood(HOOKS)
         fused = fused_block(block, plans.plan_of(block, call).of(block))
     except NotUnderstood as error:
         candidate.reason = str(error)
         return candidate
-    candidate.apply = partial(_apply, model, block, fused)
+    candidate.apply = partial(Changes.replace, model=model, old=block, new=fused)
     candidate.reads = candidate.gives = block
     candidate.compute = partial(_compute, fused)
     return candidate
-
-
-def _apply(model: nn.Module, block: nn.Module, fused: nn.Module, changes: Changes) -> None:
-    changes.replace(model, block, fused)
 
 
 def _compute(fused: FusedBlock, *args: Any, **kwargs: Any) -> Any:

@@ -59,9 +59,7 @@ def fuse_(
     source       ours; docs/fusion.md has the table of steps
     """
     _check_model(model)
-    _check_options(attention, plain_attention, min_cosine)
-    if not isinstance(blocks, bool):
-        raise TypeError(f"fuse_: blocks must be True or False, got {blocks!r}")
+    _check_options(attention, plain_attention, blocks, min_cosine)
     steps: list[Step] = [] if attention is None else [Attention(attention), Rotary()]
     if attention is not None and plain_attention:
         steps.append(PlainAttention(attention))
@@ -139,9 +137,7 @@ def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[Output
     finally:
         for handle in handles:
             handle.remove()
-    called = [
-        module for module in called if module in replaced
-    ]  # a fused block shares its hooks with the original
+    called = [module for module in called if module in replaced]  # a fused block shares its original's hooks
     if called:
         return None, f"the model calls a {type(called[0]).__name__} by another way than its place"
     return compare_outputs(example.outputs, found)
@@ -157,13 +153,14 @@ def _remember(model: nn.Module, changes: Changes) -> None:
     vars(model)[RECORD] = Changes([*earlier.done, *changes.done])
 
 
-def _check_options(attention: str | None, plain_attention: bool, min_cosine: float) -> None:
+def _check_options(attention: str | None, plain_attention: bool, blocks: bool, min_cosine: float) -> None:
     if attention is not None and attention not in ops.PRECISIONS:
         raise ValueError(
             f"fuse_: attention is {attention!r}, accepted are {', '.join(map(repr, ops.PRECISIONS))} and None"
         )
-    if not isinstance(plain_attention, bool):
-        raise TypeError(f"fuse_: plain_attention must be True or False, got {plain_attention!r}")
+    for name, flag in (("plain_attention", plain_attention), ("blocks", blocks)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"fuse_: {name} must be True or False, got {flag!r}")
     if plain_attention and attention is None:
         raise ValueError(
             "fuse_: plain_attention=True needs a precision, attention is None; give attention='auto'"

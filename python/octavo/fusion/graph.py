@@ -70,9 +70,8 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
     inputs = tuple(_at_least_two_items(tensors))
     dims = tuple({i: Dim.AUTO for i, size in enumerate(x.shape[:-1]) if size > 1} for x in inputs)
     for x, sizes in zip(inputs, dims, strict=True):
-        if (
-            not x.is_floating_point() and x.dim() and x.shape[-1] > 1
-        ):  # a mask: its last axis is a length, too
+        is_mask = not x.is_floating_point()  # its last axis is a length, too
+        if is_mask and x.dim() and x.shape[-1] > 1:
             sizes[x.dim() - 1] = Dim.AUTO
     call = _Call(_skeleton(block), args, kwargs)
     try:
