@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint import BUFFERS, CONFIG, FORMAT_VERSION, WEIGHTS
+from .text_table import as_html, as_text
 
 HEADER = ("name", "kind", "scheme", "shape", "dtype", "bytes", "bits per weight")
 INDEX = WEIGHTS + ".index.json"
@@ -102,17 +103,11 @@ class CheckpointContents:
         return f"{self.format} checkpoint: {quantized}; {self.bytes:,} bytes of tensors\n{files}"
 
     def __str__(self) -> str:
-        lines = [HEADER, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:], self.summary])
+        return f"{as_text(HEADER, self.rows)}\n{self.summary}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{title}</th>" for title in HEADER)
-        rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
         notes = "".join(f"<div>{html.escape(line)}</div>" for line in self.summary.split("\n"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+        return as_html(HEADER, self.rows) + notes
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointContents:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from .text_table import as_html, as_text
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,10 @@ class QuantizationReport:
         return f"QuantizationReport({self._summary()})"
 
     def __str__(self) -> str:
-        cells = [_HEADER, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [_line(row, widths) for row in cells]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], self._summary()])
+        return f"{as_text(_HEADER, map(_cells, self.rows), right=_NUMBERS)}\n{self._summary()}"
 
     def _repr_html_(self) -> str:
-        head = _html_row(_HEADER, "th")
-        body = "".join(_html_row(_cells(row), "td") for row in self.rows)
-        return (
-            f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{html.escape(self._summary())}</p>"
-        )
+        return f"{as_html(_HEADER, map(_cells, self.rows))}<p>{html.escape(self._summary())}</p>"
 
     def _summary(self) -> str:
         smaller = f" ({self.bytes_before / self.bytes_after:.2f}x smaller)" if self.bytes_after else ""
@@ -90,6 +84,7 @@ class QuantizationReport:
 
 
 _HEADER = ("name", "kind", "action", "scheme", "MB before", "MB after", "reason")
+_NUMBERS = ("MB before", "MB after")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -102,19 +97,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         _megabytes(row.bytes_after),
         row.reason,
     )
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    numbers = ("MB before", "MB after")
-    aligned = [
-        cell.rjust(width) if title in numbers else cell.ljust(width)
-        for title, cell, width in zip(_HEADER, cells, widths, strict=True)
-    ]
-    return "  ".join(aligned).rstrip()
-
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _megabytes(count: int) -> str:

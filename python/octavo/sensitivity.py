@@ -8,7 +8,6 @@ mixed_precision.py chooses by these figures.
 from __future__ import annotations
 
 import copy
-import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from .plan import Layer, plan_quantization
 from .prepare import require_root
 from .progress import with_bar
 from .schemes import Scheme, label
+from .text_table import as_html, as_text
 
 FIGURES = {"kld": "KL divergence, nats", "error": "relative error"}
 
@@ -79,15 +79,10 @@ class Sensitivity:
         }
 
     def __str__(self) -> str:
-        cells = [self._header(), *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [_line(row, widths) for row in cells]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return as_text(self._header(), map(_cells, self.rows), right=self._header()[2:])
 
     def _repr_html_(self) -> str:
-        head = _html_row(self._header(), "th")
-        body = "".join(_html_row(_cells(row), "td") for row in self.rows)
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return as_html(self._header(), map(_cells, self.rows))
 
     def plot(self, ax: Any = None) -> Any:
         """Draws each layer's figures, one mark for each scheme, on `ax` or a new figure; returns the Axes.
@@ -234,16 +229,6 @@ class _RelativeError:
 def _cells(row: LayerSensitivity) -> tuple[str, ...]:
     scheme = "float" if row.scheme is None else label(row.scheme)
     return (row.name, scheme, f"{row.figure:.3g}", f"{row.packed_bytes / 1e3:.1f}", f"{row.weights:,}")
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
-    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
-    return "  ".join(names + numbers)
-
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _new_axes(layers: int) -> Any:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results that are tables: as text, Markdown and HTML, all made of the same cells, and in their place in a document."""
+"""Cells as tables of text and HTML; results that are tables, in Markdown as well and in their place in a document."""
 
 from __future__ import annotations
 
 import html
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,18 +26,17 @@ class Table:
         return cls(title, ["scheme", *(name.strip() for name in columns)], cells)
 
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
-        lines = [_text_line(cells, widths) for cells in (self.header, *self.rows)]
-        return "\n".join([self.title, lines[0], "-" * len(lines[0]), *lines[1:]])
+        return f"{self.title}\n{as_text(self.header, self.rows, right=self.header[1:])}"
 
     def to_markdown(self) -> str:
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
         return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
     def _repr_html_(self) -> str:
-        head, body = _html_line(self.header, "th"), "".join(_html_line(cells, "td") for cells in self.rows)
         caption = f"<caption style='text-align:left;padding-top:8px;'>{html.escape(self.title)}</caption>"
-        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+        sides = ("left", *["right"] * (len(self.header) - 1))
+        styles = [f" style='text-align:{side};padding:2px 10px;white-space:nowrap;'" for side in sides]
+        return as_html(self.header, self.rows, caption, styles)
 
 
 class Tables(ABC):
@@ -81,18 +80,33 @@ def percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-def _text_line(cells: list[str], widths: list[int]) -> str:
-    name, *figures = (
-        cell.rjust(width) if index else cell.ljust(width)
-        for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join([name, *figures])
+def as_text(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """Rows of cells in columns, under `header` and a line. right: titles of columns of numbers, whose ends align."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for cells in lines:
+        columns = zip(header, cells, widths, strict=True)
+        padded = (
+            cell.rjust(width) if title in right else cell.ljust(width) for title, cell, width in columns
+        )
+        texts.append("  ".join(padded).rstrip())
+    return "\n".join([texts[0], "-" * len(texts[0]), *texts[1:]])
 
 
-def _html_line(cells: list[str], tag: str) -> str:
-    styles = ("text-align:left", *["text-align:right"] * (len(cells) - 1))
-    inner = "".join(
-        f"<{tag} style='{style};padding:2px 10px;white-space:nowrap;'>{html.escape(cell)}</{tag}>"
-        for style, cell in zip(styles, cells, strict=True)
-    )
-    return f"<tr>{inner}</tr>"
+def as_html(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    caption: str = "",
+    styles: Sequence[str] = (),
+) -> str:
+    """The same as a table of HTML. caption: an element; styles: an attribute for the cells of each column."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        styled = zip(cells, styles or [""] * len(cells), strict=True)
+        return (
+            "<tr>" + "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell, style in styled) + "</tr>"
+        )
+
+    body = "".join(line(cells, "td") for cells in rows)
+    return f"<table>{caption}<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..comparison import OutputComparison
+from ..text_table import as_html, as_text
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,11 @@ class FusionReport:
         return f"FusionReport({self._summary()})"
 
     def __str__(self) -> str:
-        cells = [_HEADER, *map(_cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [_line(row, widths) for row in cells]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *self._figures(), self._summary()])
+        return "\n".join([as_text(_HEADER, map(_cells, self.rows)), *self._figures(), self._summary()])
 
     def _repr_html_(self) -> str:
-        head = _html_row(_HEADER, "th")
-        body = "".join(_html_row(_cells(row), "td") for row in self.rows)
         notes = "".join(f"<p>{html.escape(line)}</p>" for line in [*self._figures(), self._summary()])
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+        return as_html(_HEADER, map(_cells, self.rows)) + notes
 
     def _figures(self) -> list[str]:
         return [
@@ -92,11 +87,3 @@ _HEADER = ("step", "name", "kind", "action", "max |error|", "reason")
 def _cells(row: FusionRow) -> tuple[str, ...]:
     error = "-" if row.error is None else f"{row.error:.1e}"
     return row.step, row.name or "(the model)", row.kind, row.action, error, row.reason
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
