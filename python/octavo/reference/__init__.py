@@ -11,6 +11,7 @@ from .codes import (
     MAX_16,
     MAX_EXACT_K,
     SMALLEST_SCALE,
+    add_norm_codes,
     choose_qparams,
     dequantize,
     int8_mm,
@@ -23,4 +24,4 @@ from .codes import (
     quantize,
     unpack_weight,
 )
-from .floats import activate, add_norm, add_norm_codes, attention, rms_norm, rope, silu_mul
+from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul

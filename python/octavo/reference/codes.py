@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The integer operators, bit for bit; the activation after them, if there is one, within the bound of activate."""
+"""The integer operators, bit for bit; a norm before or an activation after them within the bounds of those."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from .floats import activate
+from .floats import activate, add_norm
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # 2^-126: below it 1 / scale is not finite
 MAX_EXACT_K = 65793  # the longest k whose uint8 x int8 sum fits int32: 255 * 128 * 65,793 = 2^31 - 128
@@ -231,6 +231,23 @@ def linear_codes(
     total = codes.reshape(len(scale), codes.shape[-1]).long() @ weight.T - 128 * column_sum.long()
     y = _epilogue(total.float(), scale, scale.isfinite(), weight_scale, bias)
     return _finish(y, activation, codes.float())
+
+
+def add_norm_codes(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    rms: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """add_norm, and y's codes 1 .. 255 and scale [rows]; a row that is not finite has the scale NaN and codes 0."""
+    y, total = add_norm(x, residual, weight, bias, eps, rms)
+    rows, finite = _finite_rows(y)
+    scale, zero_point = choose_qparams(rows, 1, 255, True)
+    codes = quantize(rows, scale, zero_point, 1, 255, torch.uint8)
+    codes = torch.where(finite[:, None], codes, 0).reshape(y.shape)
+    return y, total, codes, torch.where(finite, scale, torch.nan)
 
 
 def _finite_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

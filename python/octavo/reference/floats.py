@@ -58,25 +58,6 @@ def add_norm(
     return _norm(total.double(), weight, bias, eps, rms).to(x.dtype), total
 
 
-def add_norm_codes(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    rms: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """add_norm, and y's codes 1 .. 255 and scale [rows]; a row that is not finite has the scale NaN and codes 0."""
-    y, total = add_norm(x, residual, weight, bias, eps, rms)
-    rows = y.float().reshape(-1, y.shape[-1])
-    scale = rows.abs().amax(1) / 127
-    finite = scale.isfinite()
-    scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
-    steps = torch.round(rows * (1 / scale)[:, None]).clamp(-127, 127) + 128
-    codes = torch.where(finite[:, None], steps, 0.0).to(torch.uint8).reshape(y.shape)
-    return y, total, codes, torch.where(finite, scale, torch.nan)
-
-
 def _norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, rms: bool
 ) -> torch.Tensor:
