@@ -17,6 +17,10 @@ constexpr std::int64_t kRowsToSplit = 128;     // with this many rows for each t
 constexpr std::int64_t kPanelBytes = 256 << 10;  // weights that stay in the L2 cache while rows go by
 constexpr std::int64_t kCachedBytes = 1 << 20;   // the most weights that stay there from call to call
 
+// Codes from one row of activations to the next. One line more than k needs: rows whose distance is a power of two
+// would share one set of the cache.
+constexpr std::int64_t row_distance(std::int64_t k) { return ceil_divide(k, kTileK) * kTileK + kTileK; }
+
 // A block of activation rows as a kernel reads them.
 struct RowBlock {
   const Kernel& kernel;
@@ -32,9 +36,8 @@ struct RowBlock {
   // The longest k whose sums fit int32.
   std::int64_t exact_k() const { return is_16_bit && kernel.form == RowForm::s16 ? kMaxExactK16 : kMaxExactK; }
 
-  // Bytes from one row to the next. One line more than k needs: rows whose distance is a power of two would share one
-  // set of the cache.
-  std::int64_t stride() const { return (padded_k() + kTileK) * code_bytes(); }
+  // Bytes from one row to the next.
+  std::int64_t stride() const { return row_distance(k) * code_bytes(); }
 
   // How many of m rows to take at a time, so that they fit `bytes`: even blocks, but no smaller than a tile.
   std::int64_t rows_within(std::int64_t bytes, std::int64_t m) const {

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../float_ops.h"
+#include "../walk.h"
 #include "torch_tensors.h"
 
 namespace octavo {
@@ -100,12 +101,12 @@ std::tuple<Tensor, Tensor> add_norm_op(const Tensor& x, const Tensor& residual, 
   return {arguments.y, *arguments.sum};
 }
 
-// Codes lie as linear_codes reads them: a line more than k from row to row, as RowBlock::stride has it.
+// Rows of codes lie as far apart as linear_codes lays its own.
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_codes_op(const Tensor& x, const Tensor& residual,
                                                              const Tensor& weight, const std::optional<Tensor>& bias,
                                                              double eps, bool rms) {
   const NormArguments arguments("add_norm_codes", x, residual, weight, bias);
-  const std::int64_t stride = ceil_divide(arguments.columns, kTileK) * kTileK + kTileK;
+  const std::int64_t stride = row_distance(arguments.columns);
   const Tensor codes = empty(sizes_of(x), ScalarType::Byte, stride);
   const Tensor scale = empty({arguments.rows()}, ScalarType::Float);
   norm_rows_to_codes(arguments.norm(eps, rms), arguments.rows(),
