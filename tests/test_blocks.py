@@ -12,7 +12,7 @@ from torch import nn
 
 import octavo
 from octavo import ops
-from octavo.fusion import patterns
+from octavo.fusion import patterns, step
 from octavo.fusion.blocks import Blocks
 from octavo.fusion.fuse import run_steps
 from octavo.nn import FusedBlock
@@ -231,6 +231,13 @@ def test_a_hook_inside_a_block_is_called(calls):
     assert len(seen) == 1 and calls.count("add_norm_codes") == 1
     handle.remove()
     assert torch.equal(run(fused, input_ids=IDS), expected) and len(seen) == 1
+
+
+def test_a_block_with_a_hooked_layer_is_kept():
+    model = model_of("bert")
+    model.encoder.layer[1].output.dense.register_forward_hook(lambda *_: None)
+    rows = run_steps(model, example_of("bert"), [Blocks("float32")], 0.99).rows
+    assert [row.reason for row in rows] == ["", step.HOOKS]
 
 
 def test_a_hook_on_a_block_sees_its_input_and_output(calls):
