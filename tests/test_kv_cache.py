@@ -166,9 +166,8 @@ def test_layers_with_a_window_are_transformers_own():
     assert [type(layer).__name__ for layer in cache.layers] == ["DynamicSlidingWindowLayer"] * 2
     expected = generated(model)
     assert torch.equal(generated(model, past_key_values=cache), expected)
-    assert torch.equal(
-        generated(model, past_key_values=KVCache()), expected
-    )  # all tokens, and the mask hides them
+    # All tokens, and the mask hides them.
+    assert torch.equal(generated(model, past_key_values=KVCache()), expected)
     assert type(KVCache(llama().config).layers[0]) is GrowingLayer
 
 
@@ -186,9 +185,8 @@ def test_bad_arguments_are_refused_by_name(options, error, text):
 
 
 def test_without_transformers_there_is_everything_but_the_cache(monkeypatch):
-    assert octavo.nn.KVCache is KVCache and "KVCache" not in vars(
-        octavo.nn
-    )  # it is imported when it is asked for
+    # It is imported when it is asked for.
+    assert octavo.nn.KVCache is KVCache and "KVCache" not in vars(octavo.nn)
     monkeypatch.setitem(sys.modules, "octavo.nn.kv_cache", None)
     with pytest.raises(ImportError, match=r"octavo\[demo\]"):
         octavo.nn.KVCache  # noqa: B018

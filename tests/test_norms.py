@@ -141,9 +141,8 @@ def test_codes_of_any_shape(shape):
     y, _, codes, scale = ops.add_norm_codes(x, x, weight, None, EPS, True)
     assert codes.shape == shape and scale.shape == (x.shape[:-1].numel(),)
     assert_same_bits(ops.linear_codes(codes, scale, *layer), ops.linear_dynamic(y, *layer))
-    turned = (
-        codes[None].transpose(0, -2).contiguous().transpose(0, -2)[0]
-    )  # rows at no common distance are copied
+    # Rows at no common distance are copied.
+    turned = codes[None].transpose(0, -2).contiguous().transpose(0, -2)[0]
     assert_same_bits(ops.linear_codes(turned, scale, *layer), ops.linear_dynamic(y, *layer))
 
 

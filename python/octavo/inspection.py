@@ -314,9 +314,8 @@ def _leaf(name: str) -> str:
 
 
 def _scheme_text(fields: dict[str, Any]) -> str:
-    shown = {
-        key: value for key, value in fields.items() if key not in ("name", "weight_bits")
-    }  # bits have a column
+    # Bits have a column.
+    shown = {key: value for key, value in fields.items() if key not in ("name", "weight_bits")}
     options = ", ".join(f"{key}={value!r}" for key, value in shown.items())
     return f"{fields.get('name')}({options})"
 

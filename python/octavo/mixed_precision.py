@@ -121,10 +121,8 @@ def _priced(
         for options in layers
         for one, next_one in pairwise(options)
     ]
-    low, high = (
-        min(slopes) / 2,
-        2 * max(slopes),
-    )  # at low every layer takes its last option, at high its first
+    # At low every layer takes its last option, at high its first.
+    low, high = min(slopes) / 2, 2 * max(slopes)
     for _ in range(BISECTIONS):
         price = math.sqrt(low * high)
         chosen = [min(options, key=lambda row: _cost(row, price)) for options in layers]

@@ -192,9 +192,8 @@ _COMPLETIONS: dict[str, Callable[[StudyRow], str]] = {
     "prefill KLD": lambda row: f"{row.prefill_kld:.6f}",
     "rejected": lambda row: percent(row.prefill_rejection_rate),
     "generation KLD": lambda row: f"{row.generation_kld:.6f}",
-    "rejected ": lambda row: percent(
-        row.generation_rejection_rate
-    ),  # the space only makes the key another one
+    # The space only makes the key another one.
+    "rejected ": lambda row: percent(row.generation_rejection_rate),
 }
 _SIZE: dict[str, Callable[[StudyRow], str]] = {
     "bits per weight": lambda row: f"{row.bits_per_weight:.2f}",

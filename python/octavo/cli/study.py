@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from ..text_table import Tables
     from ..training_result import TrainingResult
 
-BY_NAME = {
-    scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values()
-}  # one file, one scheme
+# One file, one scheme.
+BY_NAME = {scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values()}
 HELP = "measure every scheme on a small language model that comes with the package"
 
 

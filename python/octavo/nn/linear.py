@@ -106,9 +106,8 @@ class QuantLinear(nn.Module):
             layer.bias = frozen(bias)
         return layer
 
-    def forward(
-        self, input: torch.Tensor
-    ) -> torch.Tensor:  # nn.Linear's name for it, so that keyword calls work
+    # `input` is nn.Linear's name for it, so that keyword calls work.
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
         packed, column_sum = self._packed_for(input)
         parameters: dict[str, Any] = self._parameters

@@ -127,9 +127,7 @@ def linear_codes(
     """
     if getattr(codes, "dtype", None) != torch.uint8:
         check("linear_codes", "codes", codes, {torch.uint8})
-    if _is_grad_enabled() and wants_gradient(
-        weight_scale, bias
-    ):  # torch would warn that there is no gradient
+    if _is_grad_enabled() and wants_gradient(weight_scale, bias):  # torch would warn of the missing one
         weight_scale, bias = weight_scale.detach(), None if bias is None else bias.detach()
     if activation is None:
         return _linear_codes(codes, scale, packed, column_sum, weight_scale, bias)

@@ -73,9 +73,8 @@ def quantize(
     returns  [rows, columns], `dtype` int8 or uint8
     """
     zero_point = zero_point.double()[:, None]
-    steps = torch.round(
-        x.float() * (1 / scale)[:, None]
-    ).double()  # double: adding zero_point must not round again
+    # In double: adding zero_point must not round again.
+    steps = torch.round(x.float() * (1 / scale)[:, None]).double()
     return (steps.nan_to_num(nan=0.0) + zero_point).clamp(qmin, qmax).to(dtype)
 
 
