@@ -122,23 +122,23 @@ class _Plans:
             with_mask = call if has_mask else call.with_argument(names, mask, look)
             without = call.with_argument(names, mask, None)
             try:
-                slots = _block_call(block, with_mask)
-                slots.mask = mask
+                block_call = _block_call(block, with_mask)
+                block_call.mask = mask
                 patterns = {
-                    False: self._pattern(block, with_mask, slots),
-                    True: self._pattern(block, without, slots),
+                    False: self._pattern(block, with_mask, block_call),
+                    True: self._pattern(block, without, block_call),
                 }
-                return _Plan(slots, patterns, tuple_size)
+                return _Plan(block_call, patterns, tuple_size)
             except NotUnderstood:
                 pass
-        slots = _block_call(block, call)
-        return _Plan(slots, {False: self._pattern(block, call, slots)}, tuple_size)
+        block_call = _block_call(block, call)
+        return _Plan(block_call, {False: self._pattern(block, call, block_call)}, tuple_size)
 
-    def _pattern(self, block: nn.Module, call: _Call, slots: BlockCall) -> Pattern:
+    def _pattern(self, block: nn.Module, call: _Call, block_call: BlockCall) -> Pattern:
         nodes = normal_form(export_block(block, call.args, call.kwargs))
         if len(nodes) != 1 or nodes[0] is None:
             raise NotUnderstood("returns more than one tensor")
-        return find_pattern(nodes[0], block, slots.slot_names(), self.precision)
+        return find_pattern(nodes[0], block, block_call.slot_names(), self.precision)
 
 
 def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None, plans: _Plans) -> Candidate:
@@ -195,10 +195,9 @@ def _watch(blocks: list[nn.Module], example: Example) -> dict[nn.Module, _Call]:
 
 def _block_call(block: nn.Module, call: _Call) -> BlockCall:
     try:
-        slots = BlockCall.like(block, call.args, call.kwargs)
+        return BlockCall.like(block, call.args, call.kwargs)
     except TypeError as error:
         raise NotUnderstood(f"{error}: such calls are left to the original") from error
-    return slots
 
 
 def _tuple_size(output: Any) -> int:

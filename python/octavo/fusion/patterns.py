@@ -26,7 +26,7 @@ HIDDEN = ("heads", "rope")  # emitted by the attention that reads them
 
 
 @dataclass
-class Call:
+class StepOutline:
     """A step without modules: `layers` and parameters are names in the block."""
 
     kind: str
@@ -40,13 +40,13 @@ class Call:
 class Pattern:
     """The steps of one block; the first slots are its inputs. Blocks of the same structure share it."""
 
-    calls: list[Call]
+    steps: list[StepOutline]
     size: int
     output: int
 
     def bind(self, block: nn.Module) -> BlockProgram:
         """The steps with the layers and parameters of `block`."""
-        return BlockProgram([_bound(call, block) for call in self.calls], self.size, self.output)
+        return BlockProgram([_bound(step, block) for step in self.steps], self.size, self.output)
 
 
 def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: str | None) -> Pattern:
@@ -54,18 +54,18 @@ def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: s
     emitter = _Emitter(output, block, inputs, precision)
     for node in emitter.order:
         emitter.emit(node)
-    return _with_few_slots(emitter.calls, len(inputs), emitter.slots[output])
+    return _with_few_slots(emitter.steps, len(inputs), emitter.slots[output])
 
 
-def _bound(call: Call, block: nn.Module) -> BlockStep:
-    options = dict(call.options)
-    if call.layers:
-        options["layers"] = [block.get_submodule(name) for name in call.layers]
+def _bound(step: StepOutline, block: nn.Module) -> BlockStep:
+    options = dict(step.options)
+    if step.layers:
+        options["layers"] = [block.get_submodule(name) for name in step.layers]
     for name in ("weight", "bias"):
         if options.get(name) is not None:
             owner, _, attribute = options[name].rpartition(".")
             options[name] = (block.get_submodule(owner)._parameters, attribute)
-    return KINDS[call.kind](tuple(call.inputs), tuple(call.outputs), **options)
+    return KINDS[step.kind](tuple(step.inputs), tuple(step.outputs), **options)
 
 
 class _Emitter:
@@ -83,7 +83,7 @@ class _Emitter:
             node: self.inputs[node.name] for node in self.order if node.op == "input"
         }
         self.codes: dict[Node, tuple[int, int]] = {}
-        self.calls: list[Call] = []
+        self.steps: list[StepOutline] = []
         self.size = len(inputs)
 
     def emit(self, node: Node) -> None:
@@ -95,11 +95,11 @@ class _Emitter:
             raise NotUnderstood(f"{node.op.replace('_', ' ')} is not understood where it stands")
         method(node)
 
-    def _call(self, kind: str, inputs: Iterable[int], outputs: int, **fields: Any) -> list[int]:
+    def _step(self, kind: str, inputs: Iterable[int], outputs: int, **fields: Any) -> list[int]:
         slots = list(range(self.size, self.size + outputs))
         self.size += outputs
         options = {name: value for name, value in fields.items() if name != "layers"}
-        self.calls.append(Call(kind, list(inputs), slots, fields.get("layers", []), options))
+        self.steps.append(StepOutline(kind, list(inputs), slots, fields.get("layers", []), options))
         return slots
 
     # --- layers
@@ -116,23 +116,23 @@ class _Emitter:
         user = self._activation_of(node)
         kind = "dynamic_linear" if _is_dynamic(layer) else "linear"
         activation = None if user is None else user.activation
-        (slot,) = self._call(kind, self._read_by(layer, x), 1, layers=[node.module], activation=activation)
+        (slot,) = self._step(kind, self._read_by(layer, x), 1, layers=[node.module], activation=activation)
         self.slots[node if user is None else user] = slot
         self.slots.setdefault(node, slot)
 
     def _emit_shared(self, nodes: list[Node], layers: list[Any]) -> None:
         (x,) = nodes[0].inputs
         inputs = self._read_by(layers[0], x)
-        merged = self._call("dynamic_linear", inputs, 1, layers=[node.module for node in nodes])
+        merged = self._step("dynamic_linear", inputs, 1, layers=[node.module for node in nodes])
         readers = [self.users[node] for node in nodes]
         heads = [users[0] for users in readers if len(users) == 1 and users[0].op == "heads"]
         if len(heads) == len(nodes) and len({node.shape[-1] for node in heads}) == 1:
             counts = tuple(node.shape[1] for node in heads)
-            slots = self._call("heads", merged, len(heads), head_dim=heads[0].shape[-1], counts=counts)
+            slots = self._step("heads", merged, len(heads), head_dim=heads[0].shape[-1], counts=counts)
             self.slots.update(zip(heads, slots, strict=True))
         else:
             widths = tuple(layer.out_features for layer in layers)
-            slots = self._call("columns", merged, len(nodes), widths=widths)
+            slots = self._step("columns", merged, len(nodes), widths=widths)
         self.slots.update(zip(nodes, slots, strict=True))
 
     def _activation_of(self, node: Node) -> Node | None:
@@ -148,18 +148,18 @@ class _Emitter:
     # --- norms and sums
 
     def _emit_norm(self, node: Node) -> None:
-        (self.slots[node],) = self._call("norm", (self.slots[node.inputs[0]],), 1, **_norm_options(node))
+        (self.slots[node],) = self._step("norm", (self.slots[node.inputs[0]],), 1, **_norm_options(node))
 
     def _emit_add(self, node: Node) -> None:
         inputs = [self.slots[source] for source in node.inputs]
         norms = [user for user in self.users[node] if user.op == "norm"]
         if len(norms) != 1:
-            (self.slots[node],) = self._call("add", inputs, 1)
+            (self.slots[node],) = self._step("add", inputs, 1)
             return
         (norm,) = norms
         layers = [self.block.get_submodule(user.module) for user in self.users[norm] if user.op == "linear"]
         has_codes = any(_is_dynamic(layer, symmetric=True) for layer in layers)
-        slots = self._call("add_norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
+        slots = self._step("add_norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
         self.slots[norm], self.slots[node] = slots[:2]
         if has_codes:
             self.codes[norm] = (slots[2], slots[3])
@@ -168,10 +168,10 @@ class _Emitter:
 
     def _emit_activation(self, node: Node) -> None:
         inputs = (self.slots[node.inputs[0]],)
-        (self.slots[node],) = self._call("activation", inputs, 1, activation=node.activation)
+        (self.slots[node],) = self._step("activation", inputs, 1, activation=node.activation)
 
     def _emit_silu_mul(self, node: Node) -> None:
-        (self.slots[node],) = self._call("silu_mul", [self.slots[source] for source in node.inputs], 1)
+        (self.slots[node],) = self._step("silu_mul", [self.slots[source] for source in node.inputs], 1)
 
     def _emit_attention(self, node: Node) -> None:
         q, k, v, *mask = node.inputs
@@ -180,18 +180,18 @@ class _Emitter:
             self._emit_heads(x.inputs[0] if x.op == "rope" else x)
         if len(turned) == 2 and q.inputs[1:] == k.inputs[1:]:
             sources = (q.inputs[0], k.inputs[0], *q.inputs[1:])
-            self.slots[q], self.slots[k] = self._call("rope", [self.slots[source] for source in sources], 2)
+            self.slots[q], self.slots[k] = self._step("rope", [self.slots[source] for source in sources], 2)
         elif turned:
             raise NotUnderstood("rotary embeddings of q and k differ")
         precision = node.options.get("precision", self.precision if is_native_size(node.head_dim) else None)
         options = {"causal": node.causal, "scale": node.scale, "precision": precision}
         inputs = [self.slots[source] for source in (q, k, v, *mask)]
-        (self.slots[node],) = self._call("attention", inputs, 1, **options)
+        (self.slots[node],) = self._step("attention", inputs, 1, **options)
 
     def _emit_heads(self, node: Node) -> None:
         if node not in self.slots:
             head_dim, inputs = node.shape[-1], (self.slots[node.inputs[0]],)
-            (self.slots[node],) = self._call("heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],))
+            (self.slots[node],) = self._step("heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],))
 
 
 def _norm_options(node: Node) -> dict[str, Any]:
@@ -218,22 +218,22 @@ def _in_order(output: Node) -> list[Node]:
     return list(order)
 
 
-def _with_few_slots(calls: Sequence[Call], input_count: int, output: int) -> Pattern:
+def _with_few_slots(steps: Sequence[StepOutline], input_count: int, output: int) -> Pattern:
     """A slot is reused once its tensor was read for the last time, which frees the tensor as well."""
-    last = {slot: number for number, call in enumerate(calls) for slot in (*call.outputs, *call.inputs)}
-    last[output] = len(calls)
+    last = {slot: number for number, step in enumerate(steps) for slot in (*step.outputs, *step.inputs)}
+    last[output] = len(steps)
     place = {slot: slot for slot in range(input_count)}
     free: list[int] = []
     size = input_count
-    for number, call in enumerate(calls):
-        read, written = call.inputs, call.outputs
-        call.inputs, call.outputs = [place[slot] for slot in read], []
+    for number, step in enumerate(steps):
+        read, written = step.inputs, step.outputs
+        step.inputs, step.outputs = [place[slot] for slot in read], []
         free += [place[slot] for slot in dict.fromkeys(read) if last[slot] == number]
         for slot in written:
             if not free:
                 free.append(size)
                 size += 1
             place[slot] = free.pop()
-            call.outputs.append(place[slot])
+            step.outputs.append(place[slot])
         free += [place[slot] for slot in written if last[slot] == number]  # nobody reads it
-    return Pattern(list(calls), size, place[output])
+    return Pattern(list(steps), size, place[output])
