@@ -39,13 +39,12 @@ def attention_forward(
         raise ValueError(NO_DROPOUT)
     if options.get("s_aux") is not None:
         raise ValueError("octavo's attention has no sinks: call octavo.unfuse_(model)")
-    if not is_native(query, key, value, options):
-        return sdpa(module, query, key.to(query.dtype), value.to(query.dtype), attention_mask, **options)
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     # As SDPA's function reads these: one query looks at everything, and a mask says all there is to say.
     causal = bool(causal) and attention_mask is None and query.shape[2] > 1
-    if causal and query.shape[2] != key.shape[2]:
+    # torch's causal mask begins at the first key, ours ends at the last one.
+    if not is_native(query, key, value, options) or (causal and query.shape[2] != key.shape[2]):
         return sdpa(module, query, key.to(query.dtype), value.to(query.dtype), attention_mask, **options)
     batch, heads, length, size = query.shape
     y = ops.attention(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ops.checks import wants_gradient
 from .block_call import BlockCall
 from .block_steps import BlockStep, LayersChanged
 
@@ -94,7 +95,7 @@ class BlockPlan:
             not block.training
             and x.dtype == torch.float32
             and x.dim() == 3
-            and not (_is_grad_enabled() and _wants_gradient(block, x))
+            and not (_is_grad_enabled() and wants_gradient(x, *block.parameters()))
             and not _is_autocast_enabled("cpu")
             and not any(self._hooks)
             and not any(_ALL_MODULES)
@@ -124,7 +125,8 @@ class FusedBlock(nn.Module):
         super()._load_from_state_dict(*args)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _new, (type(self).__mro__[2],), self.__dict__
+        _, original = type(self).__bases__
+        return _new, (original,), self.__dict__
 
 
 def fused_block(block: nn.Module, plan: BlockPlan) -> FusedBlock:
@@ -151,7 +153,3 @@ def fused_class(original: Any) -> type[FusedBlock]:
 def _new(original: Any) -> FusedBlock:
     cls = fused_class(original)
     return cls.__new__(cls)
-
-
-def _wants_gradient(block: nn.Module, x: torch.Tensor) -> bool:
-    return x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())

@@ -55,7 +55,10 @@ class RotaryAttention(nn.Module):
         past_key_values: Any = None,
         **options: Any,
     ) -> tuple[torch.Tensor, Any]:
-        """What o_proj reads. hidden_states [B, L, k]; position_embeddings: cos and sin, [B, L, head_dim] each."""
+        """What o_proj reads, [B, L, heads * head_dim], and the attention weights or None.
+
+        hidden_states [B, L, k]; position_embeddings: cos and sin, [B or 1, L, head_dim] each
+        """
         batch, length, _ = hidden_states.shape
         modules: dict[str, Any] = self._modules
         shared = self._shared.of([modules[name] for name in PROJECTIONS])
