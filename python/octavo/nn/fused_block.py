@@ -37,7 +37,7 @@ class BlockProgram:
     def run(self, slots: list[Any]) -> Any:
         slots += [None] * (self.size - len(slots))
         for step in self.steps:
-            step(slots)
+            step.run(slots)
         return slots[self.output]
 
 
