@@ -28,6 +28,7 @@ class BlockStep:
 
     # Not __call__: calling an object of a class costs 0.3 us more than calling its method.
     def run(self, slots: Slots) -> None:
+        """Fills the slots of its outputs from those of its inputs. Raises: LayersChanged."""
         raise NotImplementedError
 
     def forget(self) -> None:

@@ -35,6 +35,7 @@ class BlockProgram:
     output: int
 
     def run(self, slots: list[Any]) -> Any:
+        """The result; `slots` holds the call's tensors, and is used up. Raises: LayersChanged."""
         slots += [None] * (self.size - len(slots))
         for step in self.steps:
             step.run(slots)

@@ -60,7 +60,7 @@ class SharedInput:
         """The layers' tensors side by side, as they are now; None if the layers cannot be joined."""
         if self._joined is None or not self._is_current():
             self._joined = side_by_side(self.layers) if can_be_joined(self.layers) else None
-            self._seen = [] if self._joined is None else [_state_of(layer) for layer in self.layers]
+            self._seen = [] if self._joined is None else list(map(_held_by, self.layers))
         return self._joined
 
     def forget(self) -> None:
@@ -68,17 +68,15 @@ class SharedInput:
         self._joined, self._seen = None, []
 
     def _is_current(self) -> bool:
-        """Whether the layers hold the tensors that were joined, and are used as they were. Asked at every call."""
-        for layer, (packed, weight_scale, bias, bias_dtype, activation) in zip(
-            self.layers, self._seen, strict=True
-        ):
+        """Whether the layers hold what was joined, and are still plain products. Asked at every call."""
+        for layer, (packed, weight_scale, bias, bias_dtype) in zip(self.layers, self._seen, strict=True):
             parameters = layer._parameters
             if (
                 layer._buffers["packed"] is not packed
                 or parameters["weight_scale"] is not weight_scale
                 or parameters["bias"] is not bias
                 or (bias is not None and bias.dtype is not bias_dtype)
-                or layer.activation is not activation
+                or layer.activation is not None
                 or layer._forward_hooks
                 or layer._forward_pre_hooks
             ):
@@ -86,10 +84,10 @@ class SharedInput:
         return True
 
 
-def _state_of(layer: QuantLinear) -> tuple:
+def _held_by(layer: QuantLinear) -> tuple:
     bias = layer.bias
     dtype = None if bias is None else bias.dtype  # .to(dtype) changes what the same Parameter holds
-    return layer.packed, layer.weight_scale, bias, dtype, layer.activation
+    return layer.packed, layer.weight_scale, bias, dtype
 
 
 def can_be_joined(layers: Sequence[Any]) -> bool:
