@@ -46,7 +46,7 @@ sanitize: .venv/torch.stamp  ## the programs in csrc/tests with AddressSanitizer
 test_emulated: build ctest  ## the C++ programs and the behaviour tests on emulated older CPUs
 	for cpu in Haswell Nehalem; do \
 	  export OCTAVO_TEST_EMULATED=1; emulator="qemu-x86_64 -cpu $$cpu"; \
-	  for program in test_kernels test_linear test_float_ops; do $$emulator build/ctest/csrc/tests/$$program || exit 1; done; \
+	  for program in test_kernels test_epilogue test_linear test_float_ops; do $$emulator build/ctest/csrc/tests/$$program || exit 1; done; \
 	  $$emulator $(bin)/python -m pytest tests/test_behaviour.py || exit 1; \
 	done
 

@@ -168,6 +168,9 @@ struct Kernel {
   int min_rows;         // below this many rows in a call, base's multiply is the faster one
 
   void (*multiply)(const TileProduct&);
+  // Both in one, of plain sums and float32 outputs: sums go from registers to outputs, neither acc is touched. Null, which
+  // does not inherit: one after the other.
+  void (*multiply_to_float)(const TileProduct&, const Epilogue&);
   void (*leave)();  // each thread calls it after its last multiply of a call; null: nothing to tidy up
   void (*epilogue)(const Epilogue&);
   void (*widen_row)(const std::uint8_t* codes, std::int64_t count, std::int16_t* out);  // only for RowForm::s16

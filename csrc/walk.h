@@ -137,8 +137,9 @@ void for_each_tile(const Walk& walk, const F& f) {
   }
 }
 
-// Accumulators of `tile` over `length` k from first_k on, both multiples of a tile's k; rows of whole strips.
-inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length, std::int32_t* acc) {
+// `tile` over `length` k from first_k on, both multiples of a tile's k; accumulators in rows of whole strips.
+inline TileProduct product_of(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length,
+                              std::int32_t* acc) {
   const RowBlock& block = walk.block;
   const std::int64_t strip_stride = block.padded_k() * kStripColumns;
   TileProduct product;
@@ -152,7 +153,11 @@ inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, s
   product.cold = walk.is_cold();
   product.acc = acc;
   product.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
-  block.kernel.multiply(product);
+  return product;
+}
+
+inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length, std::int32_t* acc) {
+  walk.block.kernel.multiply(product_of(walk, tile, first_k, length, acc));
 }
 
 }  // namespace octavo

@@ -108,10 +108,12 @@ def test_the_wide_tile_keeps_24_accumulators_in_registers(core):
     functions = re.split(r"\n(?=[0-9a-f]{16} <)", disassembly(core / "isa/avx512_vnni.cpp.o"))
     accumulate = re.compile(r"vpdpbusd\s.*,%zmm(\d+)$", re.MULTILINE)
     widest = max(functions, key=lambda text: len(set(accumulate.findall(text))))
-    assert len(set(accumulate.findall(widest))) == 24
-    products = list(accumulate.finditer(widest))
-    loop = widest[products[0].start() : products[-1].end()]
-    assert re.findall(r".*%zmm\d+,\S*\(.*", loop) == [], "a zmm register is stored"
+    assert len(set(accumulate.findall(widest))) >= 24
+    for block in re.split(r"\n.*\tj\w+ .*", widest):  # loops without a jump inside
+        products = list(accumulate.finditer(block))
+        if products:
+            loop = block[products[0].start() : products[-1].end()]
+            assert re.findall(r".*%zmm\d+,\S*\(.*", loop) == [], "a zmm register is stored"
 
 
 # --- the build backend ----------------------------------------------------------------------------------------------

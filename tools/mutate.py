@@ -65,9 +65,16 @@ MUTATIONS = [
     ),
     Mutation(
         "avx512 multiplies and adds separately",
-        "isa/avx512_vnni.cpp",
-        "_mm512_fmadd_ps(t, scale, columns.bias[v])",
-        "_mm512_add_ps(_mm512_mul_ps(t, scale), columns.bias[v])",
+        "isa/epilogue_avx512.h",
+        "_mm512_fmadd_ps(t, _mm512_mul_ps(row_scale, scale[v]), bias[v])",
+        "_mm512_add_ps(_mm512_mul_ps(t, _mm512_mul_ps(row_scale, scale[v])), bias[v])",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "avx512 takes the first row's zero point for all, from registers",
+        "isa/epilogue_avx512.h",
+        "if (e.rows[r].zero_point != zero_point) {",
+        "if (false) {",
         "avx512_vnni",
     ),
     Mutation(

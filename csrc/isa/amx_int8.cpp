@@ -129,6 +129,7 @@ const Kernel kernel_amx_int8 = {
     {0, 0},  // tall_tile
     3,       // min_rows: a product takes as long for 1 row as for 8, so vpdpbusd wins at 1 and 2
     multiply,
+    nullptr,  // multiply_to_float
     leave,
     nullptr,  // epilogue
     nullptr,  // widen_row

@@ -347,6 +347,7 @@ const Kernel kernel_avx2 = {
     {0, 0},          // tall_tile
     1,               // min_rows
     multiply,
+    nullptr,  // multiply_to_float
     nullptr,  // leave
     epilogue,
     widen_row,

@@ -12,14 +12,11 @@
 // activations and prefetches of the next panel into the L2 cache gained nothing.
 #include <immintrin.h>
 
-#include "../float_type.h"
-#include "../kernel.h"
-#include "../lanes_avx512.h"
+#include "../prefetch.h"
+#include "epilogue_avx512.h"
 
 namespace octavo {
 namespace {
-
-#define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
 constexpr TileShape kTile{6, 4}, kTallTile{8, 3};
 constexpr int kPrefetchBytes = 1024;
@@ -40,7 +37,7 @@ inline __m512i broadcast(const std::uint8_t* four_codes) {
 constexpr int chains_for(int rows, int strips) { return rows * strips >= 8 ? 1 : rows * strips >= 4 ? 2 : 4; }
 
 template <int kRows, int kStrips, bool kPrefetch>
-void multiply_tile(const TileProduct& tile) {
+void multiply_tile(const TileProduct& tile, const Epilogue* e) {
   constexpr int kChains = chains_for(kRows, kStrips);
   __m512i acc[kChains][kRows][kStrips];
   OCTAVO_UNROLL for (auto& chain : acc) {
@@ -49,6 +46,8 @@ void multiply_tile(const TileProduct& tile) {
   const auto* codes = static_cast<const std::uint8_t*>(tile.rows);
   const std::int8_t* strip[kStrips];  // not a sum of strides: g++ would keep such sums in vector registers
   OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) strip[s] = tile.strips + s * tile.strip_stride;
+  const float* out = e ? static_cast<const float*>(e->out) : nullptr;
+  const std::int64_t rows_to_fetch = e ? kRows : 0;
   for (std::int64_t step = 0; step < tile.k_tiles * 4; ++step) {
     OCTAVO_UNROLL for (int line = 0; line < 4; ++line) {
       __m512i weights[kStrips];
@@ -62,19 +61,27 @@ void multiply_tile(const TileProduct& tile) {
         OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) dot(acc[line % kChains][r][s], activations, weights[s]);
       }
     }
+    if (step < rows_to_fetch) {  // lines that will be written; all at once their misses would hold up the weights
+      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) prefetch_to_write(out + s * kStripColumns);
+      out += e->out_stride;
+    }
     codes += 4 * kLineK;
     OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) strip[s] += 4 * kLineBytes;
   }
+  OCTAVO_UNROLL for (int c = 1; c < kChains; ++c) {
+    OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
+      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) acc[0][r][s] = _mm512_add_epi32(acc[0][r][s], acc[c][r][s]);
+    }
+  }
+  if (e) return write_floats(*e, acc[0]);
   OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
     OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) {
-      __m512i sum = acc[0][r][s];
-      OCTAVO_UNROLL for (int c = 1; c < kChains; ++c) sum = _mm512_add_epi32(sum, acc[c][r][s]);
-      _mm512_storeu_si512(tile.acc + r * tile.acc_stride + s * kStripColumns, sum);
+      _mm512_storeu_si512(tile.acc + r * tile.acc_stride + s * kStripColumns, acc[0][r][s]);
     }
   }
 }
 
-using Multiply = void (*)(const TileProduct&);
+using Multiply = void (*)(const TileProduct&, const Epilogue*);
 
 template <int kRows, bool kPrefetch = false>
 constexpr Multiply multiply_for(int strips) {
@@ -84,115 +91,23 @@ constexpr Multiply multiply_for(int strips) {
   return by_strips[strips - 1];
 }
 
-void multiply(const TileProduct& tile) {
-  switch (tile.m) {
-    case 1: return (tile.cold ? multiply_for<1, true> : multiply_for<1>)(tile.strip_count)(tile);
-    case 2: return (tile.cold ? multiply_for<2, true> : multiply_for<2>)(tile.strip_count)(tile);
-    case 3: return multiply_for<3>(tile.strip_count)(tile);
-    case 4: return multiply_for<4>(tile.strip_count)(tile);
-    case 5: return multiply_for<5>(tile.strip_count)(tile);
-    case 6: return multiply_for<6>(tile.strip_count)(tile);
-    case 7: return multiply_for<7>(tile.strip_count)(tile);
-    default: return multiply_for<8>(tile.strip_count)(tile);
+Multiply multiply_for(int rows, int strips, bool cold) {
+  switch (rows) {
+    case 1: return cold ? multiply_for<1, true>(strips) : multiply_for<1>(strips);
+    case 2: return cold ? multiply_for<2, true>(strips) : multiply_for<2>(strips);
+    case 3: return multiply_for<3>(strips);
+    case 4: return multiply_for<4>(strips);
+    case 5: return multiply_for<5>(strips);
+    case 6: return multiply_for<6>(strips);
+    case 7: return multiply_for<7>(strips);
+    default: return multiply_for<8>(strips);
   }
 }
 
-// What the epilogue needs of up to 64 columns, in registers while the rows go by. Their correction changes only where
-// two rows differ in zero point, which symmetric rows never do.
-template <int kVectors>
-struct Columns {
-  __m512i sum[kVectors], correction[kVectors];
-  __m512 scale[kVectors], bias[kVectors];
-  __mmask16 last;  // lanes of the last vector; all others are full
+void multiply(const TileProduct& tile) { multiply_for(tile.m, tile.strip_count, tile.cold)(tile, nullptr); }
 
-  __mmask16 lanes(int v) const { return v == kVectors - 1 ? last : static_cast<__mmask16>(0xffff); }
-
-  void correct_for(std::int32_t zero_point) {
-    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
-      correction[v] = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), sum[v]);
-    }
-  }
-};
-
-template <int kVectors>
-Columns<kVectors> load_columns(const Epilogue& e, int j) {
-  Columns<kVectors> columns;
-  columns.last = first(e.n - j - 16 * (kVectors - 1));
-  OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const __mmask16 lanes = columns.lanes(v);
-    columns.sum[v] = _mm512_maskz_loadu_epi32(lanes, e.column_sum + j + 16 * v);
-    columns.scale[v] = _mm512_maskz_loadu_ps(lanes, e.column_scale + j + 16 * v);
-    columns.bias[v] = e.bias ? _mm512_maskz_loadu_ps(lanes, e.bias + j + 16 * v) : _mm512_setzero_ps();
-  }
-  return columns;
-}
-
-// 256 * high + low, rounded once: exact in double.
-inline __m512 joined(__m512i high, __m512i low) {
-  const auto half = [](__m256i h, __m256i l) {
-    return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_set1_pd(256.0), _mm512_cvtepi32_pd(h), _mm512_cvtepi32_pd(l)));
-  };
-  const __m256 first = half(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
-  const __m256 second = half(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
-  return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
-}
-
-// The exact sums of 16 outputs of row i from column j on, rounded once.
-template <Sums kSums>
-inline __m512 rounded_sums(const Epilogue& e, int i, int j, __m512i correction) {
-  if constexpr (kSums == Sums::wide) {
-    const double* const wide = e.wide + i * e.acc_stride + j;
-    const __m256 first = _mm512_cvtpd_ps(_mm512_loadu_pd(wide)), second = _mm512_cvtpd_ps(_mm512_loadu_pd(wide + 8));
-    return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
-  }
-  const std::int32_t* const acc = e.acc + (kSums == Sums::planes ? 2 * i : i) * e.acc_stride + j;
-  const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(acc), correction);
-  return kSums == Sums::planes ? joined(sum, _mm512_loadu_si512(acc + e.acc_stride)) : _mm512_cvtepi32_ps(sum);
-}
-
-template <FloatType kType, Sums kSums, int kVectors>
-void epilogue_columns(const Epilogue& e, int j) {
-  Columns<kVectors> columns = load_columns<kVectors>(e, j);
-  std::int32_t zero_point = kSums == Sums::planes ? 128 : e.rows[0].zero_point;
-  columns.correct_for(zero_point);
-  for (int i = 0; i < e.m; ++i) {
-    if (kSums == Sums::plain && e.rows[i].zero_point != zero_point) {
-      zero_point = e.rows[i].zero_point;
-      columns.correct_for(zero_point);
-    }
-    const __m512 row_scale = _mm512_set1_ps(e.rows[i].scale);
-    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const __m512 t = rounded_sums<kSums>(e, i, j + 16 * v, columns.correction[v]);
-      const __m512 scale = _mm512_mul_ps(row_scale, columns.scale[v]);
-      const __m512 y = _mm512_fmadd_ps(t, scale, columns.bias[v]);
-      store_lanes<kType>(e.out, i * e.out_stride + j + 16 * v, columns.lanes(v), y);
-    }
-  }
-}
-
-template <FloatType kType, Sums kSums>
-void epilogue_rows(const Epilogue& e) {
-  for (int j = 0; j < e.n; j += 64) {
-    switch ((e.n - j + 15) / 16) {
-      case 1: epilogue_columns<kType, kSums, 1>(e, j); break;
-      case 2: epilogue_columns<kType, kSums, 2>(e, j); break;
-      case 3: epilogue_columns<kType, kSums, 3>(e, j); break;
-      default: epilogue_columns<kType, kSums, 4>(e, j);
-    }
-  }
-}
-
-template <FloatType kType>
-void epilogue_of(const Epilogue& e) {
-  switch (e.sums) {
-    case Sums::plain: return epilogue_rows<kType, Sums::plain>(e);
-    case Sums::planes: return epilogue_rows<kType, Sums::planes>(e);
-    case Sums::wide: return epilogue_rows<kType, Sums::wide>(e);
-  }
-}
-
-void epilogue(const Epilogue& e) {
-  with_type(e.type, [&](auto type) { epilogue_of<type.value>(e); });
+void multiply_to_float(const TileProduct& tile, const Epilogue& e) {
+  multiply_for(tile.m, tile.strip_count, tile.cold)(tile, &e);
 }
 
 constexpr std::int32_t kInfinity = 0x7f800000;
@@ -368,6 +283,7 @@ const Kernel kernel_avx512_vnni = {
     kTallTile,
     1,  // min_rows
     multiply,
+    multiply_to_float,
     nullptr,  // leave
     epilogue,
     nullptr,  // widen_row

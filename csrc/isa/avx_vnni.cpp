@@ -98,6 +98,7 @@ const Kernel kernel_avx_vnni = {
     {0, 0},        // tall_tile
     1,             // min_rows
     multiply,
+    nullptr,  // multiply_to_float
     nullptr,  // leave
     nullptr,  // epilogue
     nullptr,  // widen_row

@@ -123,6 +123,7 @@ const Kernel kernel_scalar = {
     {0, 0},       // tall_tile
     1,            // min_rows
     multiply,
+    nullptr,  // multiply_to_float
     nullptr,  // leave
     epilogue,
     nullptr,  // widen_row

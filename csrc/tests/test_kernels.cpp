@@ -249,52 +249,6 @@ void test_dequantize(const Kernel& kernel) {
   }
 }
 
-void epilogue_equals_scalar(const Kernel& kernel, FloatType type, int n, Sums sums, bool with_bias) {
-  constexpr int m = 3;
-  Random random(static_cast<unsigned>(n));
-  const std::ptrdiff_t acc_stride = (n + 15) / 16 * 16;
-  const auto values = static_cast<std::size_t>((sums == Sums::planes ? 2 * m : m) * acc_stride);
-  Guarded<std::int32_t> acc(values), column_sum(static_cast<std::size_t>(n));
-  Guarded<double> wide(values);
-  Guarded<float> column_scale(static_cast<std::size_t>(n)), bias(static_cast<std::size_t>(n));
-  for (auto& value : acc) value = std::uniform_int_distribution<std::int32_t>(-2000000000, 2000000000)(random);
-  for (auto& value : wide) value = std::nearbyint(std::uniform_real_distribution<double>(-1e14, 1e14)(random));
-  for (auto& value : column_sum) value = std::uniform_int_distribution<std::int32_t>(-500000, 500000)(random);
-  for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
-  for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);
-  const RowQParams rows[m] = {{0.01f, 128}, {3.5e-9f, 17}, {kNan, 0}};
-  const std::size_t bytes = static_cast<std::size_t>(m * n * bytes_of(type));
-  std::vector<std::uint8_t> expected(bytes);
-  Guarded<std::uint8_t> got(bytes);
-  Epilogue e{sums,
-             acc.data(),
-             wide.data(),
-             acc_stride,
-             m,
-             n,
-             rows,
-             column_sum.data(),
-             column_scale.data(),
-             with_bias ? bias.data() : nullptr,
-             expected.data(),
-             n,
-             type};
-  scalar().epilogue(e);
-  e.out = got.data();
-  kernel.epilogue(e);
-  expect_same(kernel, "epilogue", got, expected);
-}
-
-void test_epilogue(const Kernel& kernel) {
-  for (const FloatType type : kTypes) {
-    for (const int n : {1, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48, 63, 64}) {
-      for (const Sums sums : {Sums::plain, Sums::planes, Sums::wide}) {
-        for (const bool with_bias : {false, true}) epilogue_equals_scalar(kernel, type, n, sums, with_bias);
-      }
-    }
-  }
-}
-
 // Kernels that read int16 are exact for 16-bit activations, too, up to the longest stretch of k the drivers give them.
 void test_multiply_16_bit(const Kernel& kernel) {
   if (kernel.form != RowForm::s16) return;
@@ -346,7 +300,6 @@ int run() {
     test_ranges(*kernel);
     test_codes(*kernel);
     test_dequantize(*kernel);
-    test_epilogue(*kernel);
     std::printf("%-12s equals scalar\n", kernel->name);
   }
 #ifdef OCTAVO_TEST_AMX_MODEL
