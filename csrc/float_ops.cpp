@@ -6,9 +6,12 @@
 #include "cpu.h"
 #include "parallel.h"
 #include "row.h"
+#include "scratch.h"
 
 namespace octavo {
 namespace {
+
+thread_local Scratch sum_scratch;  // of each thread: the sum of one row that nobody wants
 
 constexpr std::int64_t kElementGrain = 1 << 14;  // elements, some us, that do not pay for waking a second thread
 
@@ -43,7 +46,8 @@ Norm row_of(const Norm& all, std::int64_t row) {
   n.y = at(all.y, first, all.type);
   if (all.residual) {
     n.residual = at(all.residual, first, all.type);
-    n.sum = at(all.sum, first, all.type);
+    n.sum =
+        all.sum ? static_cast<void*>(at(all.sum, first, all.type)) : sum_scratch.get(all.count * bytes_of(all.type));
   }
   return n;
 }

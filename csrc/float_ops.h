@@ -10,7 +10,7 @@ namespace octavo {
 void activate(const Activate& all);
 void silu_mul(const SiluMul& all);
 
-// Rows of n.count, one after another in x, residual, sum and y.
+// Rows of n.count, one after another in x, residual, sum and y. With a residual sum may be null: nobody wants it.
 void norm_rows(const Norm& n, std::int64_t rows);
 
 // The same, and the codes and scales that linear_dynamic, symmetric, would give the rows of y.

@@ -86,6 +86,21 @@ def test_a_row_does_not_depend_on_the_others(isa, threads):
         assert_same_bits(ops.add_norm(x[row], residual[row], weight, bias, EPS)[0], whole[row])
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(3, 5, 70), (2, 0), (0, 4)])
+def test_a_sum_that_nobody_wants_changes_nothing_else(isa, dtype, shape):
+    x, residual, weight, bias = (
+        tensor.to(dtype)
+        for tensor in (torch.randn(shape), torch.randn(shape), torch.randn(shape[-1]), torch.randn(shape[-1]))
+    )
+    for operator in (ops.add_norm, ops.add_norm_codes):
+        y, total, *codes = operator(x, residual, weight, bias, EPS)
+        other, nothing, *other_codes = operator(x, residual, weight, bias, EPS, keep_sum=False)
+        assert total.shape == x.shape and nothing.shape == (0,) and nothing.dtype == dtype
+        for tensor, same in zip((y, *codes), (other, *other_codes), strict=True):
+            assert_same_bits(tensor, same)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_keeps_to_itself(isa, bad):
     x, residual, weight, bias = random_norm((4, 70), torch.float32)
@@ -208,6 +223,8 @@ def test_opcheck(dtype, shape):
     opcheck(namespace.rms_norm.default, (x, weight, EPS))
     opcheck(namespace.add_norm.default, (x, x.clone(), weight, weight.clone(), EPS))
     opcheck(namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, True))
+    opcheck(namespace.add_norm.default, (x, x.clone(), weight, None, EPS, False, False))
+    opcheck(namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, False, False))
     _, _, codes, scale = ops.add_norm_codes(x, x, weight, None, EPS, True)
     opcheck(namespace.linear_codes.default, (codes, scale, *make_weight(20, shape[-1]), 2))
     opcheck(namespace.rope.default, random_rope(dtype))

@@ -54,7 +54,7 @@ struct NormArguments {
   Tensor y;
 
   NormArguments(const char* op, const Tensor& x_any, const std::optional<Tensor>& residual_any,
-                const Tensor& weight_any, const std::optional<Tensor>& bias_any)
+                const Tensor& weight_any, const std::optional<Tensor>& bias_any, bool keep_sum)
       : x(dense(x_any)),
         type(float_type(op, "x", x.scalar_type())),
         columns(columns_of(op, x)),
@@ -64,7 +64,7 @@ struct NormArguments {
     if (!residual_any) return;
     check_like(op, "residual", *residual_any, "x", x);
     residual = dense(*residual_any);
-    sum = empty(sizes_of(x), x.scalar_type());
+    sum = empty(keep_sum ? sizes_of(x) : Sizes{0}, x.scalar_type());
   }
 
   static std::int64_t columns_of(const char* op, const Tensor& x) {
@@ -83,20 +83,20 @@ struct NormArguments {
             static_cast<float>(eps),
             rms,
             columns,
-            sum ? sum->mutable_data_ptr() : nullptr,
+            sum && sum->numel() ? sum->mutable_data_ptr() : nullptr,
             y.mutable_data_ptr()};
   }
 };
 
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps) {
-  const NormArguments arguments("rms_norm", x, std::nullopt, weight, std::nullopt);
+  const NormArguments arguments("rms_norm", x, std::nullopt, weight, std::nullopt, false);
   norm_rows(arguments.norm(eps, true), arguments.rows());
   return arguments.y;
 }
 
 std::tuple<Tensor, Tensor> add_norm_op(const Tensor& x, const Tensor& residual, const Tensor& weight,
-                                       const std::optional<Tensor>& bias, double eps, bool rms) {
-  const NormArguments arguments("add_norm", x, residual, weight, bias);
+                                       const std::optional<Tensor>& bias, double eps, bool rms, bool keep_sum) {
+  const NormArguments arguments("add_norm", x, residual, weight, bias, keep_sum);
   norm_rows(arguments.norm(eps, rms), arguments.rows());
   return {arguments.y, *arguments.sum};
 }
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor> add_norm_op(const Tensor& x, const Tensor& residual, 
 // Rows of codes lie as far apart as linear_codes lays its own.
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_codes_op(const Tensor& x, const Tensor& residual,
                                                              const Tensor& weight, const std::optional<Tensor>& bias,
-                                                             double eps, bool rms) {
-  const NormArguments arguments("add_norm_codes", x, residual, weight, bias);
+                                                             double eps, bool rms, bool keep_sum) {
+  const NormArguments arguments("add_norm_codes", x, residual, weight, bias, keep_sum);
   const std::int64_t stride = row_distance(arguments.columns);
   const Tensor codes = empty(sizes_of(x), ScalarType::Byte, stride);
   const Tensor scale = empty({arguments.rows()}, ScalarType::Float);
@@ -145,10 +145,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(octavo, m) {
   m.def("silu_mul(Tensor gate, Tensor up) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
-      "add_norm(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps, bool rms=False) -> "
+      "add_norm(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps, bool rms=False, bool keep_sum=True) "
+      "-> "
       "(Tensor y, Tensor sum)");
   m.def(
-      "add_norm_codes(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps, bool rms=False) -> "
+      "add_norm_codes(Tensor x, Tensor residual, Tensor weight, Tensor? bias, float eps, bool rms=False, bool "
+      "keep_sum=True) -> "
       "(Tensor y, Tensor sum, Tensor codes, Tensor scale)");
   m.def("rope(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor q_rotated, Tensor k_rotated)");
 }

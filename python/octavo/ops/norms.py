@@ -37,11 +37,13 @@ def add_norm(
     bias: torch.Tensor | None,
     eps: float,
     rms: bool = False,
+    keep_sum: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm of x + residual, and that sum, in one pass over memory.
 
     x, residual   [..., k] float32, bfloat16 or float16, of one shape and dtype; weight [k], bias [k] or None
     rms           False: LayerNorm; True: RMSNorm
+    keep_sum      False: the sum is not written, and an empty tensor stands for it
     returns       y and sum like x: sum = x + residual, rounded to their dtype, and y the norm of that. A row with NaN
                   gives a row of NaN and touches no other. Where a gradient is needed, torch's own functions compute it
     raises        TypeError for another dtype; ValueError for shapes that do not fit
@@ -51,8 +53,8 @@ def add_norm(
         check("add_norm", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
         total = x + residual
-        return _torch_norm(total, weight, bias, eps, rms), total
-    return _add_norm(x, residual, weight, bias, eps, rms)
+        return _torch_norm(total, weight, bias, eps, rms), total if keep_sum else x.new_empty(0)
+    return _add_norm(x, residual, weight, bias, eps, rms, keep_sum)
 
 
 def add_norm_codes(
@@ -62,6 +64,7 @@ def add_norm_codes(
     bias: torch.Tensor | None,
     eps: float,
     rms: bool = False,
+    keep_sum: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`add_norm`, and the codes that linear_dynamic, symmetric, would make of y: for `linear_codes`.
 
@@ -77,7 +80,7 @@ def add_norm_codes(
             "add_norm_codes: codes have no gradient, and an argument needs one; call it under torch.no_grad(), or use "
             "add_norm and linear_dynamic"
         )
-    return _add_norm_codes(x, residual, weight, bias, eps, rms)
+    return _add_norm_codes(x, residual, weight, bias, eps, rms, keep_sum)
 
 
 def rope(
@@ -125,12 +128,12 @@ def _(x, weight, eps):
 
 
 @torch.library.register_fake("octavo::add_norm")
-def _(x, residual, weight, bias, eps, rms=False):
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+def _(x, residual, weight, bias, eps, rms=False, keep_sum=True):
+    return x.new_empty(x.shape), x.new_empty(x.shape if keep_sum else 0)
 
 
 @torch.library.register_fake("octavo::add_norm_codes")
-def _(x, residual, weight, bias, eps, rms=False):
+def _(x, residual, weight, bias, eps, rms=False, keep_sum=True):
     distance = (x.shape[-1] + 63) // 64 * 64 + 64
     strides = [1, distance]
     for size in reversed(x.shape[1:-1]):
@@ -138,7 +141,8 @@ def _(x, residual, weight, bias, eps, rms=False):
     strides = strides[: x.dim()]
     codes = x.new_empty_strided(x.shape, strides[::-1], dtype=torch.uint8)
     rows = x.shape[:-1].numel()
-    return x.new_empty(x.shape), x.new_empty(x.shape), codes, x.new_empty(rows, dtype=torch.float32)
+    total = x.new_empty(x.shape if keep_sum else 0)
+    return x.new_empty(x.shape), total, codes, x.new_empty(rows, dtype=torch.float32)
 
 
 @torch.library.register_fake("octavo::rope")

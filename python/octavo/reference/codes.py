@@ -239,9 +239,10 @@ def add_norm_codes(
     bias: torch.Tensor | None,
     eps: float,
     rms: bool = False,
+    keep_sum: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """add_norm, and y's codes 1 .. 255 and scale [rows]; a row that is not finite has the scale NaN and codes 0."""
-    y, total = add_norm(x, residual, weight, bias, eps, rms)
+    y, total = add_norm(x, residual, weight, bias, eps, rms, keep_sum)
     rows, finite = _finite_rows(y)
     scale, zero_point = choose_qparams(rows, 1, 255, True)
     codes = quantize(rows, scale, zero_point, 1, 255, torch.uint8)

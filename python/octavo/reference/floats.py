@@ -49,13 +49,15 @@ def add_norm(
     bias: torch.Tensor | None,
     eps: float,
     rms: bool = False,
+    keep_sum: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum = x + residual in their dtype, and before it y, the LayerNorm or RMSNorm of sum.
+    """sum = x + residual in their dtype or, if it is not kept, nothing; before it y, the LayerNorm or RMSNorm of sum.
 
     source   Ba et al. 2016 (arXiv:1607.06450), eq. 4
     """
     total = (x.float() + residual.float()).to(x.dtype)
-    return _norm(total.double(), weight, bias, eps, rms).to(x.dtype), total
+    y = _norm(total.double(), weight, bias, eps, rms).to(x.dtype)
+    return y, total if keep_sum else total.new_empty(0)
 
 
 def _norm(
