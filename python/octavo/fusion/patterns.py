@@ -72,7 +72,7 @@ class _Emitter:
     """Slots are not reused yet: every value has its own."""
 
     def __init__(self, output: Node, block: nn.Module, inputs: list[str], precision: str | None):
-        self.block, self.precision = block, precision
+        self.output, self.block, self.precision = output, block, precision
         self.order = _in_order(output)
         self.users: dict[Node, list[Node]] = {node: [] for node in self.order}
         for node in self.order:
@@ -159,10 +159,13 @@ class _Emitter:
         (norm,) = norms
         layers = [self.block.get_submodule(user.module) for user in self.users[norm] if user.op == "linear"]
         has_codes = any(_is_dynamic(layer, symmetric=True) for layer in layers)
-        slots = self._step("add_norm", inputs, 4 if has_codes else 2, **_norm_options(norm))
-        self.slots[norm], self.slots[node] = slots[:2]
+        has_sum = node is self.output or len(self.users[node]) > 1
+        slots = self._step("add_norm", inputs, 1 + has_sum + 2 * has_codes, **_norm_options(norm))
+        self.slots[norm] = slots[0]
+        if has_sum:
+            self.slots[node] = slots[1]
         if has_codes:
-            self.codes[norm] = (slots[2], slots[3])
+            self.codes[norm] = (slots[-2], slots[-1])
 
     # --- the rest
 

@@ -197,13 +197,20 @@ class NormStep(BlockStep):
 
 
 class AddNormStep(NormStep):
-    """The norm of x + residual, the sum and, where there are slots for them, the norm's codes and their scale."""
+    """The norm of x + residual and, where there are slots for them, the sum, the norm's codes and their scale."""
+
+    def __init__(self, inputs: tuple[int, int], outputs: tuple[int, ...], *options: Any, **names: Any):
+        super().__init__(inputs, outputs, *options, **names)
+        self.has_codes, self.keep_sum = len(outputs) > 2, len(outputs) in (2, 4)
 
     def run(self, slots: Slots) -> None:
         x, residual = self.inputs
-        operator: Any = ops.add_norm if len(self.outputs) == 2 else ops.add_norm_codes
         weight, bias = self.weights[self.weight], self.biases[self.bias]
-        results = operator(slots[x], slots[residual], weight, bias, self.eps, self.rms)
+        operator: Any = ops.add_norm_codes if self.has_codes else ops.add_norm
+        y, total, *codes = operator(
+            slots[x], slots[residual], weight, bias, self.eps, self.rms, self.keep_sum
+        )
+        results = (y, total, *codes) if self.keep_sum else (y, *codes)
         for output, result in zip(self.outputs, results, strict=True):
             slots[output] = result
 
