@@ -43,10 +43,13 @@ class Pattern:
     steps: list[StepOutline]
     size: int
     output: int
+    batched: dict[int, int] = field(default_factory=dict)
 
     def bind(self, block: nn.Module) -> BlockProgram:
         """The steps with the layers and parameters of `block`."""
-        return BlockProgram([_bound(step, block) for step in self.steps], self.size, self.output)
+        return BlockProgram(
+            [_bound(step, block) for step in self.steps], self.size, self.output, self.batched
+        )
 
 
 def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: str | None) -> Pattern:
@@ -54,7 +57,9 @@ def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: s
     emitter = _Emitter(output, block, inputs, precision)
     for node in emitter.order:
         emitter.emit(node)
-    return _with_few_slots(emitter.steps, len(inputs), emitter.slots[output])
+    pattern = _with_few_slots(emitter.steps, len(inputs), emitter.slots[output])
+    pattern.batched = _batched(emitter)
+    return pattern
 
 
 def _bound(step: StepOutline, block: nn.Module) -> BlockStep:
@@ -219,6 +224,21 @@ def _in_order(output: Node) -> list[Node]:
 
     visit(output)
     return list(order)
+
+
+def _batched(emitter: _Emitter) -> dict[int, int]:
+    """Slot -> axes of the inputs if the first axis of each is the batch, or 1; nothing if one is of another kind.
+
+    That is so for masks of 4 axes, as attention reads them, and for 3 axes everywhere else.
+    """
+    result = {}
+    for node in emitter.order:
+        if node.op == "input":
+            is_mask = any(user.op == "attention" for user in emitter.users[node])
+            if len(node.shape) != (4 if is_mask else 3):
+                return {}
+            result[emitter.inputs[node.name]] = len(node.shape)
+    return result
 
 
 def _with_few_slots(steps: Sequence[StepOutline], input_count: int, output: int) -> Pattern:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -28,18 +28,50 @@ _ALL_MODULES = (nn.modules.module._global_forward_hooks, nn.modules.module._glob
 
 @dataclass
 class BlockProgram:
-    """Steps over `size` slots, of which the first ones are the call's tensors; `output` is the slot of the result."""
+    """Steps over `size` slots, of which the first ones are the call's tensors; `output` is the slot of the result.
+
+    A large batch goes through all of them in parts. `batched` has the tensors to be cut: slot -> number of axes, the
+    first of which is the batch, or 1 where all items share the tensor. Empty: batches are not cut.
+    """
 
     steps: Sequence[BlockStep]
     size: int
     output: int
+    batched: dict[int, int] = field(default_factory=dict)
+
+    # For each thread. A part's tensors then nearly fit its L2 cache, and have the memory of those of the part before:
+    # large batches take 2 to 11 % less time. With 256, reading weights more often costs as much (BERT base, Zen 4).
+    rows_at_a_time: ClassVar[int] = 512
 
     def run(self, slots: list[Any]) -> Any:
         """The result; `slots` holds the call's tensors, and is used up. Raises: LayersChanged."""
+        batch, length, _ = slots[0].shape
+        if batch * length >= 2 * self.rows_at_a_time and self.batched:
+            parts = min(batch, batch * length // (self.rows_at_a_time * torch.get_num_threads()))
+            given = [(slots[slot], axes) for slot, axes in self.batched.items() if slots[slot] is not None]
+            if parts > 1 and all(tensor.dim() == axes for tensor, axes in given):
+                return self._run_in_parts(slots, batch, parts)
+        return self._run(slots)
+
+    def _run(self, slots: list[Any]) -> Any:
         slots += [None] * (self.size - len(slots))
         for step in self.steps:
             step.run(slots)
         return slots[self.output]
+
+    def _run_in_parts(self, slots: list[Any], batch: int, parts: int) -> Any:
+        cut = [slot for slot in self.batched if slots[slot] is not None and slots[slot].shape[0] == batch]
+        whole: Any = None
+        for part in range(parts):
+            items = slice(part * batch // parts, (part + 1) * batch // parts)
+            own = list(slots)
+            for slot in cut:
+                own[slot] = slots[slot][items]
+            result = self._run(own)
+            if whole is None:
+                whole = result.new_empty(batch, *result.shape[1:])
+            whole[items] = result
+        return whole
 
 
 class BlockPlan:
