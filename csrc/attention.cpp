@@ -29,6 +29,7 @@ Attend kernel_for(const AttentionShape& shape, Precision precision) {
           "attention: precision is 'bfloat16', but the active float kernel ", kernel.name,
           " has no products of bfloat16 (they need AVX512_BF16); use precision='auto' or 'float32'");
   if (shape.heads / shape.kv_heads * shape.queries <= kFewRows) return kernel.attention_few;
+  if (precision == Precision::int8) return kernel.attention_int8;
   return precision != Precision::float32 && kernel.attention_bfloat16 ? kernel.attention_bfloat16 : kernel.attention;
 }
 

@@ -6,7 +6,7 @@
 
 namespace octavo {
 
-enum class Precision : std::uint8_t { automatic, float32, bfloat16 };
+enum class Precision : std::uint8_t { automatic, float32, bfloat16, int8 };
 
 struct AttentionShape {
   std::int64_t batch, heads, kv_heads, queries, keys, dimension;

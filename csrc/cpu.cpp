@@ -104,6 +104,7 @@ void inherit_all(FloatKernel& kernel, const FloatKernel& base) {
   inherit(kernel.attention, base.attention);
   inherit(kernel.attention_few, base.attention_few);
   inherit(kernel.attention_bfloat16, base.attention_bfloat16);
+  inherit(kernel.attention_int8, base.attention_int8);
   inherit(kernel.silu_mul, base.silu_mul);
   inherit(kernel.norm, base.norm);
   inherit(kernel.rotate, base.rotate);

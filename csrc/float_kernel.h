@@ -98,9 +98,10 @@ constexpr std::int64_t padded_queries(std::int64_t queries) {
   return (queries + kTileQueries - 1) / kTileQueries * kTileQueries;
 }
 
-// A block of keys and of values, a tile of queries, its scores and its weights; for each row the sums and two numbers.
+// A block of keys and of values, a tile of queries, its scores and its weights; for each row the sums and two numbers;
+// the scales of codes.
 constexpr std::int64_t attention_scratch(std::int64_t heads, std::int64_t queries, std::int64_t dimension) {
-  return (2 * kBlockKeys + kTileQueries) * dimension + 2 * kTileQueries * kBlockKeys +
+  return (2 * kBlockKeys + kTileQueries) * dimension + 2 * kTileQueries * kBlockKeys + kBlockKeys + dimension + 32 +
          heads * padded_queries(queries) * (dimension + 2);
 }
 
@@ -116,10 +117,12 @@ struct FloatKernel {
   void (*norm)(const Norm&);
   void (*rotate)(const Rotate&);
 
-  void (*attention)(const Attention&);      // products in float32
-  void (*attention_few)(const Attention&);  // the same for few queries: nothing is packed
-  void (*attention_bfloat16)(
-      const Attention&);  // products of bfloat16, added in float32; null without such instructions
+  // Products in float32; the same for few queries, where nothing is packed; of bfloat16, added in float32, null without
+  // such instructions; of 8-bit codes, whose sums are exact.
+  void (*attention)(const Attention&);
+  void (*attention_few)(const Attention&);
+  void (*attention_bfloat16)(const Attention&);
+  void (*attention_int8)(const Attention&);
 };
 
 }  // namespace octavo

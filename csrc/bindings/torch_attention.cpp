@@ -63,8 +63,8 @@ Strides mask_strides(const Tensor& mask, const AttentionShape& shape) {
 Tensor attention_op(const Tensor& q_any, const Tensor& k_any, const Tensor& v_any,
                     const std::optional<Tensor>& mask_any, bool causal, double scale, std::int64_t precision) {
   const Tensor q = with_dense_rows("q", q_any), k = with_dense_rows("k", k_any), v = with_dense_rows("v", v_any);
-  require(precision >= 0 && precision <= 2, "attention: precision must be 0 (auto), 1 (float32) or 2 (bfloat16), is ",
-          precision);
+  require(precision >= 0 && precision <= 3,
+          "attention: precision must be 0 (auto), 1 (float32), 2 (bfloat16) or 3 (int8), is ", precision);
   const AttentionShape shape = shape_of(q, k, v);
   AttentionTensors tensors{};
   tensors.q = head_tensor("q", q);

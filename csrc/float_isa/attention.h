@@ -30,13 +30,19 @@ struct Workspace {
         queries(values + kBlockKeys * a.dimension),
         scores(queries + kTileQueries * a.dimension),
         weights(scores + kTileQueries * kBlockKeys),
-        sums(weights + kTileQueries * kBlockKeys),
+        key_scales(weights + kTileQueries * kBlockKeys),
+        value_scales(key_scales + kBlockKeys),
+        query_scales(value_scales + a.dimension),
+        query_starts(query_scales + 16),
+        sums(query_starts + 16),
         largest(sums + a.heads * padded_queries(a.queries) * a.dimension),
         total(largest + a.heads * padded_queries(a.queries)) {}
 
-  float *keys, *values;               // a block
-  float *queries, *scores, *weights;  // a tile; rows of scores and weights are kBlockKeys apart
-  float *sums, *largest, *total;      // all rows, [head][padded query]
+  float *keys, *values;                // a block
+  float *queries, *scores, *weights;   // a tile; rows of scores and weights are kBlockKeys apart
+  float *key_scales, *value_scales;    // of codes: of a block's keys, of all values' dimensions
+  float *query_scales, *query_starts;  // of codes: of a tile
+  float *sums, *largest, *total;       // all rows, [head][padded query]
 };
 
 inline const char* row_of(const HeadRows& rows, std::int64_t head, std::int64_t position) {
@@ -144,7 +150,7 @@ void multiply_scores(const Attention& a, const Workspace& w, const Tile& tile) {
   const std::int64_t words = a.dimension / Products::kPerWord;
   for (std::int64_t key = 0; key < tile.width; key += kPanel) {
     const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
-    multiply_columns<typename Products::Multiply, false>(
+    multiply_columns<typename Products::Multiply, NewSums>(
         {w.queries, words, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys}, tile.count, vectors);
   }
 }
@@ -154,8 +160,26 @@ void add_values(const Attention& a, const Workspace& w, const Tile& tile, float*
   const std::int64_t depth = (tile.width + Products::kPerWord - 1) / Products::kPerWord;
   for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
     const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
-    multiply_columns<typename Products::Multiply, true>(
+    multiply_columns<typename Products::Multiply, MoreSums>(
         {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums + d, a.dimension}, tile.count, vectors);
+  }
+}
+
+inline std::int64_t first_row(const Attention& a, const Tile& tile) {
+  return tile.head * padded_queries(a.queries) + tile.query;
+}
+
+inline float* sums_of(const Attention& a, const Workspace& w, const Tile& tile) {
+  return w.sums + first_row(a, tile) * a.dimension;
+}
+
+template <class Products>
+void weigh_rows(const Attention& a, const Workspace& w, std::int64_t first_key, const Tile& tile) {
+  for (std::int64_t r = 0; r < tile.count; ++r) {
+    const std::int64_t query = tile.query + r, row = first_row(a, tile) + r, limit = limit_of(a, query) - first_key;
+    weigh<Products>(a, {w.scores + r * kBlockKeys, tile.width, limit < tile.width ? limit : tile.width,
+                        row_of(a.mask, tile.head, query), first_key, w.weights + r * kBlockKeys,
+                        w.sums + row * a.dimension, w.largest + row, w.total + row});
   }
 }
 
@@ -163,14 +187,8 @@ template <class Products>
 void attend_tile(const Attention& a, const Workspace& w, const Block& block, const Tile& tile) {
   pack_queries<Products>(a, tile.head, tile.query, tile.count, w.queries);
   multiply_scores<Products>(a, w, tile);
-  const std::int64_t first_row = tile.head * padded_queries(a.queries) + tile.query;
-  for (std::int64_t r = 0; r < tile.count; ++r) {
-    const std::int64_t query = tile.query + r, row = first_row + r, limit = limit_of(a, query) - block.first;
-    weigh<Products>(a, {w.scores + r * kBlockKeys, tile.width, limit < tile.width ? limit : tile.width,
-                        row_of(a.mask, tile.head, query), block.first, w.weights + r * kBlockKeys,
-                        w.sums + row * a.dimension, w.largest + row, w.total + row});
-  }
-  float* const sums = w.sums + first_row * a.dimension;
+  weigh_rows<Products>(a, w, block.first, tile);
+  float* const sums = sums_of(a, w, tile);
   block.finite ? add_values<Products>(a, w, tile, sums) : add_seen_values(a, w, tile, sums);
 }
 
@@ -226,14 +244,9 @@ inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t fi
   }
 }
 
-// All queries look at one block of keys; values that are not finite need weights in float32.
-template <class Products>
-void attend_block(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count) {
-  with_type(a.k.type, [&](auto type) { pack_keys<Products, decltype(type)::value>(a, first, count, w.keys); });
-  bool finite = false;
-  with_type(a.v.type,
-            [&](auto type) { finite = pack_values<Products, decltype(type)::value>(a, first, count, w.values); });
-  if (!finite && Products::kPerWord > 1) return attend_block<FloatProducts>(a, w, first, count);
+// f(tile) for each tile of queries that may look at a key of this block.
+template <class F>
+void for_each_tile(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t head = 0; head < a.heads; ++head) {
     for (std::int64_t query = 0; query < a.queries; query += kTileQueries) {
       const std::int64_t left = a.queries - query, queries = left < kTileQueries ? left : kTileQueries;
@@ -242,25 +255,41 @@ void attend_block(const Attention& a, const Workspace& w, std::int64_t first, st
         prefetch_next(a, head, query, queries);
         clear_rows(a, w, head, query, queries);
       }
-      if (seen > 0) {
-        attend_tile<Products>(a, w, {first, count, finite}, {head, query, queries, seen < count ? seen : count});
-      }
+      if (seen > 0) f(Tile{head, query, queries, seen < count ? seen : count});
       const bool is_last = seen <= kBlockKeys && (seen > 0 || first == 0);
       if (is_last) write_rows(a, w, head, query, queries);
     }
   }
 }
 
+// All queries look at one block of keys; values that are not finite need weights in float32.
 template <class Products>
-void attend(const Attention& a) {
-  const Workspace w(a);
+void attend_block(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count) {
+  with_type(a.k.type, [&](auto type) { pack_keys<Products, decltype(type)::value>(a, first, count, w.keys); });
+  bool finite = false;
+  with_type(a.v.type,
+            [&](auto type) { finite = pack_values<Products, decltype(type)::value>(a, first, count, w.values); });
+  if (!finite && Products::kPerWord > 1) return attend_block<FloatProducts>(a, w, first, count);
+  for_each_tile(a, w, first, count,
+                [&](const Tile& tile) { attend_tile<Products>(a, w, {first, count, finite}, tile); });
+}
+
+// f(first, count) for each block of keys that a query may look at.
+template <class F>
+void for_each_block(const Attention& a, const F& f) {
   const std::int64_t end = limit_of(a, a.queries - 1);
   std::int64_t first = 0;
   do {  // at least once: without keys, zeros are written
     const std::int64_t left = end - first;
-    attend_block<Products>(a, w, first, left < kBlockKeys ? left : kBlockKeys);
+    f(first, left < kBlockKeys ? left : kBlockKeys);
     first += kBlockKeys;
   } while (first < end);
+}
+
+template <class Products>
+void attend(const Attention& a) {
+  const Workspace w(a);
+  for_each_block(a, [&](std::int64_t first, std::int64_t count) { attend_block<Products>(a, w, first, count); });
 }
 
 inline void attention(const Attention& a) { attend<FloatProducts>(a); }

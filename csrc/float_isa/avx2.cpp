@@ -4,6 +4,8 @@
 #include "activations.h"
 #include "attention.h"
 #include "attention_few.h"
+#include "attention_int8.h"
+#include "codes_avx2.h"
 #include "norms.h"
 #include "rope.h"
 
@@ -23,6 +25,7 @@ const FloatKernel float_kernel_avx2 = {
     attention,
     attention_few,
     nullptr,  // attention_bfloat16
+    attention_int8<Codes>,
 };
 
 }  // namespace octavo

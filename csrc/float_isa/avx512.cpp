@@ -23,6 +23,7 @@ const FloatKernel float_kernel_avx512 = {
     attention,
     attention_few,
     nullptr,  // attention_bfloat16
+    nullptr,  // attention_int8
 };
 
 }  // namespace octavo

@@ -5,20 +5,21 @@
 
 namespace octavo {
 
-extern const FloatKernel float_kernel_avx512;
+extern const FloatKernel float_kernel_avx512_vnni;
 extern const FloatKernel float_kernel_avx512_bf16;
 const FloatKernel float_kernel_avx512_bf16 = {
     "avx512_bf16",  // name
-    26,             // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512bf16,
-    &float_kernel_avx512,  // base
-    nullptr,               // activate
-    nullptr,               // silu_mul
-    nullptr,               // norm
-    nullptr,               // rotate
-    nullptr,               // attention
-    nullptr,               // attention_few
+    27,             // rank
+    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni | kFeatureAvx512bf16,
+    &float_kernel_avx512_vnni,  // base
+    nullptr,                    // activate
+    nullptr,                    // silu_mul
+    nullptr,                    // norm
+    nullptr,                    // rotate
+    nullptr,                    // attention
+    nullptr,                    // attention_few
     attention_bfloat16,
+    nullptr,  // attention_int8
 };
 
 }  // namespace octavo

@@ -4,6 +4,8 @@
 #include "activations.h"
 #include "attention.h"
 #include "attention_few.h"
+#include "attention_int8.h"
+#include "codes_scalar.h"
 #include "norms.h"
 #include "rope.h"
 
@@ -15,8 +17,14 @@ const FloatKernel float_kernel_scalar = {
     0,         // rank
     0,         // features
     nullptr,   // base
-    activate, silu_mul, norm, rotate, attention, attention_few,
+    activate,
+    silu_mul,
+    norm,
+    rotate,
+    attention,
+    attention_few,
     nullptr,  // attention_bfloat16
+    attention_int8<Codes>,
 };
 
 }  // namespace octavo

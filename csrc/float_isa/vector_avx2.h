@@ -46,6 +46,13 @@ inline Vector abs(const Vector& a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
 }
+// The larger of two numbers that are not negative; NaN is larger than all of them.
+inline __m256 max_magnitude(__m256 a, __m256 b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+inline Vector max_magnitude(const Vector& a, const Vector& b) {
+  return {max_magnitude(a.low, b.low), max_magnitude(a.high, b.high)};
+}
 inline Vector sqrt(const Vector& a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
 inline Vector round_half_even(const Vector& a) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

@@ -30,6 +30,10 @@ inline Vector subtract_product(const Vector& c, const Vector& a, const Vector& b
 inline Vector max(const Vector& a, const Vector& b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
 inline Vector min(const Vector& a, const Vector& b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
 inline Vector abs(const Vector& a) { return {_mm512_abs_ps(a.lanes)}; }
+// The larger of two numbers that are not negative; NaN is larger than all of them.
+inline Vector max_magnitude(const Vector& a, const Vector& b) {
+  return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.lanes), _mm512_castps_si512(b.lanes)))};
+}
 inline Vector sqrt(const Vector& a) { return {_mm512_sqrt_ps(a.lanes)}; }
 inline Vector round_half_even(const Vector& a) {
   return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | 8)};

@@ -56,6 +56,10 @@ inline Vector min(const Vector& a, const Vector& b) {
 inline Vector abs(const Vector& a) {
   return each([&](int i) { return std::fabs(a.lanes[i]); });
 }
+// The larger of two numbers that are not negative; NaN is larger than all of them.
+inline Vector max_magnitude(const Vector& a, const Vector& b) {
+  return each([&](int i) { return bits_of(a.lanes[i]) > bits_of(b.lanes[i]) ? a.lanes[i] : b.lanes[i]; });
+}
 inline Vector sqrt(const Vector& a) {
   return each([&](int i) { return std::sqrt(a.lanes[i]); });
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of any length: within a bound of float64, the same bits on every kernel and with every thread count, nothing
-// read or written past the ends of tensors and masks, hidden keys without influence.
+// Attention of any length, with products of floats and of codes: within a bound of float64, the same bits on every kernel
+// and with every thread count, nothing read or written past the ends of tensors and masks, hidden keys without influence.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "attention.h"
 #include "cpu.h"
@@ -121,6 +123,90 @@ void expect_close(Problem& p, MaskKind kind, bool causal, const std::vector<floa
   }
 }
 
+// What a row of queries gives, in float64, and what (55) allows each of its scores to be off with products of codes.
+struct CodeRow {
+  CodeRow(Problem& p, std::int64_t head, std::int64_t i, MaskKind kind, bool causal)
+      : scores(Problem::size(p.shape.keys), -kInfinity), errors(scores.size()) {
+    const std::int64_t dimension = p.shape.dimension;
+    const double u = std::ldexp(1, -24), sizes = static_cast<double>(dimension);
+    const float* const q = p.q.data() + (head * p.shape.queries + i) * dimension;
+    const auto [q_largest, q_total] = magnitudes(q, dimension);
+    for (std::int64_t j = 0; j < p.shape.keys; ++j) {
+      if (!p.sees(i, j, kind, causal)) continue;
+      const float* const k = p.k.data() + j * dimension;
+      const auto [k_largest, k_total] = magnitudes(k, dimension);
+      const double added = kind == MaskKind::add ? p.add[Problem::size(j)] : 0;
+      double score = added;
+      for (std::int64_t d = 0; d < dimension; ++d) score += 0.25 * q[d] * k[d];
+      const double q_step = 0.25 * q_largest / 127, k_step = k_largest / 127;
+      const double rounded = q_step * k_total + k_step * 0.25 * q_total + q_step * k_step * sizes / 2;
+      scores[Problem::size(j)] = score;
+      errors[Problem::size(j)] = (0.5 + std::ldexp(1, -13)) * rounded + 1.1e-4 +
+                                 u * ((sizes + 3) * 0.25 * q_largest * k_total + 2 * std::fabs(added));
+      largest = std::max(largest, score);
+      least = std::min(least, score);
+    }
+    const double blocks = static_cast<double>(p.shape.keys) / 256 + 1, spread = largest - least;
+    for (double& error : errors) {
+      error += u * (std::max(std::fabs(largest), std::fabs(least)) + 2 * spread) + blocks * (1.5e-7 + 2 * u);
+      farthest = std::max(farthest, error);
+    }
+  }
+
+  // The largest and the sum.
+  static std::pair<double, double> magnitudes(const float* x, std::int64_t count) {
+    double most = 0, total = 0;
+    for (std::int64_t d = 0; d < count; ++d) {
+      most = std::max(most, std::fabs(static_cast<double>(x[d])));
+      total += std::fabs(static_cast<double>(x[d]));
+    }
+    return {most, total};
+  }
+
+  double weight(std::size_t j) const { return std::exp(scores[j] - largest); }
+  double lost(std::size_t j) const { return weight(j) * std::expm1(errors[j]) + std::exp(farthest) / 510; }
+
+  std::vector<double> scores, errors;
+  double largest = -kInfinity, least = kInfinity, farthest = 0;
+};
+
+// The row of `out` with products of codes against float64, within (57) of docs/numerics.md.
+void expect_code_row(Problem& p, const CodeRow& row, const float* out) {
+  const std::int64_t keys = p.shape.keys, dimension = p.shape.dimension;
+  double total = 0, least_total = 0;
+  for (std::size_t j = 0; j < row.scores.size(); ++j) {
+    if (row.scores[j] == -kInfinity) continue;
+    total += row.weight(j);
+    least_total += row.weight(j) - row.lost(j);
+  }
+  least_total = std::max(least_total, std::exp(-row.farthest));
+  for (std::int64_t d = 0; d < dimension; ++d) {
+    const auto value = [&](std::size_t j) {
+      return static_cast<double>(p.v[j * Problem::size(dimension) + Problem::size(d)]);
+    };
+    double exact = 0, off = 0, largest = 0;
+    for (std::size_t j = 0; j < row.scores.size(); ++j) {
+      if (row.scores[j] > -kInfinity) exact += row.weight(j) / total * value(j);
+      largest = std::max(largest, std::fabs(value(j)));
+    }
+    for (std::size_t j = 0; j < row.scores.size(); ++j) {
+      if (row.scores[j] > -kInfinity) off += row.lost(j) / least_total * std::fabs(value(j) - exact);
+    }
+    const double rounding = std::ldexp(5.0 * static_cast<double>(keys) / 256 + 15, -24);
+    const double bound = off + largest * (1.0 / 254 * (1 + std::ldexp(1, -13)) + rounding);
+    EXPECT(std::fabs(out[d] - exact) <= bound, "int8, %lld keys: %.9g, not %.9g within %g",
+           static_cast<long long>(keys), static_cast<double>(out[d]), exact, bound);
+  }
+}
+
+void expect_close_codes(Problem& p, MaskKind kind, bool causal, const std::vector<float>& out) {
+  for (std::int64_t head = 0; head < 2; ++head) {
+    for (std::int64_t i = 0; i < p.shape.queries; ++i) {
+      expect_code_row(p, CodeRow(p, head, i, kind, causal), out.data() + (i * 2 + head) * p.shape.dimension);
+    }
+  }
+}
+
 void expect_bits(const std::vector<float>& got, const std::vector<float>& expected, const char* what) {
   for (std::size_t i = 0; i < expected.size(); ++i) {
     EXPECT(bits_of(got[i]) == bits_of(expected[i]), "%s: output %zu is %.9g, not %.9g (%s)", what, i,
@@ -132,11 +218,14 @@ void test_problem(Problem& p, MaskKind kind, bool causal) {
   use_kernel("scalar");
   const std::vector<float> expected = p.run(kind, causal, Precision::float32);
   expect_close(p, kind, causal, expected, 0, 1.5e-7);
+  const std::vector<float> expected_int8 = p.run(kind, causal, Precision::int8);
+  expect_close_codes(p, kind, causal, expected_int8);
   for (const Kernel* kernel : runnable_kernels()) {
     use_kernel(kernel->name);
     for (const int threads : {1, 3}) {
       set_thread_count(threads);
       expect_bits(p.run(kind, causal, Precision::float32), expected, "float32");
+      expect_bits(p.run(kind, causal, Precision::int8), expected_int8, "int8");
     }
     if (!active_float_kernel().attention_bfloat16) continue;
     expect_close(p, kind, causal, p.run(kind, causal, Precision::bfloat16), std::ldexp(1, -8), 1.1e-4);

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .checks import FLOAT_TYPES, check, wants_gradient
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 _NUMBERS = {name: number for number, name in enumerate(PRECISIONS)}
 _attention = torch.ops.octavo.attention.default
 _is_autocast_enabled, _is_grad_enabled = torch.is_autocast_enabled, torch.is_grad_enabled
@@ -35,11 +35,16 @@ def attention(
     mask       broadcast to [batch, heads, queries, keys]: bool, True where a query may look, or floats that are added
     causal     query i looks at keys up to i + keys - queries (bottom right, for a cache); with a mask, both hold
     scale      1 / sqrt(dimension) if None
-    precision  of the products: "float32"; "bfloat16", with sums in float32; "auto", bfloat16 where the CPU has it
-               (AVX512_BF16). Few queries, as in decoding, are computed in float32 in any case
+    precision  of the products: "float32"; "bfloat16", with sums in float32; "int8", exact sums of 8-bit codes; "auto",
+               bfloat16 where the CPU has it (AVX512_BF16), else float32. int8 is four times as far from float32 as
+               bfloat16, 1 to 2 %, but exists everywhere and has the same bits everywhere. Few queries, as in
+               decoding (6 rows of queries for one head of keys), are computed in float32 in any case: they read
+               each key once, and making codes of it would take longer than multiplying it
     returns    [batch, queries, heads * dimension], contiguous, in q's dtype. A query that may look at no key gives
                zeros (torch: NaN or zeros); one with NaN gives NaN and touches no other. A hidden key counts for
-               nothing, whatever k and v hold there. Where a gradient is needed, torch's function computes all of it
+               nothing, whatever k and v hold there; with int8, hidden values still take part in the scales of
+               values, and a key that is not finite gives NaN to those who see it, a head with values that are not
+               finite is computed in float32. Where a gradient is needed, torch's function computes all of it
     raises     TypeError for another dtype; ValueError for shapes that do not fit, another dimension, and a precision
                that the active instruction set does not have
     source     Vaswani et al. 2017 (arXiv:1706.03762), eq. 1; online softmax: Milakov and Gimelshein 2018

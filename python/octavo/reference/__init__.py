@@ -7,6 +7,7 @@ operators (floats.py) are computed in float64, and the kernels stay within a bou
 one scale: the whole tensor, a channel, a group or a token. `docs/numerics.md` has each formula once.
 """
 
+from .attention_int8 import attention_int8
 from .codes import (
     MAX_16,
     MAX_EXACT_K,

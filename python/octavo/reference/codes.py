@@ -271,7 +271,7 @@ def _epilogue(
 ) -> torch.Tensor:
     """fma(total, row_scale * weight_scale, bias), NaN for the rows that are not finite; float32."""
     scale = row_scale[:, None] * weight_scale.reshape(1, -1)
-    y = _fma(total, scale, torch.zeros(()) if bias is None else bias.float())
+    y = fma(total, scale, torch.zeros(()) if bias is None else bias.float())
     return torch.where(finite[:, None], y, torch.nan)
 
 
@@ -282,7 +282,7 @@ def _finish(y: torch.Tensor, activation: str | None, x: torch.Tensor) -> torch.T
     return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[1])
 
 
-def _fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     """a * b + c of float32 tensors with one rounding, as the CPU's fused multiply-add does it.
 
     torch has no fma. In float64 the product is exact, but the sum is rounded to 53 bits and then again to 24, and where

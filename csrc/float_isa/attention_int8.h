@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention with exact products of 8-bit codes: one scale for each query and key, one for each dimension of all values,
+// weights in steps of 1 / 255 of the largest. numerics.md, eq. 54 to 57.
+//
+// What a word holds, and the instruction that multiplies it, is said by Codes, of codes_*.h.
+#pragma once
+
+#include "attention.h"
+
+namespace octavo {
+namespace {
+
+// Weights as codes 0 .. 255. The total is that of the codes, so that a row's weights add up to 1 whatever they lost.
+template <class Codes>
+struct CodeProducts {
+  static constexpr int kPerWord = Codes::kPerWord;
+  static Vector power(const Vector& x) { return round_half_even(exp2_coarse(x) * set(255.0f)); }
+  static Vector join(const Vector (&parts)[kPerWord]) { return Codes::unsigned_words(parts); }
+};
+
+// Sums of keys with an offset start from what takes it away again: int32 sums -> scores.
+template <class Codes>
+struct Scores {
+  static Vector start(const TileProduct& t, int r, int) { return set(t.row_start[r]); }
+  static Vector end(const TileProduct& t, int r, int v, const Vector& acc) {
+    return Codes::reals(acc) * set(t.row_scale[r]) * load<FloatType::f32>(t.column_scale, 16 * v);
+  }
+};
+
+// A block's int32 sums, at most 256 * 255 * 127 < 2^24, are added to the float ones.
+template <class Codes>
+struct ScaledSums {
+  static Vector start(const TileProduct&, int, int) { return set(0.0f); }
+  static Vector end(const TileProduct& t, int r, int v, const Vector& acc) {
+    const Vector scale = load<FloatType::f32>(t.column_scale, 16 * v);
+    return multiply_add(Codes::reals(acc), scale, load<FloatType::f32>(t.c, r * t.c_stride + 16 * v));
+  }
+};
+
+// Eq. 2; NaN for what is not finite.
+inline void scales_of(const Vector& largest, float* scales) {
+  float values[16];
+  store<FloatType::f32>(values, 0, largest);
+  for (int i = 0; i < 16; ++i) {
+    const float scale = values[i] < kInfinity ? values[i] / 127.0f : __builtin_nanf("");
+    scales[i] = scale < 0x1p-126f ? 1.0f : scale;
+  }
+}
+
+// Scales of up to 16 rows that are multiplied by `factor`; 1 for the missing ones.
+template <FloatType kType>
+void row_scales(const HeadRows& rows, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dimension,
+                const Vector& factor, float* scales) {
+  Vector largest[16];
+  for (int r = 0; r < 16; ++r) {
+    largest[r] = set(0.0f);
+    for (std::int64_t d = 0; d < dimension && r < count; d += 16) {
+      largest[r] = max_magnitude(largest[r], abs(load<kType>(row_of(rows, head, first + r), d) * factor));
+    }
+  }
+  transpose(largest);
+  for (int r = 1; r < 16; ++r) largest[0] = max_magnitude(largest[0], largest[r]);
+  scales_of(largest[0], scales);
+}
+
+// 16 words of a row from word `word` on, of codes by eq. 4; zeros beyond the dimension.
+template <class Codes, FloatType kType>
+Vector row_codes(const void* row, std::int64_t word, std::int64_t dimension, const Vector& factor,
+                 const Vector& inverse) {
+  Vector parts[Codes::kPerWord];
+  OCTAVO_UNROLL for (int p = 0; p < Codes::kPerWord; ++p) {
+    const std::int64_t i = word * Codes::kPerWord + 16 * p;
+    parts[p] = i < dimension ? load<kType>(row, i) * factor * inverse : set(0.0f);
+  }
+  return Codes::signed_words(parts);
+}
+
+template <class Codes, FloatType kType>
+void pack_key_codes(const Attention& a, std::int64_t first, std::int64_t count, const Workspace& w) {
+  const std::int64_t words = a.dimension / Codes::kPerWord;
+  for (std::int64_t key = 0; key < count; key += 16) {
+    row_scales<kType>(a.k, 0, first + key, count - key, a.dimension, set(1.0f), w.key_scales + key);
+    float* const column = w.keys + key / kPanel * kPanel * words + key % kPanel;
+    for (std::int64_t word = 0; word < words; word += 16) {
+      Vector rows[16];
+      for (int i = 0; i < 16; ++i) {
+        const Vector inverse = set(1.0f / w.key_scales[key + i]);
+        rows[i] = key + i < count ? Codes::as_keys(row_codes<Codes, kType>(row_of(a.k, 0, first + key + i), word,
+                                                                           a.dimension, set(1.0f), inverse))
+                                  : set(0.0f);
+      }
+      transpose(rows);
+      for (int i = 0; i < 16 && word + i < words; ++i) store<FloatType::f32>(column, (word + i) * kPanel, rows[i]);
+    }
+  }
+}
+
+template <class Codes, FloatType kType>
+void pack_value_codes(const Attention& a, std::int64_t first, std::int64_t count, const Workspace& w) {
+  for (std::int64_t d = 0; d < a.dimension; d += 16) {
+    const Vector inverse = set(1.0f) / load<FloatType::f32>(w.value_scales, d);
+    for (std::int64_t key = 0; key < count; key += Codes::kPerWord) {
+      Vector rows[Codes::kPerWord];
+      OCTAVO_UNROLL for (int p = 0; p < Codes::kPerWord; ++p) {
+        rows[p] = key + p < count ? load<kType>(row_of(a.v, 0, first + key + p), d) * inverse : set(0.0f);
+      }
+      store<FloatType::f32>(w.values, key / Codes::kPerWord * a.dimension + d, Codes::stack(rows));
+    }
+  }
+}
+
+// Queries times the scale, as codes; rows a dimension apart, those beyond the last query zeros.
+template <class Codes, FloatType kType>
+void pack_query_codes(const Attention& a, const Tile& tile, const Workspace& w) {
+  const Vector factor = set(a.scale);
+  row_scales<kType>(a.q, tile.head, tile.query, tile.count, a.dimension, factor, w.query_scales);
+  for (std::int64_t r = 0; r < kTileQueries; ++r) {
+    const Vector inverse = set(1.0f / w.query_scales[r]);
+    Vector offset = set(0.0f);  // the products with a key of zeros
+    for (std::int64_t word = 0; word * Codes::kPerWord < a.dimension; word += 16) {
+      const Vector codes = r < tile.count ? row_codes<Codes, kType>(row_of(a.q, tile.head, tile.query + r), word,
+                                                                    a.dimension, factor, inverse)
+                                          : set(0.0f);
+      store<FloatType::f32>(w.queries, r * a.dimension + word, codes);
+      Codes::MultiplyKeys::add(offset, codes, Codes::key_offset());
+    }
+    const auto start = static_cast<std::int32_t>(-sum_of(Codes::reals(offset)));
+    __builtin_memcpy(w.query_starts + r, &start, sizeof start);
+  }
+}
+
+template <class Codes>
+void multiply_score_codes(const Attention& a, const Workspace& w, const Tile& tile) {
+  const std::int64_t words = a.dimension / Codes::kPerWord;
+  for (std::int64_t key = 0; key < tile.width; key += kPanel) {
+    const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
+    multiply_columns<typename Codes::MultiplyKeys, Scores<Codes>>(
+        {w.queries, a.dimension, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys, w.query_starts,
+         w.query_scales, w.key_scales + key},
+        tile.count, vectors);
+  }
+}
+
+template <class Codes>
+void add_value_codes(const Attention& a, const Workspace& w, const Tile& tile) {
+  const std::int64_t depth = (tile.width + Codes::kPerWord - 1) / Codes::kPerWord;
+  for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
+    const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
+    multiply_columns<typename Codes::MultiplyWeights, ScaledSums<Codes>>(
+        {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums_of(a, w, tile) + d, a.dimension, nullptr,
+         nullptr, w.value_scales + d},
+        tile.count, vectors);
+  }
+}
+
+// All values count, seen or not: so the scales, and the bits, do not depend on how queries and keys are cut. False if a
+// value is not finite.
+inline bool choose_value_scales(const Attention& a, float* scales) {
+  bool finite = true;
+  with_type(a.v.type, [&](auto type) {
+    for (std::int64_t d = 0; d < a.dimension; d += 16) {
+      Vector largest = set(0.0f);
+      for (std::int64_t key = 0; key < a.keys; ++key) {
+        largest = max_magnitude(largest, abs(load<decltype(type)::value>(row_of(a.v, 0, key), d)));
+      }
+      scales_of(largest, scales + d);
+      for (std::int64_t i = d; i < d + 16; ++i) finite = finite && scales[i] < kInfinity;
+    }
+  });
+  return finite;
+}
+
+// A head with a value that is not finite is computed in float32.
+template <class Codes>
+void attention_int8(const Attention& a) {
+  const Workspace w(a);
+  if (!choose_value_scales(a, w.value_scales)) return attend<FloatProducts>(a);
+  for_each_block(a, [&](std::int64_t first, std::int64_t count) {
+    with_type(a.k.type, [&](auto type) { pack_key_codes<Codes, decltype(type)::value>(a, first, count, w); });
+    with_type(a.v.type, [&](auto type) { pack_value_codes<Codes, decltype(type)::value>(a, first, count, w); });
+    for_each_tile(a, w, first, count, [&](const Tile& tile) {
+      with_type(a.q.type, [&](auto type) { pack_query_codes<Codes, decltype(type)::value>(a, tile, w); });
+      multiply_score_codes<Codes>(a, w, tile);
+      weigh_rows<CodeProducts<Codes>>(a, w, first, tile);
+      add_value_codes<Codes>(a, w, tile);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace octavo
