@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ops.attention against torch's scaled_dot_product_attention in float32 and bfloat16, in turn, and both errors.
+"""ops.attention (also in int8) against torch's scaled_dot_product_attention in float32 and bfloat16, and the errors.
 
 Encoders look at all positions, one decoder row is causal, and decoding has one query and a cache of keys, whose bytes
 set the pace: gbs is what was read of it. The tensors lie as a Linear leaves them, [batch, length, heads, dimension].
@@ -68,8 +68,10 @@ def candidates(shape: Shape, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     }
     if shape.queries == 1:
         found["octavo, bfloat16 cache"] = partial(ours, q, *half[1:])
-    elif has_bfloat16():
-        found["octavo bfloat16"] = partial(ours, q, k, v, precision="bfloat16")
+    else:
+        if has_bfloat16():
+            found["octavo bfloat16"] = partial(ours, q, k, v, precision="bfloat16")
+        found["octavo int8"] = partial(ours, q, k, v, precision="int8")
     return found
 
 

@@ -205,7 +205,7 @@ def test_the_model_goes_on_to_train_and_back():
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"attention": "bf16"}, ValueError, "'auto', 'float32', 'bfloat16' and None"),
+        ({"attention": "bf16"}, ValueError, "'auto', 'float32', 'bfloat16', 'int8' and None"),
         ({"attension": "auto"}, TypeError, "attension"),
         ({"plain_attention": "yes"}, TypeError, "True or False"),
         ({"plain_attention": True, "attention": None}, ValueError, "needs a precision"),

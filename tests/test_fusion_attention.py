@@ -34,7 +34,7 @@ def calls(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16", "int8"])
 def test_every_layer_calls_the_operator_with_the_precision(calls, precision):
     model = bert()
     (row,) = attention_rows(model, attention=precision)
@@ -44,6 +44,17 @@ def test_every_layer_calls_the_operator_with_the_precision(calls, precision):
         assert [call["precision"] for call in calls] == [precision] * 2
     else:  # a CPU without such products
         assert precision == "bfloat16" and "no products of bfloat16" in row.reason and calls == []
+
+
+@pytest.mark.parametrize("make, options, step", [(bert, {"blocks": True}, "blocks"), (llama, {}, "rotary")])
+def test_steps_behind_it_keep_products_of_codes(calls, make, options, step):
+    model = make()
+    before = outputs(model, {"input_ids": IDS})
+    report = octavo.fuse_(model, {"input_ids": IDS}, attention="int8", **options)
+    assert [row.action for row in report.rows if row.step in ("attention", step)] == ["fused"] * 3
+    calls.clear()
+    assert not torch.equal(outputs(model, {"input_ids": IDS}), before)
+    assert [call["precision"] for call in calls] == ["int8"] * 2
 
 
 def test_keys_of_groups_are_not_repeated_and_masks_are_bool_or_none(calls):

@@ -66,6 +66,16 @@ def test_the_calls_inside_are_ours_and_give_the_same(calls, options):
 
 
 @torch.no_grad()
+def test_products_of_codes_are_chosen_as_others_are(calls):
+    m, x = model(), torch.cat([X, X], 1)
+    expected = m(x)
+    assert len(octavo.fuse_(m, x, attention="int8", plain_attention=True).fused) == 2
+    calls.clear()
+    assert not torch.equal(m(x), expected)
+    assert [call["precision"] for call in calls] == ["int8"] * 2
+
+
+@torch.no_grad()
 def test_calls_outside_stay_torchs(calls):
     m = model()
     fused(m)

@@ -161,6 +161,25 @@ MUTATIONS = [
         "",
     ),
     Mutation(
+        "products of codes keep the offset of keys",
+        "float_isa/attention_int8.h",
+        "static_cast<std::int32_t>(-sum_of(",
+        "static_cast<std::int32_t>(0.0f * sum_of(",
+        "avx512_vnni",
+    ),
+    Mutation(
+        "values of later blocks have no scale",
+        "float_isa/attention_int8.h",
+        "for (std::int64_t key = 0; key < a.keys; ++key)",
+        "for (std::int64_t key = 0; key < a.keys && key < kBlockKeys; ++key)",
+    ),
+    Mutation(
+        "weights as codes are cut off",
+        "float_isa/attention_int8.h",
+        "round_half_even(exp2_coarse(x) * set(255.0f))",
+        "round_half_even(exp2_coarse(x) * set(255.0f) - set(0.5f))",
+    ),
+    Mutation(
         "hidden values that are not finite are multiplied",
         "float_isa/attention.h",
         "return sum_of(check) == 0.0f;",

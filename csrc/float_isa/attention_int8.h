@@ -47,16 +47,29 @@ inline void scales_of(const Vector& largest, float* scales) {
   }
 }
 
+// f(begin, end, d) for 16 elements of some rows, then for the next 16 of them, then for the next rows: a column of rows
+// that lie far apart would need an entry of the TLB for each, and falls into few sets of the L1 cache: 2 to 5 %.
+template <class F>
+inline void for_near_rows(const Attention& a, std::int64_t count, const F& f) {
+  constexpr std::int64_t kNearRows = 16;
+  for (std::int64_t begin = 0; begin < count; begin += kNearRows) {
+    const std::int64_t end = begin + kNearRows < count ? begin + kNearRows : count;
+    for (std::int64_t d = 0; d < a.dimension; d += 16) f(begin, end, d);
+  }
+}
+
 // Scales of up to 16 rows that are multiplied by `factor`; 1 for the missing ones.
 template <FloatType kType>
 void row_scales(const HeadRows& rows, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dimension,
                 const Vector& factor, float* scales) {
   Vector largest[16];
   for (int r = 0; r < 16; ++r) {
-    largest[r] = set(0.0f);
+    const char* const row = row_of(rows, head, first + r);
+    Vector most = set(0.0f);
     for (std::int64_t d = 0; d < dimension && r < count; d += 16) {
-      largest[r] = max_magnitude(largest[r], abs(load<kType>(row_of(rows, head, first + r), d) * factor));
+      most = max_magnitude(most, abs(load<kType>(row, d) * factor));
     }
+    largest[r] = most;
   }
   transpose(largest);
   for (int r = 1; r < 16; ++r) largest[0] = max_magnitude(largest[0], largest[r]);
@@ -97,16 +110,16 @@ void pack_key_codes(const Attention& a, std::int64_t first, std::int64_t count, 
 
 template <class Codes, FloatType kType>
 void pack_value_codes(const Attention& a, std::int64_t first, std::int64_t count, const Workspace& w) {
-  for (std::int64_t d = 0; d < a.dimension; d += 16) {
+  for_near_rows(a, count, [&](std::int64_t begin, std::int64_t end, std::int64_t d) {
     const Vector inverse = set(1.0f) / load<FloatType::f32>(w.value_scales, d);
-    for (std::int64_t key = 0; key < count; key += Codes::kPerWord) {
+    for (std::int64_t key = begin; key < end; key += Codes::kPerWord) {
       Vector rows[Codes::kPerWord];
       OCTAVO_UNROLL for (int p = 0; p < Codes::kPerWord; ++p) {
-        rows[p] = key + p < count ? load<kType>(row_of(a.v, 0, first + key + p), d) * inverse : set(0.0f);
+        rows[p] = key + p < end ? load<kType>(row_of(a.v, 0, first + key + p), d) * inverse : set(0.0f);
       }
       store<FloatType::f32>(w.values, key / Codes::kPerWord * a.dimension + d, Codes::stack(rows));
     }
-  }
+  });
 }
 
 // Queries times the scale, as codes; rows a dimension apart, those beyond the last query zeros.
@@ -156,17 +169,21 @@ void add_value_codes(const Attention& a, const Workspace& w, const Tile& tile) {
 // All values count, seen or not: so the scales, and the bits, do not depend on how queries and keys are cut. False if a
 // value is not finite.
 inline bool choose_value_scales(const Attention& a, float* scales) {
-  bool finite = true;
+  for (std::int64_t d = 0; d < a.dimension; d += 16) store<FloatType::f32>(scales, d, set(0.0f));
   with_type(a.v.type, [&](auto type) {
-    for (std::int64_t d = 0; d < a.dimension; d += 16) {
-      Vector largest = set(0.0f);
-      for (std::int64_t key = 0; key < a.keys; ++key) {
+    for_near_rows(a, a.keys, [&](std::int64_t begin, std::int64_t end, std::int64_t d) {
+      Vector largest = load<FloatType::f32>(scales, d);
+      for (std::int64_t key = begin; key < end; ++key) {
         largest = max_magnitude(largest, abs(load<decltype(type)::value>(row_of(a.v, 0, key), d)));
       }
-      scales_of(largest, scales + d);
-      for (std::int64_t i = d; i < d + 16; ++i) finite = finite && scales[i] < kInfinity;
-    }
+      store<FloatType::f32>(scales, d, largest);
+    });
   });
+  bool finite = true;
+  for (std::int64_t d = 0; d < a.dimension; d += 16) {
+    scales_of(load<FloatType::f32>(scales, d), scales + d);
+    for (std::int64_t i = d; i < d + 16; ++i) finite = finite && scales[i] < kInfinity;
+  }
   return finite;
 }
 

@@ -44,7 +44,7 @@ struct Problem {
     return {{reals.data(), FloatType::f32, length * row, row}, 0};
   }
 
-  std::vector<float> run(MaskKind kind, bool causal, Precision precision) {
+  std::vector<float> run(MaskKind kind, bool causal, Precision precision, float scale = 0.25f) {
     Guarded<float> out(q.size());
     AttentionTensors t{};
     t.q = tensor(q, shape.queries);
@@ -54,7 +54,7 @@ struct Problem {
     const void* const mask = kind == MaskKind::add ? static_cast<void*>(add.data()) : static_cast<void*>(look.data());
     t.mask = {{mask, FloatType::f32, 0, 0}, 0};
     t.out = out.data();
-    attention(shape, t, causal, 0.25f, precision);
+    attention(shape, t, causal, scale, precision);
     return {out.begin(), out.end()};
   }
 
@@ -261,11 +261,44 @@ void test_hidden_values_have_no_influence() {
   use_kernel("");
 }
 
+// Scores are powers 0, -0.83, -1.66 ... of two and values whole numbers up to 127, so that every code is known.
+void test_known_codes() {
+  constexpr float kLn2 = 0.69314718f;
+  Problem p(8, 12, 16, 3);
+  std::fill(p.q.begin(), p.q.end(), 0.0f);
+  std::fill(p.k.begin(), p.k.end(), 0.0f);
+  for (std::size_t row = 0; row < 16; ++row) p.q[16 * row] = 127.0f;
+  double total = 0;
+  std::vector<double> sums(16);
+  for (std::size_t key = 0; key < 12; ++key) {
+    p.k[16 * key] = -0.83f * static_cast<float>(key) / 127.0f;
+    const double weight = std::nearbyint(255 * std::exp2(-0.83 * static_cast<double>(key)));
+    total += weight;
+    for (std::size_t d = 0; d < 16; ++d) {
+      const std::size_t code = (37 * key + 11 * d) % 255;
+      p.v[16 * key + d] = static_cast<float>(code) - 127.0f;
+      if (key == 11) p.v[16 * key + d] = d % 2 ? 127.0f : -127.0f;
+      sums[d] += weight * static_cast<double>(p.v[16 * key + d]);
+    }
+  }
+  for (const Kernel* kernel : runnable_kernels()) {
+    use_kernel(kernel->name);
+    const std::vector<float> out = p.run(MaskKind::none, false, Precision::int8, kLn2);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const double exact = sums[i % 16] / total;  // the reciprocal of the total and a product: three roundings
+      EXPECT(std::fabs(out[i] - exact) <= std::ldexp(3 * std::fabs(exact), -24), "%zu is %.9g, not %.9g (%s)", i,
+             static_cast<double>(out[i]), exact, active_float_kernel().name);
+    }
+  }
+  use_kernel("");
+}
+
 }  // namespace
 }  // namespace octavo::test
 
 int main() {
   octavo::test::test_every_length();
   octavo::test::test_hidden_values_have_no_influence();
+  octavo::test::test_known_codes();
   return 0;
 }

@@ -50,7 +50,7 @@ def fuse_(
     model        in eval mode, on the CPU; quantized or not; to have both, quantize first
     example      one batch or an iterable of them, as `compare` takes; every part is verified on its tensors
     attention    precision of the products of attention in transformers models: "auto" (bfloat16 where the CPU
-                 multiplies that), "float32", "bfloat16"; None leaves attention as it is
+                 multiplies that), "float32", "bfloat16", "int8"; None leaves attention as it is
     plain_attention   octavo's attention for modules that call F.scaled_dot_product_attention themselves, too
     blocks       repeated blocks, such as the layers of an encoder, become short lists of operators, too
     min_cosine   a step after which the model's output has a lower cosine to the one before fusing is taken back
