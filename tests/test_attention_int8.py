@@ -155,6 +155,20 @@ def test_a_query_that_sees_nothing_gives_zeros(isa):
     assert not attend(q, k, v, causal=True)[:, :10].any()
 
 
+def test_hidden_values_only_count_in_the_scales(isa):
+    """Hidden keys count for nothing at all; so do hidden values as long as larger ones are seen."""
+    q, k, v = heads(1, 2, 30, 32), heads(1, 2, 300, 32), heads(1, 2, 300, 32)
+    look = torch.rand(30, 300) > 0.2
+    look[:, 7] = look[:, 290] = False
+    v[:, :, [7, 290]] = 0.0
+    expected = attend(q, k, v, look)
+    k[:, :, [7, 290]] *= 1e6
+    v[:, :, [7, 290]] = torch.where(torch.rand(32) < 0.5, -1.0, 1.0) * v.abs().amax(-2, keepdim=True)
+    assert_bits_equal(attend(q, k, v, look), expected)
+    v[:, :, 7] *= 2
+    assert not torch.equal(attend(q, k, v, look), expected)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_query_that_is_not_finite_stays_alone(isa, bad):
     q, k, v = heads(1, 2, 30, 32), heads(1, 2, 300, 32), heads(1, 2, 300, 32)
