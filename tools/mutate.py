@@ -170,8 +170,8 @@ MUTATIONS = [
     Mutation(
         "values of later blocks have no scale",
         "float_isa/attention_int8.h",
-        "for (std::int64_t key = 0; key < a.keys; ++key)",
-        "for (std::int64_t key = 0; key < a.keys && key < kBlockKeys; ++key)",
+        "for_near_rows(a, a.keys, ",
+        "for_near_rows(a, a.keys < kBlockKeys ? a.keys : kBlockKeys, ",
     ),
     Mutation(
         "weights as codes are cut off",

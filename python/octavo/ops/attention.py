@@ -37,7 +37,7 @@ def attention(
     scale      1 / sqrt(dimension) if None
     precision  of the products: "float32"; "bfloat16", with sums in float32; "int8", exact sums of 8-bit codes; "auto",
                bfloat16 where the CPU has it (AVX512_BF16), else float32. int8 is four times as far from float32 as
-               bfloat16, 1 to 2 %, but exists everywhere and has the same bits everywhere. Few queries, as in
+               bfloat16, 1 to 1.5 %, but exists everywhere and has the same bits everywhere. Few queries, as in
                decoding (6 rows of queries for one head of keys), are computed in float32 in any case: they read
                each key once, and making codes of it would take longer than multiplying it
     returns    [batch, queries, heads * dimension], contiguous, in q's dtype. A query that may look at no key gives
