@@ -150,8 +150,9 @@ void multiply_scores(const Attention& a, const Workspace& w, const Tile& tile) {
   const std::int64_t words = a.dimension / Products::kPerWord;
   for (std::int64_t key = 0; key < tile.width; key += kPanel) {
     const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
-    multiply_columns<typename Products::Multiply, NewSums>(
-        {w.queries, words, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys}, tile.count, vectors);
+    multiply_columns<typename Products::Multiply>(
+        {w.queries, words, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys}, NewSums{}, tile.count,
+        vectors);
   }
 }
 
@@ -160,8 +161,9 @@ void add_values(const Attention& a, const Workspace& w, const Tile& tile, float*
   const std::int64_t depth = (tile.width + Products::kPerWord - 1) / Products::kPerWord;
   for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
     const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
-    multiply_columns<typename Products::Multiply, MoreSums>(
-        {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums + d, a.dimension}, tile.count, vectors);
+    multiply_columns<typename Products::Multiply>(
+        {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums + d, a.dimension}, MoreSums{}, tile.count,
+        vectors);
   }
 }
 

@@ -18,23 +18,27 @@ struct CodeProducts {
   static Vector join(const Vector (&parts)[kPerWord]) { return Codes::unsigned_words(parts); }
 };
 
-// Sums of keys with an offset start from what takes it away again: int32 sums -> scores.
+// int32 sums -> scores. With an offset of keys, sums start from what takes it away again.
 template <class Codes>
 struct Scores {
-  static Vector start(const TileProduct& t, int r, int) { return set(t.row_start[r]); }
-  static Vector end(const TileProduct& t, int r, int v, const Vector& acc) {
-    return Codes::reals(acc) * set(t.row_scale[r]) * load<FloatType::f32>(t.column_scale, 16 * v);
+  const float *starts, *query_scales, *key_scales;
+  Vector start(const TileProduct&, int r, int) const { return set(starts[r]); }
+  Vector end(const TileProduct&, int r, int v, const Vector& acc) const {
+    return Codes::reals(acc) * set(query_scales[r]) * load<FloatType::f32>(key_scales, 16 * v);
   }
+  Scores after(int rows) const { return {starts + rows, query_scales + rows, key_scales}; }
 };
 
 // A block's int32 sums, at most 256 * 255 * 127 < 2^24, are added to the float ones.
 template <class Codes>
 struct ScaledSums {
-  static Vector start(const TileProduct&, int, int) { return set(0.0f); }
-  static Vector end(const TileProduct& t, int r, int v, const Vector& acc) {
-    const Vector scale = load<FloatType::f32>(t.column_scale, 16 * v);
+  const float* value_scales;
+  Vector start(const TileProduct&, int, int) const { return set(0.0f); }
+  Vector end(const TileProduct& t, int r, int v, const Vector& acc) const {
+    const Vector scale = load<FloatType::f32>(value_scales, 16 * v);
     return multiply_add(Codes::reals(acc), scale, load<FloatType::f32>(t.c, r * t.c_stride + 16 * v));
   }
+  ScaledSums after(int) const { return *this; }
 };
 
 // Eq. 2; NaN for what is not finite.
@@ -147,10 +151,9 @@ void multiply_score_codes(const Attention& a, const Workspace& w, const Tile& ti
   const std::int64_t words = a.dimension / Codes::kPerWord;
   for (std::int64_t key = 0; key < tile.width; key += kPanel) {
     const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
-    multiply_columns<typename Codes::MultiplyKeys, Scores<Codes>>(
-        {w.queries, a.dimension, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys, w.query_starts,
-         w.query_scales, w.key_scales + key},
-        tile.count, vectors);
+    multiply_columns<typename Codes::MultiplyKeys>(
+        {w.queries, a.dimension, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys},
+        Scores<Codes>{w.query_starts, w.query_scales, w.key_scales + key}, tile.count, vectors);
   }
 }
 
@@ -159,10 +162,9 @@ void add_value_codes(const Attention& a, const Workspace& w, const Tile& tile) {
   const std::int64_t depth = (tile.width + Codes::kPerWord - 1) / Codes::kPerWord;
   for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
     const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
-    multiply_columns<typename Codes::MultiplyWeights, ScaledSums<Codes>>(
-        {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums_of(a, w, tile) + d, a.dimension, nullptr,
-         nullptr, w.value_scales + d},
-        tile.count, vectors);
+    multiply_columns<typename Codes::MultiplyWeights>(
+        {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums_of(a, w, tile) + d, a.dimension},
+        ScaledSums<Codes>{w.value_scales + d}, tile.count, vectors);
   }
 }
 

@@ -29,21 +29,19 @@ struct TileProduct {
   std::int64_t depth;
   float* c;
   std::int64_t c_stride;
-  // Of products of codes only; what they mean is said by their Sums.
-  const float* row_start = nullptr;
-  const float* row_scale = nullptr;
-  const float* column_scale = nullptr;
 };
 
-// What the accumulator of c[r][16 v ...] starts from, and what of it is written there.
+// What the accumulator of c[r][16 v ...] starts from, and what of it is written there; the rows after the first `rows`.
 struct NewSums {
-  static Vector start(const TileProduct&, int, int) { return set(0.0f); }
-  static Vector end(const TileProduct&, int, int, const Vector& acc) { return acc; }
+  Vector start(const TileProduct&, int, int) const { return set(0.0f); }
+  Vector end(const TileProduct&, int, int, const Vector& acc) const { return acc; }
+  NewSums after(int) const { return *this; }
 };
 
 struct MoreSums {
-  static Vector start(const TileProduct& t, int r, int v) { return load<FloatType::f32>(t.c, r * t.c_stride + 16 * v); }
-  static Vector end(const TileProduct&, int, int, const Vector& acc) { return acc; }
+  Vector start(const TileProduct& t, int r, int v) const { return load<FloatType::f32>(t.c, r * t.c_stride + 16 * v); }
+  Vector end(const TileProduct&, int, int, const Vector& acc) const { return acc; }
+  MoreSums after(int) const { return *this; }
 };
 
 // acc += a * b, rounded once for each product. The accumulators of a tile fill the registers.
@@ -53,10 +51,10 @@ struct MultiplyFloats {
 
 // Each output is one chain of sums in the order of depth, in every tile: where a row lies does not change its bits.
 template <class Multiply, class Sums, int kRows, int kVectors>
-void multiply_tile(const TileProduct& t) {
+void multiply_tile(const TileProduct& t, const Sums& sums) {
   Vector acc[kRows][kVectors];
   OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
-    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = Sums::start(t, r, v);
+    OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = sums.start(t, r, v);
   }
   const float* b = t.b;
   for (std::int64_t i = 0; i < t.depth; ++i, b += t.b_stride) {
@@ -69,31 +67,30 @@ void multiply_tile(const TileProduct& t) {
   }
   OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
     OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) {
-      store<FloatType::f32>(t.c, r * t.c_stride + 16 * v, Sums::end(t, r, v, acc[r][v]));
+      store<FloatType::f32>(t.c, r * t.c_stride + 16 * v, sums.end(t, r, v, acc[r][v]));
     }
   }
 }
 
 // The tiles of up to kTileQueries rows; rows beyond `rows`, up to a multiple of a tile's, are computed too.
 template <class Multiply, class Sums, int kVectors>
-void multiply_rows(TileProduct t, std::int64_t rows) {
+void multiply_rows(TileProduct t, Sums sums, std::int64_t rows) {
   constexpr int kRows = tile_rows(kVectors);
   for (std::int64_t r = 0; r < rows; r += kRows) {
-    multiply_tile<Multiply, Sums, kRows, kVectors>(t);
+    multiply_tile<Multiply, Sums, kRows, kVectors>(t, sums);
     t.a += kRows * t.a_stride;
     t.c += kRows * t.c_stride;
-    if (t.row_start) t.row_start += kRows;
-    if (t.row_scale) t.row_scale += kRows;
+    sums = sums.after(kRows);
   }
 }
 
 // The same for a width known at run time, of 1 to kTileVectors vectors.
 template <class Multiply, class Sums, int kVectors = kTileVectors>
-void multiply_columns(const TileProduct& t, std::int64_t rows, std::int64_t vectors) {
+void multiply_columns(const TileProduct& t, const Sums& sums, std::int64_t rows, std::int64_t vectors) {
   if constexpr (kVectors > 1) {
-    if (vectors < kVectors) return multiply_columns<Multiply, Sums, kVectors - 1>(t, rows, vectors);
+    if (vectors < kVectors) return multiply_columns<Multiply, Sums, kVectors - 1>(t, sums, rows, vectors);
   }
-  multiply_rows<Multiply, Sums, kVectors>(t, rows);
+  multiply_rows<Multiply, Sums, kVectors>(t, sums, rows);
 }
 
 }  // namespace
