@@ -23,6 +23,9 @@
 #include <cstddef>
 #include <cstdint>
 
+// For loops over arrays that are to become registers.
+#define OCTAVO_UNROLL _Pragma("GCC unroll 32")
+
 namespace octavo {
 
 constexpr int kStripColumns = 16;

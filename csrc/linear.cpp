@@ -103,13 +103,13 @@ void finish_tile(const Walk& walk, const Tile& tile, Epilogue& e) {
     return walk.block.kernel.epilogue(e);
   }
   const Kernel& kernel = walk.block.kernel;
-  if (kernel.multiply_to_float && e.type == FloatType::f32 && walk.block.planes() == 1) {
+  e.sums = walk.block.planes() == 2 ? Sums::planes : Sums::plain;
+  if (kernel.multiply_to_float && e.sums == Sums::plain && e.type == FloatType::f32) {
     return kernel.multiply_to_float(product_of(walk, tile, 0, walk.block.padded_k(), nullptr), e);
   }
   prefetch_output(e);
   std::int32_t acc[kMaxTileOutputs];
   multiply(walk, tile, 0, walk.block.padded_k(), acc);
-  e.sums = walk.block.planes() == 2 ? Sums::planes : Sums::plain;
   e.acc = acc;
   kernel.epilogue(e);
 }

@@ -15,8 +15,6 @@
 namespace octavo {
 namespace {
 
-#define OCTAVO_UNROLL _Pragma("GCC unroll 32")
-
 constexpr float kInfinity = __builtin_inff();
 
 // c[rows][columns] = a[rows][depth] b[depth][columns], all of words of 4 bytes that one instruction multiplies: a float,

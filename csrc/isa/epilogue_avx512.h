@@ -6,8 +6,6 @@
 #include "../kernel.h"
 #include "../lanes_avx512.h"
 
-#define OCTAVO_UNROLL _Pragma("GCC unroll 32")
-
 namespace octavo {
 namespace {
 

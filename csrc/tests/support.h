@@ -30,6 +30,8 @@
 
 namespace octavo::test {
 
+constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
+
 // An emulator may fault where a CPU's masked load does not: QEMU loads the whole vector. It gets some bytes to spare.
 inline std::size_t spare_bytes() {
   static const std::size_t spare = std::getenv("OCTAVO_TEST_EMULATED") ? 64 : 0;

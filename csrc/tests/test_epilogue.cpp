@@ -13,7 +13,6 @@ namespace octavo::test {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
 
 const Kernel& scalar() { return *built_kernels().front(); }
 

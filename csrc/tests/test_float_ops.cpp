@@ -11,7 +11,6 @@
 namespace octavo::test {
 namespace {
 
-constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
 constexpr int kCounts[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 79, 130, 1000};
 constexpr Activation kActivations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu};
 

@@ -127,7 +127,6 @@ void test_all_products(const Kernel& kernel) {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
 constexpr int kCounts[] = {0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1000};
 
 // Reals that a row function may meet: half steps and their neighbours, both zeros, subnormals, huge values and, if
