@@ -45,13 +45,18 @@ class BlockProgram:
 
     def run(self, slots: list[Any]) -> Any:
         """The result; `slots` holds the call's tensors, and is used up. Raises: LayersChanged."""
+        parts = self._parts(slots)
+        return self._run(slots) if parts <= 1 else self._run_in_parts(slots, parts)
+
+    def _parts(self, slots: list[Any]) -> int:
+        """Into how many parts to cut the batch; at most 1: not at all."""
         batch, length, _ = slots[0].shape
-        if batch * length >= 2 * self.rows_at_a_time and self.batched:
-            parts = min(batch, batch * length // (self.rows_at_a_time * torch.get_num_threads()))
-            given = [(slots[slot], axes) for slot, axes in self.batched.items() if slots[slot] is not None]
-            if parts > 1 and all(tensor.dim() == axes for tensor, axes in given):
-                return self._run_in_parts(slots, batch, parts)
-        return self._run(slots)
+        if batch * length < 2 * self.rows_at_a_time or not self.batched:
+            return 1
+        for slot, axes in self.batched.items():
+            if slots[slot] is not None and slots[slot].dim() != axes:
+                return 1
+        return min(batch, batch * length // (self.rows_at_a_time * torch.get_num_threads()))
 
     def _run(self, slots: list[Any]) -> Any:
         slots += [None] * (self.size - len(slots))
@@ -59,7 +64,8 @@ class BlockProgram:
             step.run(slots)
         return slots[self.output]
 
-    def _run_in_parts(self, slots: list[Any], batch: int, parts: int) -> Any:
+    def _run_in_parts(self, slots: list[Any], parts: int) -> Any:
+        batch = slots[0].shape[0]
         cut = [slot for slot in self.batched if slots[slot] is not None and slots[slot].shape[0] == batch]
         whole: Any = None
         for part in range(parts):
