@@ -3,25 +3,28 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+build_tools := cmake ninja "scikit-build-core>=0.10" "pybind11>=3.0.2,<4"
+# Exact versions of everything but torch, so that a fresh clone installs today's environment in a year as well.
+pip := -m pip install --quiet --constraint constraints.txt
 bin := .venv/bin
 # Compiling uses what is in .venv (no build isolation): fast, incremental, and with the torch that will run it.
 export PATH := $(CURDIR)/$(bin):$(PATH)
 sources := $(shell find csrc tools -name '*.[ch]pp' -o -name '*.h' -o -name '*.map' -o -name '*.py') CMakeLists.txt pyproject.toml
 cpp := $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo ctest test test_emulated build bench fmt check docs mutate sanitize clean
+.PHONY: help demo ctest test test_newest test_oldest test_emulated pin build bench fmt check docs mutate sanitize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z_]*\):.*## /  make \1\t/p' Makefile
 
-.venv/torch.stamp:
+.venv/torch.stamp: constraints.txt
 	$(PYTHON) -m venv .venv
-	$(bin)/python -m pip install --quiet $(TORCH)
-	$(bin)/python -m pip install --quiet cmake ninja "scikit-build-core>=0.10" "pybind11>=3.0.2,<4"
+	$(bin)/python $(pip) $(TORCH)
+	$(bin)/python $(pip) $(build_tools)
 	touch $@
 
 .venv/build.stamp: .venv/torch.stamp $(sources)
-	$(bin)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	$(bin)/python $(pip) --no-build-isolation --editable ".[test]"
 	touch $@
 
 build: .venv/build.stamp  ## compile and install the package into .venv
@@ -36,6 +39,34 @@ ctest: .venv/torch.stamp
 
 test: build ctest  ## the programs in csrc/tests, then pytest
 	$(bin)/python -m pytest
+
+# The next two make an environment in build/ each time. They are not part of CI: what CI installs never changes, but the
+# world outside does. Neither changes torch, which TORCH names.
+test_newest:  ## the tests with the newest release of every package but torch
+	$(call test_in,build/newest,)
+
+test_oldest:  ## the tests with the oldest releases that pyproject.toml allows, but for torch
+	$(call test_in,build/oldest,--constraint constraints-oldest.txt)
+
+define test_in
+rm -rf $(1)
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet $(2) $(TORCH)
+$(1)/bin/python -m pip install --quiet $(2) $(build_tools)
+PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pip install --quiet $(2) --no-build-isolation ".[test]"
+$(1)/bin/python -m pip list --format freeze | grep -E "^(torch|transformers|numpy|safetensors|matplotlib|pytest)=="
+PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pytest
+endef
+
+pin: .venv/torch.stamp  ## write the newest release of every package into constraints.txt
+	$(bin)/python -m pip install --quiet uv
+	printf '%s\n' $(build_tools) > build/tools.in
+	echo "$(TORCH)" > build/torch.in
+	sed -n '/^#/p' constraints.txt > build/constraints.txt
+	$(bin)/uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-header --no-annotate --extra test \
+	  --constraint build/torch.in pyproject.toml build/tools.in > build/pinned.txt
+	grep -vE '^(torch|triton|nvidia-|cuda-)' build/pinned.txt >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 sanitize: .venv/torch.stamp  ## the programs in csrc/tests with AddressSanitizer and UBSan
 	$(bin)/cmake -S . -B build/sanitize -G Ninja -DOCTAVO_BUILD_TESTS_ONLY=ON -DOCTAVO_SANITIZE=ON

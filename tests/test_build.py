@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,37 @@ def test_the_wide_tile_keeps_24_accumulators_in_registers(core):
         if products:
             loop = block[products[0].start() : products[-1].end()]
             assert re.findall(r".*%zmm\d+,\S*\(.*", loop) == [], "a zmm register is stored"
+
+
+# --- what is installed ----------------------------------------------------------------------------------------------
+
+def pinned(name: str) -> dict[str, str]:
+    """package -> version, in a file of constraints; of a package with several versions the last one."""
+    lines = (ROOT / name).read_text().splitlines()
+    found = (re.match(r"([\w.-]+)==(\S+)", line) for line in lines if not line.startswith("#"))
+    return {match.group(1): match.group(2) for match in found}
+
+
+def requirements(*extras: str) -> dict[str, str]:
+    """package -> which versions the installed octavo allows, of what it needs always and for `extras`."""
+    found = (re.match(r'([\w-]+)[^;=<>]*([^;]*)(?:; extra == "(\w+)")?', line) for line in requires("octavo"))
+    return {
+        match.group(1): match.group(2).strip()
+        for match in found
+        if match.group(1) not in ("octavo", "torch") and match.group(3) in (None, *extras)
+    }
+
+
+def test_the_oldest_releases_tried_are_the_oldest_allowed():
+    lowest = {name: said.removeprefix(">=") for name, said in requirements("plot", "demo").items()}
+    oldest = pinned("constraints-oldest.txt")
+    assert oldest.keys() == lowest.keys()
+    for name, version in lowest.items():
+        assert re.fullmatch(re.escape(version) + r"(\.0)*", oldest[name]), name
+
+
+def test_every_package_that_the_tests_install_is_pinned():
+    assert requirements("plot", "demo", "docs", "test").keys() <= pinned("constraints.txt").keys()
 
 
 # --- the build backend ----------------------------------------------------------------------------------------------
