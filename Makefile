@@ -18,6 +18,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z_]*\):.*## /  make \1\t/p' Makefile
 
 .venv/torch.stamp: constraints.txt
+	$(PYTHON) tools/python_version.py
 	$(PYTHON) -m venv .venv
 	$(bin)/python $(pip) $(TORCH)
 	$(bin)/python $(pip) $(build_tools)

@@ -185,3 +185,14 @@ def test_with_an_old_torch_the_build_says_so(tmp_path, version):
 def test_with_a_new_torch_the_build_goes_on(tmp_path, version):
     (tmp_path / "version.py").write_text(f"__version__ = '{version}'\n")
     assert call_backend(HOOKS[0], tmp_path).returncode == 0
+
+
+def test_an_older_python_gets_a_sentence():
+    """No older Python is at hand where the tests run, so this one says that it is older."""
+    code = (
+        "import sys; sys.version_info, sys.version = (3, 9, 18), '3.9.18 (main)'\n"
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r}); import build_backend"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "octavo needs Python 3.10 or newer, and this is Python 3.9.18\n"

@@ -4,10 +4,13 @@
 Without it, pip would first download the newest torch with everything it needs, and only then see the build fail.
 """
 
+from __future__ import annotations  # an older Python must reach the next import, which ends it with a sentence
+
 import re
 import sys
 from pathlib import Path
 
+import python_version  # noqa: F401
 from scikit_build_core import build as _scikit
 from scikit_build_core.build import *  # noqa: F403  every other hook is scikit-build-core's own
 from torch_folders import torch_folders
