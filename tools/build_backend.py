@@ -4,7 +4,9 @@
 Without it, pip would first download the newest torch with everything it needs, and only then see the build fail.
 """
 
-from __future__ import annotations  # an older Python must reach the next import, which ends it with a sentence
+from __future__ import (
+    annotations,  # an older Python must reach the next import, which ends it with a sentence
+)
 
 import re
 import sys

@@ -6,5 +6,5 @@ It is written for old versions of Python to read, so that they reach the sentenc
 
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit("octavo needs Python 3.10 or newer, and this is Python " + sys.version.split()[0])
