@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 sources := $(shell find csrc tools -name '*.[ch]pp' -o -name '*.h' -o -name '*.map' -o -name '*.py') CMakeLists.txt pyproject.toml
 cpp := $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo ctest test test_newest test_oldest test_emulated pin build bench fmt check docs mutate sanitize clean
+.PHONY: help demo ctest test test_newest test_oldest test_emulated pin build wheel bench fmt check docs mutate sanitize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z_]*\):.*## /  make \1\t/p' Makefile
@@ -68,6 +68,12 @@ pin: .venv/torch.stamp  ## write the newest release of every package into constr
 	  --constraint build/torch.in pyproject.toml build/tools.in > build/pinned.txt
 	grep -vE '^(torch|triton|nvidia-|cuda-)' build/pinned.txt >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
+
+# A wheel for one version of Python: pybind11 has no abi3. torch's library is the one of the torch that will be there.
+wheel: build  ## a wheel for this Python in dist/, for the oldest manylinux that it satisfies
+	rm -rf build/wheel
+	$(bin)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(bin)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 
 sanitize: .venv/torch.stamp  ## the programs in csrc/tests with AddressSanitizer and UBSan
 	$(bin)/cmake -S . -B build/sanitize -G Ninja -DOCTAVO_BUILD_TESTS_ONLY=ON -DOCTAVO_SANITIZE=ON
