@@ -96,12 +96,27 @@ def plan_of(chosen: argparse.Namespace) -> layers.Plan:
 def write(results: dict[str, Any], output: Path) -> None:
     """After every benchmark, so that one that fails does not take the others with it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
+    output.write_text(as_json(results))
     output.with_suffix(".md").write_text(tables.report(results))
     try:
         roofline.plot(results, output.with_suffix(".png"))
     except ImportError:
         print("no picture: matplotlib is not installed", file=sys.stderr)
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """One line for each row, figures to six digits: a result is read, compared and kept as text."""
+    entries = []
+    for name, value in results.items():
+        lines = json.dumps(value)
+        if tables.is_rows(value):
+            lines = "[\n  " + ",\n  ".join(json.dumps(_rounded(row)) for row in value) + "\n ]"
+        entries.append(f" {json.dumps(name)}: {lines}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def main() -> int:

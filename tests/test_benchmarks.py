@@ -71,6 +71,15 @@ def results(*rows: dict) -> dict:
     return {"schema": run.SCHEMA, "machine": machine, "skipped": [], "layers": list(rows)}
 
 
+def test_a_result_is_a_line_for_each_row_and_reads_back():
+    found = {**results(row("octavo", 0.123456789)), "memory": []}
+    text = run.as_json(found)
+    assert len(text.splitlines()) == 2 + len(found) + 2
+    expected = {**found, "layers": [{**found["layers"][0], "median_ms": 0.123457, "best_ms": 0.123457}]}
+    expected["layers"][0] |= {"p10_ms": 0.117284, "p90_ms": 0.12963}
+    assert json.loads(text) == expected
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
