@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../check.h"
+#include "base/check.h"
 
 namespace octavo {
 

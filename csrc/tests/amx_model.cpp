@@ -3,4 +3,4 @@
 #include "amx_model.h"
 
 #define kernel_amx_int8 kernel_amx_model
-#include "../isa/amx_int8.cpp"
+#include "isa/integer/amx_int8.cpp"

@@ -13,9 +13,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "half.h"
-#include "kernel.h"
-#include "quantize.h"
+#include "contract/kernel.h"
+#include "drivers/quantize.h"
+#include "isa/common/half.h"
 
 // Prints where and what, and fails the program.
 #define EXPECT(condition, ...)                                             \

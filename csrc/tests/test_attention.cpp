@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "attention.h"
-#include "cpu.h"
+#include "drivers/attention.h"
+#include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo::test {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo::test {

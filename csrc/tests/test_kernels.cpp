@@ -7,7 +7,7 @@
 #include <limits>
 #include <string>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo {

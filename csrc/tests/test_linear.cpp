@@ -6,9 +6,9 @@
 #include <limits>
 #include <stdexcept>
 
-#include "cpu.h"
-#include "linear.h"
-#include "pack.h"
+#include "drivers/linear.h"
+#include "drivers/pack.h"
+#include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
 
