@@ -105,24 +105,27 @@ constexpr std::int64_t attention_scratch(std::int64_t heads, std::int64_t querie
          heads * padded_queries(queries) * (dimension + 2);
 }
 
-// One instruction set. A null function means: that of `base`.
-struct FloatKernel {
-  const char* name;
-  int rank;  // on the scale of Kernel::rank: runs where the active kernel's rank is no lower
-  std::uint32_t features;
-  const FloatKernel* base;  // null only for scalar
-
+// The functions of an instruction set. As in KernelFunctions, a null one is inherited from `base`.
+struct FloatKernelFunctions {
   void (*activate)(const Activate&);
   void (*silu_mul)(const SiluMul&);
   void (*norm)(const Norm&);
   void (*rotate)(const Rotate&);
 
-  // Products in float32; the same for few queries, where nothing is packed; of bfloat16, added in float32, null without
-  // such instructions; of 8-bit codes, whose sums are exact.
-  void (*attention)(const Attention&);
-  void (*attention_few)(const Attention&);
-  void (*attention_bfloat16)(const Attention&);
-  void (*attention_int8)(const Attention&);
+  void (*attention)(const Attention&);           // products in float32
+  void (*attention_few)(const Attention&);       // products in float32 for few queries, where nothing is packed
+  void (*attention_bfloat16)(const Attention&);  // products of bfloat16, added in float32; null: the CPU has none
+  void (*attention_int8)(const Attention&);      // products of 8-bit codes, whose sums are exact
+};
+
+// One instruction set: a constant, filled at compile time.
+struct FloatKernel : FloatKernelFunctions {
+  using Functions = FloatKernelFunctions;
+
+  const char* name;
+  int rank;                 // on the scale of Kernel::rank: this table serves active kernels of this rank and above
+  std::uint32_t features;   // the CPU and the OS must have all of these
+  const FloatKernel* base;  // the table to inherit from; null only for scalar
 };
 
 }  // namespace octavo

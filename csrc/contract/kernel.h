@@ -1,38 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contract between the drivers (linear.cpp, quantize.cpp) and the instruction sets (isa/*.cpp).
+// The contract between the drivers and the instruction sets (csrc/isa/integer).
 //
-// An instruction set is one file that fills one Kernel table with plain functions over raw pointers. Everything an
-// isa/ file may know stands here: the packed weight, the arguments of each function, the CPU features it may ask for.
-// All functions are exact in the integers, and give the same bits as isa/scalar.cpp in the floats.
-//
-// Packed weight ("S16"). A weight of n rows and k columns, int8, is cut into strips of 16 rows of the weight (16
-// columns of the product), each strip contiguous over all of k:
-//
-//   strip 0                      strip 1                ...      [n / 16]
-//   +--------+--------+-- ...    +--------+-- ...
-//   | tile 0 | tile 1 |          | tile 0 |                      [k / 64]  a tile is 64 k x 16 columns, 1024 bytes
-//   +--------+--------+-- ...    +--------+-- ...
-//
-//   tile = 16 lines of 64 bytes; line j holds k = 4j .. 4j + 3 of all 16 columns, byte 4 * column + (k mod 4):
-//   | c0: k k+1 k+2 k+3 | c1: k k+1 k+2 k+3 | ... | c15: k k+1 k+2 k+3 |
-//
-// A line is one zmm operand of vpdpbusd, half a line one ymm operand, a quarter widens to one ymm of int16, and a tile
-// is an AMX B operand: one layout serves every instruction set. n is padded to 16 and k to 64 with zero codes.
+// An instruction set is one file that fills one Kernel table with plain functions over raw pointers. Everything that such
+// a file may know stands here and in layout.h: the packed weight, the arguments of each function, the CPU features that it
+// may ask for. All functions are exact in the integers, and their floats have the same bits as those of
+// isa/integer/scalar.cpp.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "layout.h"
+
 // For loops over arrays that are to become registers.
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
 namespace octavo {
-
-constexpr int kStripColumns = 16;
-constexpr int kLineK = 4;
-constexpr int kTileK = 64;
-constexpr int kLineBytes = kStripColumns * kLineK;
-constexpr int kTileBytes = kStripColumns * kTileK;
 
 // The longest k for which a sum of uint8 x int8 products fits int32: 255 * 128 * 65,793 = 2^31 - 128.
 constexpr std::int64_t kMaxExactK = 65793;
@@ -158,23 +141,10 @@ struct TileShape {
   int strips;
 };
 
-// One instruction set. A null function means: that of `base`, the table to inherit from.
-struct Kernel {
-  const char* name;
-  int rank;                // faster sets have the higher rank
-  std::uint32_t features;  // all of these must be there
-  const Kernel* base;      // null only for scalar
-
-  RowForm form;
-  TileShape tile;       // the fastest while weights come from the L2 cache
-  TileShape tall_tile;  // more rows for each byte of weights, for weights from beyond it; {0, 0}: none
-  int min_rows;         // below this many rows in a call, base's multiply is the faster one
-
+// The functions that an instruction set may leave out. A null one is inherited: the registry puts the function of `base` in
+// its place. This struct holds pointers to functions and nothing else, so that the registry needs no list of them.
+struct KernelFunctions {
   void (*multiply)(const TileProduct&);
-  // Both in one, of plain sums and float32 outputs: sums go from registers to outputs, neither acc is touched. Null, which
-  // does not inherit: one after the other.
-  void (*multiply_to_float)(const TileProduct&, const Epilogue&);
-  void (*leave)();  // each thread calls it after its last multiply of a call; null: nothing to tidy up
   void (*epilogue)(const Epilogue&);
   void (*widen_row)(const std::uint8_t* codes, std::int64_t count, std::int16_t* out);  // only for RowForm::s16
 
@@ -183,6 +153,27 @@ struct Kernel {
   bool (*quantize_row)(const QuantizeRow&);
   void (*split_row)(const SplitRow&);
   void (*dequantize_row)(const DequantizeRow&);
+};
+
+// One instruction set: a constant, filled at compile time, so that none of the instruction set's code runs before the
+// registry has found that this CPU can run it. What is not set is 0 or null.
+struct Kernel : KernelFunctions {
+  using Functions = KernelFunctions;
+
+  const char* name;
+  int rank;                // faster instruction sets have the higher rank
+  std::uint32_t features;  // the CPU and the OS must have all of these
+  const Kernel* base;      // the table to inherit from; null only for scalar
+
+  RowForm form;
+  TileShape tile;       // the fastest tile while weights come from the L2 cache
+  TileShape tall_tile;  // more rows for each byte of weights, for weights from beyond the L2 cache; {0, 0}: none
+  int min_rows;         // calls with fewer rows than this are faster with the kernel `base`
+
+  // multiply and epilogue in one, for plain sums and float32 outputs: sums go from registers to outputs, and neither `acc` is
+  // touched. Not inherited: where it is null, drivers call multiply and then epilogue.
+  void (*multiply_to_float)(const TileProduct&, const Epilogue&);
+  void (*leave)();  // each thread calls it after its last multiply of a call; not inherited, null: nothing to tidy up
 };
 
 }  // namespace octavo

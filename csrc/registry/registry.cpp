@@ -1,23 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpuid says what the CPU has, xgetbv what the OS saves at a context switch, and for AMX Linux must also be asked for
-// permission. The build lists the isa/ files in OCTAVO_ISAS, as X(scalar) X(avx2) ..., float_isa/ in OCTAVO_FLOAT_ISAS.
+// The build lists the files of isa/integer in OCTAVO_ISAS, as X(scalar) X(avx2) ..., and those of isa/float in
+// OCTAVO_FLOAT_ISAS. Reading a table runs no code of its instruction set.
 #include "registry.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <mutex>
+#include <type_traits>
 
 #include "base/check.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#include "detect.h"
 
 namespace octavo {
 
@@ -30,84 +25,20 @@ OCTAVO_FLOAT_ISAS
 
 namespace {
 
-#if defined(__x86_64__)
-
-std::uint64_t xcr0() {
-  std::uint32_t low = 0, high = 0;
-  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (static_cast<std::uint64_t>(high) << 32) | low;
-}
-
-// Linux hands out the 8 KB of tile registers on request. It may refuse (old kernel, a small signal stack somewhere in
-// the process): then there is no AMX, and that is all.
-bool os_grants_amx() {
-#if defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
-std::uint32_t detect_features() {
-  std::uint32_t a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
-  const auto bit = [](std::uint32_t word, int i) { return (word >> i & 1u) != 0; };
-  const bool fma = bit(c, 12), f16c = bit(c, 29);
-  if (!bit(c, 27)) return 0;  // no xgetbv
-  const std::uint64_t state = xcr0();
-  const bool os_ymm = (state & 0x6) == 0x6, os_zmm = (state & 0xe6) == 0xe6, os_tiles = (state & 0x60000) == 0x60000;
-  std::uint32_t a1 = 0, b1 = 0, c1 = 0, d1 = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-  __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1);
-
-  std::uint32_t features = 0;
-  const auto add = [&](bool has, Feature feature) { features |= has ? feature : 0u; };
-  add(os_ymm && bit(b, 5), kFeatureAvx2);
-  add(os_ymm && fma, kFeatureFma);
-  add(os_ymm && f16c, kFeatureF16c);
-  add(os_ymm && bit(a1, 4), kFeatureAvxVnni);
-  add(os_zmm && bit(b, 16), kFeatureAvx512f);
-  add(os_zmm && bit(b, 30), kFeatureAvx512bw);
-  add(os_zmm && bit(b, 17), kFeatureAvx512dq);
-  add(os_zmm && bit(b, 31), kFeatureAvx512vl);
-  add(os_zmm && bit(c, 11), kFeatureAvx512vnni);
-  add(os_zmm && bit(a1, 5), kFeatureAvx512bf16);
-  if (os_tiles && bit(d, 24) && bit(d, 25) && os_grants_amx()) features |= kFeatureAmxTile | kFeatureAmxInt8;
-  return features;
-}
-
-#else
-
-std::uint32_t detect_features() { return 0; }
-
-#endif
-
-template <class F>
-void inherit(F& entry, F from) {
-  if (!entry) entry = from;
-}
-
-void inherit_all(Kernel& kernel, const Kernel& base) {
-  inherit(kernel.multiply, base.multiply);
-  inherit(kernel.epilogue, base.epilogue);
-  inherit(kernel.widen_row, base.widen_row);
-  inherit(kernel.absmax, base.absmax);
-  inherit(kernel.min_max, base.min_max);
-  inherit(kernel.quantize_row, base.quantize_row);
-  inherit(kernel.split_row, base.split_row);
-  inherit(kernel.dequantize_row, base.dequantize_row);
-}
-
-void inherit_all(FloatKernel& kernel, const FloatKernel& base) {
-  inherit(kernel.activate, base.activate);
-  inherit(kernel.attention, base.attention);
-  inherit(kernel.attention_few, base.attention_few);
-  inherit(kernel.attention_bfloat16, base.attention_bfloat16);
-  inherit(kernel.attention_int8, base.attention_int8);
-  inherit(kernel.silu_mul, base.silu_mul);
-  inherit(kernel.norm, base.norm);
-  inherit(kernel.rotate, base.rotate);
+// Puts the base's function in the place of each null one. Both structs hold pointers to functions and nothing else, and
+// these all have one size, so that the pointers can be copied without knowing their names.
+template <class Functions>
+void inherit(Functions& functions, const Functions& base) {
+  using Pointer = void (*)();
+  static_assert(std::is_trivially_copyable_v<Functions> && sizeof(Functions) % sizeof(Pointer) == 0);
+  constexpr std::size_t kCount = sizeof(Functions) / sizeof(Pointer);
+  Pointer own[kCount], inherited[kCount];
+  std::memcpy(own, &functions, sizeof own);
+  std::memcpy(inherited, &base, sizeof inherited);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    if (!own[i]) own[i] = inherited[i];
+  }
+  std::memcpy(&functions, own, sizeof own);
 }
 
 template <class Table>
@@ -148,7 +79,7 @@ class Tables {
     if (!given.base) return table;
     const Table& base = *find(built_, given.base->name);
     table.base = &base;
-    inherit_all(table, base);
+    inherit<typename Table::Functions>(table, base);
     return table;
   }
 

@@ -12,20 +12,23 @@
 namespace octavo {
 
 extern const FloatKernel float_kernel_scalar;
-extern const FloatKernel float_kernel_avx2;
-const FloatKernel float_kernel_avx2 = {
-    "avx2",  // name
-    10,      // rank
-    kFeatureAvx2 | kFeatureFma | kFeatureF16c,
-    &float_kernel_scalar,  // base
-    activate,
-    silu_mul,
-    norm,
-    rotate,
-    attention,
-    attention_few,
-    nullptr,  // attention_bfloat16
-    attention_int8<Codes>,
-};
+
+static constexpr FloatKernel make_table() {
+  FloatKernel table{};
+  table.name = "avx2";
+  table.rank = 10;
+  table.features = kFeatureAvx2 | kFeatureFma | kFeatureF16c;
+  table.base = &float_kernel_scalar;
+  table.activate = activate;
+  table.silu_mul = silu_mul;
+  table.norm = norm;
+  table.rotate = rotate;
+  table.attention = attention;
+  table.attention_few = attention_few;
+  table.attention_int8 = attention_int8<Codes>;
+  return table;
+}
+
+extern constexpr FloatKernel float_kernel_avx2 = make_table();
 
 }  // namespace octavo

@@ -10,20 +10,22 @@
 namespace octavo {
 
 extern const FloatKernel float_kernel_scalar;
-extern const FloatKernel float_kernel_avx512;
-const FloatKernel float_kernel_avx512 = {
-    "avx512",  // name
-    25,        // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl,
-    &float_kernel_scalar,  // base
-    activate,
-    silu_mul,
-    norm,
-    rotate,
-    attention,
-    attention_few,
-    nullptr,  // attention_bfloat16
-    nullptr,  // attention_int8
-};
+
+static constexpr FloatKernel make_table() {
+  FloatKernel table{};
+  table.name = "avx512";
+  table.rank = 25;
+  table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl;
+  table.base = &float_kernel_scalar;
+  table.activate = activate;
+  table.silu_mul = silu_mul;
+  table.norm = norm;
+  table.rotate = rotate;
+  table.attention = attention;
+  table.attention_few = attention_few;
+  return table;
+}
+
+extern constexpr FloatKernel float_kernel_avx512 = make_table();
 
 }  // namespace octavo

@@ -6,20 +6,18 @@
 namespace octavo {
 
 extern const FloatKernel float_kernel_avx512_vnni;
-extern const FloatKernel float_kernel_avx512_bf16;
-const FloatKernel float_kernel_avx512_bf16 = {
-    "avx512_bf16",  // name
-    27,             // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni | kFeatureAvx512bf16,
-    &float_kernel_avx512_vnni,  // base
-    nullptr,                    // activate
-    nullptr,                    // silu_mul
-    nullptr,                    // norm
-    nullptr,                    // rotate
-    nullptr,                    // attention
-    nullptr,                    // attention_few
-    attention_bfloat16,
-    nullptr,  // attention_int8
-};
+
+static constexpr FloatKernel make_table() {
+  FloatKernel table{};
+  table.name = "avx512_bf16";
+  table.rank = 27;
+  table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni |
+                   kFeatureAvx512bf16;
+  table.base = &float_kernel_avx512_vnni;
+  table.attention_bfloat16 = attention_bfloat16;
+  return table;
+}
+
+extern constexpr FloatKernel float_kernel_avx512_bf16 = make_table();
 
 }  // namespace octavo

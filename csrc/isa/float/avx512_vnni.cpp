@@ -7,20 +7,17 @@
 namespace octavo {
 
 extern const FloatKernel float_kernel_avx512;
-extern const FloatKernel float_kernel_avx512_vnni;
-const FloatKernel float_kernel_avx512_vnni = {
-    "avx512_vnni",  // name
-    26,             // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni,
-    &float_kernel_avx512,  // base
-    nullptr,               // activate
-    nullptr,               // silu_mul
-    nullptr,               // norm
-    nullptr,               // rotate
-    nullptr,               // attention
-    nullptr,               // attention_few
-    nullptr,               // attention_bfloat16
-    attention_int8<Codes>,
-};
+
+static constexpr FloatKernel make_table() {
+  FloatKernel table{};
+  table.name = "avx512_vnni";
+  table.rank = 26;
+  table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni;
+  table.base = &float_kernel_avx512;
+  table.attention_int8 = attention_int8<Codes>;
+  return table;
+}
+
+extern constexpr FloatKernel float_kernel_avx512_vnni = make_table();
 
 }  // namespace octavo

@@ -11,20 +11,19 @@
 
 namespace octavo {
 
-extern const FloatKernel float_kernel_scalar;
-const FloatKernel float_kernel_scalar = {
-    "scalar",  // name
-    0,         // rank
-    0,         // features
-    nullptr,   // base
-    activate,
-    silu_mul,
-    norm,
-    rotate,
-    attention,
-    attention_few,
-    nullptr,  // attention_bfloat16
-    attention_int8<Codes>,
-};
+static constexpr FloatKernel make_table() {
+  FloatKernel table{};
+  table.name = "scalar";
+  table.activate = activate;
+  table.silu_mul = silu_mul;
+  table.norm = norm;
+  table.rotate = rotate;
+  table.attention = attention;
+  table.attention_few = attention_few;
+  table.attention_int8 = attention_int8<Codes>;
+  return table;
+}
+
+extern constexpr FloatKernel float_kernel_scalar = make_table();
 
 }  // namespace octavo

@@ -117,27 +117,22 @@ void multiply(const TileProduct& tile) {
 }  // namespace
 
 extern const Kernel kernel_avx512_vnni;
-extern const Kernel kernel_amx_int8;
-const Kernel kernel_amx_int8 = {
-    "amx_int8",  // name
-    40,          // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni | kFeatureAmxTile |
-        kFeatureAmxInt8,
-    &kernel_avx512_vnni,  // base
-    RowForm::u8,          // form
-    {kRowBlocks * kTileHeight, 2},
-    {0, 0},  // tall_tile
-    3,       // min_rows: a product takes as long for 1 row as for 8, so vpdpbusd wins at 1 and 2
-    multiply,
-    nullptr,  // multiply_to_float
-    leave,
-    nullptr,  // epilogue
-    nullptr,  // widen_row
-    nullptr,  // absmax
-    nullptr,  // min_max
-    nullptr,  // quantize_row
-    nullptr,  // split_row
-    nullptr,  // dequantize_row
-};
+
+static constexpr Kernel make_table() {
+  Kernel table{};
+  table.name = "amx_int8";
+  table.rank = 40;
+  table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni |
+                   kFeatureAmxTile | kFeatureAmxInt8;
+  table.base = &kernel_avx512_vnni;
+  table.form = RowForm::u8;
+  table.tile = {kRowBlocks * kTileHeight, 2};
+  table.min_rows = 3;  // a product takes as long for 1 row as for 8, so vpdpbusd wins at 1 and 2
+  table.multiply = multiply;
+  table.leave = leave;
+  return table;
+}
+
+extern constexpr Kernel kernel_amx_int8 = make_table();
 
 }  // namespace octavo

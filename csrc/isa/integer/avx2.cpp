@@ -334,26 +334,26 @@ void dequantize_row(const DequantizeRow& row) {
 }  // namespace
 
 extern const Kernel kernel_scalar;
-extern const Kernel kernel_avx2;
-const Kernel kernel_avx2 = {
-    "avx2",  // name
-    10,      // rank
-    kFeatureAvx2 | kFeatureFma | kFeatureF16c,
-    &kernel_scalar,  // base
-    RowForm::s16,    // form
-    {6, 1},          // tile
-    {0, 0},          // tall_tile
-    1,               // min_rows
-    multiply,
-    nullptr,  // multiply_to_float
-    nullptr,  // leave
-    epilogue,
-    widen_row,
-    absmax,
-    min_max,
-    quantize_row,
-    split_row,
-    dequantize_row,
-};
+
+static constexpr Kernel make_table() {
+  Kernel table{};
+  table.name = "avx2";
+  table.rank = 10;
+  table.features = kFeatureAvx2 | kFeatureFma | kFeatureF16c;
+  table.base = &kernel_scalar;
+  table.form = RowForm::s16;
+  table.tile = {6, 1};
+  table.multiply = multiply;
+  table.epilogue = epilogue;
+  table.widen_row = widen_row;
+  table.absmax = absmax;
+  table.min_max = min_max;
+  table.quantize_row = quantize_row;
+  table.split_row = split_row;
+  table.dequantize_row = dequantize_row;
+  return table;
+}
+
+extern constexpr Kernel kernel_avx2 = make_table();
 
 }  // namespace octavo

@@ -272,26 +272,27 @@ void dequantize_row(const DequantizeRow& row) {
 }  // namespace
 
 extern const Kernel kernel_scalar;
-extern const Kernel kernel_avx512_vnni;
-const Kernel kernel_avx512_vnni = {
-    "avx512_vnni",  // name
-    30,             // rank
-    kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni,
-    &kernel_scalar,  // base
-    RowForm::u8,     // form
-    kTile,
-    kTallTile,
-    1,  // min_rows
-    multiply,
-    multiply_to_float,
-    nullptr,  // leave
-    epilogue,
-    nullptr,  // widen_row
-    absmax,
-    min_max,
-    quantize_row,
-    split_row,
-    dequantize_row,
-};
+
+static constexpr Kernel make_table() {
+  Kernel table{};
+  table.name = "avx512_vnni";
+  table.rank = 30;
+  table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni;
+  table.base = &kernel_scalar;
+  table.form = RowForm::u8;
+  table.tile = kTile;
+  table.tall_tile = kTallTile;
+  table.multiply = multiply;
+  table.multiply_to_float = multiply_to_float;
+  table.epilogue = epilogue;
+  table.absmax = absmax;
+  table.min_max = min_max;
+  table.quantize_row = quantize_row;
+  table.split_row = split_row;
+  table.dequantize_row = dequantize_row;
+  return table;
+}
+
+extern constexpr Kernel kernel_avx512_vnni = make_table();
 
 }  // namespace octavo

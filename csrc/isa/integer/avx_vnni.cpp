@@ -85,26 +85,19 @@ void multiply(const TileProduct& tile) {
 }  // namespace
 
 extern const Kernel kernel_avx2;
-extern const Kernel kernel_avx_vnni;
-const Kernel kernel_avx_vnni = {
-    "avx_vnni",  // name
-    20,          // rank
-    kFeatureAvx2 | kFeatureFma | kFeatureF16c | kFeatureAvxVnni,
-    &kernel_avx2,  // base
-    RowForm::u8,   // form
-    {6, 1},        // tile: 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
-    {0, 0},        // tall_tile
-    1,             // min_rows
-    multiply,
-    nullptr,  // multiply_to_float
-    nullptr,  // leave
-    nullptr,  // epilogue
-    nullptr,  // widen_row
-    nullptr,  // absmax
-    nullptr,  // min_max
-    nullptr,  // quantize_row
-    nullptr,  // split_row
-    nullptr,  // dequantize_row
-};
+
+static constexpr Kernel make_table() {
+  Kernel table{};
+  table.name = "avx_vnni";
+  table.rank = 20;
+  table.features = kFeatureAvx2 | kFeatureFma | kFeatureF16c | kFeatureAvxVnni;
+  table.base = &kernel_avx2;
+  table.form = RowForm::u8;
+  table.tile = {6, 1};  // 12 accumulators, 2 halves of a line and 1 broadcast in 16 registers
+  table.multiply = multiply;
+  return table;
+}
+
+extern constexpr Kernel kernel_avx_vnni = make_table();
 
 }  // namespace octavo

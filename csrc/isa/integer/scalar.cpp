@@ -112,22 +112,21 @@ void dequantize_row(const DequantizeRow& row) {
 
 }  // namespace
 
-extern const Kernel kernel_scalar;
-const Kernel kernel_scalar = {
-    "scalar",     // name
-    0,            // rank
-    0,            // features
-    nullptr,      // base
-    RowForm::u8,  // form
-    {4, 1},       // tile
-    {0, 0},       // tall_tile
-    1,            // min_rows
-    multiply,
-    nullptr,  // multiply_to_float
-    nullptr,  // leave
-    epilogue,
-    nullptr,  // widen_row
-    absmax,      min_max, quantize_row, split_row, dequantize_row,
-};
+static constexpr Kernel make_table() {
+  Kernel table{};
+  table.name = "scalar";
+  table.form = RowForm::u8;
+  table.tile = {4, 1};
+  table.multiply = multiply;
+  table.epilogue = epilogue;
+  table.absmax = absmax;
+  table.min_max = min_max;
+  table.quantize_row = quantize_row;
+  table.split_row = split_row;
+  table.dequantize_row = dequantize_row;
+  return table;
+}
+
+extern constexpr Kernel kernel_scalar = make_table();
 
 }  // namespace octavo
