@@ -136,8 +136,8 @@ MUTATIONS = [
     Mutation(
         "the tall tile drops its eighth row",
         "isa/integer/avx512_vnni.cpp",
-        "default: return multiply_for<8>",
-        "default: return multiply_for<7>",
+        "default: return multiply_rows<8>",
+        "default: return multiply_rows<7>",
         "avx512_vnni",
     ),
     Mutation(

@@ -87,8 +87,8 @@ struct Attention {
   void* out;      // of q's type
   std::int64_t out_head_stride, out_row_stride;
   std::int64_t heads, queries, keys, dimension;  // dimension: a multiple of 16
-  bool causal;  // query i looks at the first `visible + i` keys, else at all; `visible` may be negative
-  std::int64_t visible;
+  std::int64_t
+      visible;  // query i may look at the first `visible + i` keys; negative counts and counts beyond `keys` occur
   float scale, mask_scale;  // log2(e) included: weights are powers of two
   float* scratch;           // attention_scratch() floats, 64-byte aligned
   const Attention* next;    // what the same thread computes afterwards, or null

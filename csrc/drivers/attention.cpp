@@ -54,7 +54,7 @@ struct Unit {
   std::int64_t batch, kv_head, query, queries;
 };
 
-Attention attention_of(const AttentionShape& shape, const AttentionTensors& tensors, const Unit& unit) {
+Attention attention_of(const AttentionShape& shape, const AttentionTensors& tensors, bool causal, const Unit& unit) {
   const std::int64_t group = shape.heads / shape.kv_heads, head = unit.kv_head * group;
   Attention a{};
   a.q = from(tensors.q, unit.batch, head, unit.query);
@@ -70,7 +70,7 @@ Attention attention_of(const AttentionShape& shape, const AttentionTensors& tens
   a.queries = unit.queries;
   a.keys = shape.keys;
   a.dimension = shape.dimension;
-  a.visible = shape.keys - shape.queries + unit.query + 1;
+  a.visible = causal ? shape.keys - shape.queries + unit.query + 1 : shape.keys;
   return a;
 }
 
@@ -89,9 +89,8 @@ void attention(const AttentionShape& shape, const AttentionTensors& tensors, boo
     const auto unit = [&](std::int64_t i) {
       const std::int64_t pair = i / chunks, query = i % chunks * queries;
       Attention a =
-          attention_of(shape, tensors,
+          attention_of(shape, tensors, causal,
                        {pair / shape.kv_heads, pair % shape.kv_heads, query, std::min(queries, shape.queries - query)});
-      a.causal = causal;
       a.scale = static_cast<float>(scale * kLog2E);
       a.mask_scale = static_cast<float>(kLog2E);
       a.scratch = memory;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call: quantize a block of activation rows into scratch, then walk the tiles of (rows x strips); a tile's int32
-// accumulators stay on the stack until the epilogue has turned them into output.
+// A call takes its activation rows a block at a time: it quantizes them into scratch memory, then walks the output tiles of
+// the block. The int32 accumulators of a tile stay on the stack until the epilogue has turned them into outputs.
 //
-// Weight-only layers use the same integer kernels. Their activation rows have 16 bits: kernels of bytes multiply high
-// bytes and low bytes as two rows, kernels of int16 multiply them as they are, a stretch of k at a time.
+// Weight-only layers use the same integer kernels. Their activation rows have 16 bits: kernels that read bytes multiply the
+// high bytes and the low bytes as two rows, kernels that read int16 multiply the rows as they are, a stretch of k at a time.
 #include "linear.h"
 
 #include <algorithm>
@@ -22,20 +22,21 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kScratchBytes = 1000000;  // activation codes of one block of rows: they stay in the L2 cache
+constexpr std::int64_t kScratchBytes = 1000000;  // of codes in one block of rows: they stay in the L2 cache
 
-thread_local Scratch block_scratch;    // of the caller: the codes of a block of rows, read by all threads
-thread_local Scratch qparams_scratch;  // of the caller: their scales and zero points
-thread_local Scratch row_scratch;      // of each thread: one row on its way to int16
-thread_local Scratch bias_scratch;     // of the caller: column sums with an integer bias in them
+// The calling thread's memory: the codes of a block of rows, which all threads read; the scales and zero points of these
+// rows; column sums that contain an integer bias.
+thread_local Scratch block_scratch, qparams_scratch, bias_scratch;
+// Each thread's memory: one row on its way from bytes to int16.
+thread_local Scratch row_scratch;
 
-// 16-bit codes from their two bytes, the high one stored + 128.
+// Joins the two bytes of 16-bit codes. The high byte is stored with 128 added to it.
 void join_row(const std::uint8_t* high, const std::uint8_t* low, std::int64_t count, std::int16_t* out) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<std::int16_t>((high[i] - 128) * 256 + low[i]);
 }
 
-// Calls fill(row, codes, distance) for activation rows [0, count), pads with zeros and brings them into the kernel's
-// form, in parallel. A 16-bit row is filled as two rows of bytes, `distance` apart.
+// Calls fill(row, codes, distance) for the activation rows [0, count), pads their codes with zeros and brings them into the
+// kernel's form, in parallel. A 16-bit row is filled as two rows of bytes whose first bytes lie `distance` apart.
 template <class Fill>
 const std::uint8_t* fill_rows(const RowBlock& block, std::int64_t count, const Fill& fill) {
   const std::int64_t stride = block.stride(), padded_k = block.padded_k();
@@ -61,8 +62,9 @@ const std::uint8_t* fill_rows(const RowBlock& block, std::int64_t count, const F
   return rows;
 }
 
-// The sums of a tile whose k is too long for int32: exact stretches, added up in double, corrected and joined there.
-void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double* sums) {
+// The sums of a tile where k is too long for int32: stretches of k have exact sums, which are added up, corrected and joined
+// in double.
+void multiply_wide(const Walk& walk, const OutputTile& tile, const Epilogue& e, double* sums) {
   const RowBlock& block = walk.block;
   const std::int64_t stretch = block.exact_k() / kTileK * kTileK, padded_k = block.padded_k();
   const std::int64_t values = tile.m * block.planes() * e.acc_stride;
@@ -83,8 +85,8 @@ void multiply_wide(const Walk& walk, const Tile& tile, const Epilogue& e, double
   }
 }
 
-// The lines that the epilogue will write, a whole product ahead. Stores that miss fill the store queue, and the next tile
-// waits for it: 8 % at 1024 x 1536 x 384 on Zen 4.
+// Fetches the cache lines that the epilogue will write, a whole product ahead. Without this, stores that miss the cache fill
+// the store queue and the next tile waits for it: 8 % at 1024 x 1536 x 384 on Zen 4.
 void prefetch_output(const Epilogue& e) {
   const std::int64_t row_bytes = e.out_stride * bytes_of(e.type), bytes = e.n * bytes_of(e.type);
   for (int i = 0; i < e.m; ++i) {
@@ -93,8 +95,8 @@ void prefetch_output(const Epilogue& e) {
   }
 }
 
-// From accumulators to outputs; `e` lacks only the sums.
-void finish_tile(const Walk& walk, const Tile& tile, Epilogue& e) {
+// Multiplies a tile and writes its outputs. `e` lacks only the sums.
+void finish_tile(const Walk& walk, const OutputTile& tile, Epilogue& e) {
   if (walk.block.k > walk.block.exact_k()) {
     double sums[kMaxTileOutputs];
     multiply_wide(walk, tile, e, sums);
@@ -114,15 +116,16 @@ void finish_tile(const Walk& walk, const Tile& tile, Epilogue& e) {
   kernel.epilogue(e);
 }
 
-// AMX-like kernels are wasted on very few rows; their base takes those calls.
+// Kernels with large tiles, such as AMX, are wasted on very few rows: their base takes such calls.
 const Kernel& kernel_for(std::int64_t rows) {
   const Kernel* kernel = &active_kernel();
   while (kernel->base && rows < kernel->min_rows) kernel = kernel->base;
   return *kernel;
 }
 
-// An activation is applied to a tile while that is in the L1 cache, in float32: it is rounded to the output's type once.
-void finish_active_tile(const Walk& walk, const Tile& tile, Epilogue& e, Activation activation) {
+// The activation function is applied to a tile while the tile is in the L1 cache, and in float32, so that each output is
+// rounded to its type once.
+void finish_active_tile(const Walk& walk, const OutputTile& tile, Epilogue& e, Activation activation) {
   float reals[kMaxTileOutputs];
   Activate a{activation, e.out, e.out_stride, FloatType::f32, e.m, e.n, e.out, e.out_stride, e.type};
   if (e.type != FloatType::f32) {
@@ -134,10 +137,10 @@ void finish_active_tile(const Walk& walk, const Tile& tile, Epilogue& e, Activat
   active_float_kernel().activate(a);
 }
 
-// Some rows times all of the weight; `out` is their first output.
-void multiply_rows(const Walk& walk, const PackedWeight& weight, const RowQParams* qparams, Output out) {
+// A block of rows times all of the weight. `out` begins with the outputs of the block's first row.
+void multiply_block(const Walk& walk, const PackedWeight& weight, const RowQParams* qparams, Output out) {
   const std::int64_t out_bytes = bytes_of(out.type);
-  for_each_tile(walk, [&](const Tile& tile) {
+  for_each_output_tile(walk, [&](const OutputTile& tile) {
     Epilogue e{};
     e.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
     e.m = tile.m;
@@ -154,37 +157,52 @@ void multiply_rows(const Walk& walk, const PackedWeight& weight, const RowQParam
   });
 }
 
-// multiply_rows for blocks of m rows; `fill` makes the codes and the qparams of a block and returns its Walk.
-template <class Fill>
-void for_each_block(const RowBlock& block, std::int64_t m, const PackedWeight& weight, Output out, const Fill& fill) {
-  if (m == 0 || weight.n == 0) return;
-  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, m);
-  auto* const qparams =
-      reinterpret_cast<RowQParams*>(qparams_scratch.get(rows_in_block * static_cast<std::int64_t>(sizeof(RowQParams))));
-  for (std::int64_t first = 0; first < m; first += rows_in_block) {
-    const std::int64_t count = std::min(rows_in_block, m - first);
-    Output block_out = out;
-    block_out.data = static_cast<char*>(out.data) + first * weight.n * bytes_of(out.type);
-    multiply_rows(fill(first, count, qparams), weight, qparams, block_out);
-  }
+RowQParams* qparams_of_rows(std::int64_t count) {
+  const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(RowQParams));
+  return reinterpret_cast<RowQParams*>(qparams_scratch.get(bytes));
 }
 
-// `quantize` makes the codes and qparams of one Row.
-template <class Quantize>
-void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, Output out, const Quantize& quantize) {
-  const RowBlock block{kernel_for(x.m), weight.k, is_16_bit};
-  const std::int64_t x_row = weight.k * bytes_of(x.type);
-  for_each_block(block, x.m, weight, out, [&](std::int64_t first, std::int64_t count, RowQParams* qparams) {
-    const char* const data = static_cast<const char*>(x.data) + first * x_row;
-    const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
-      qparams[i] = quantize(Row{block.kernel, data + i * x_row, x.type, weight.k, codes, distance});
-    });
-    return Walk{block, rows, block.stride(), count, weight.strips, weight.n};
+// `out` from the outputs of row `first` on.
+Output from_row(Output out, std::int64_t first, std::int64_t n) {
+  out.data = static_cast<char*>(out.data) + first * n * bytes_of(out.type);
+  return out;
+}
+
+// Activation rows from `first` on as codes in the kernel's form. Their scales and zero points go to `qparams`.
+const std::uint8_t* quantize_rows(const RowBlock& block, const Activations& x, std::int64_t first, std::int64_t count,
+                                  const RowQuantization& quantization, RowQParams* qparams) {
+  const std::int64_t row_bytes = block.k * bytes_of(x.type);
+  const char* const data = static_cast<const char*>(x.data) + first * row_bytes;
+  return fill_rows(block, count, [&](std::int64_t i, std::uint8_t* codes, std::int64_t distance) {
+    const Row row{block.kernel, data + i * row_bytes, x.type, block.k, codes, distance};
+    qparams[i] = row.quantize(quantization);
   });
 }
 
-// The epilogue subtracts zero_point * column_sum from each sum. Where all rows have one zero point, an integer bias can be
-// part of that: 1 * (zero_point * column_sum - bias), and neither the epilogue nor the instruction sets know of it.
+// Rows of codes in the kernel's form.
+const std::uint8_t* copy_rows(const RowBlock& block, const std::uint8_t* codes, std::int64_t stride,
+                              std::int64_t count) {
+  return fill_rows(block, count, [&](std::int64_t i, std::uint8_t* row, std::int64_t) {
+    std::memcpy(row, codes + i * stride, static_cast<std::size_t>(block.k));
+  });
+}
+
+void linear(const Activations& x, const PackedWeight& weight, const RowQuantization& quantization, Output out) {
+  if (x.m == 0 || weight.n == 0) return;
+  const RowBlock block{kernel_for(x.m), weight.k, quantization.is_16_bit()};
+  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
+  RowQParams* const qparams = qparams_of_rows(rows_in_block);
+  for (std::int64_t first = 0; first < x.m; first += rows_in_block) {
+    const std::int64_t count = std::min(rows_in_block, x.m - first);
+    const std::uint8_t* const rows = quantize_rows(block, x, first, count, quantization, qparams);
+    const Walk walk{block, rows, block.stride(), count, weight.strips, weight.n};
+    multiply_block(walk, weight, qparams, from_row(out, first, weight.n));
+  }
+}
+
+// The epilogue subtracts zero_point * column_sum from each sum. Where all rows have the same zero point, an integer bias can
+// be part of what is subtracted: the column sums become zero_point * column_sum - bias, and the factor becomes 1. Neither
+// the epilogue nor the instruction sets know of the bias.
 PackedWeight with_bias_in_column_sums(const PackedWeight& weight, std::int32_t zero_point) {
   const std::int64_t room = std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * weight.k;
   auto* const column_sum =
@@ -202,37 +220,53 @@ PackedWeight with_bias_in_column_sums(const PackedWeight& weight, std::int32_t z
   return result;
 }
 
+// The outputs of one tile of int8_mm, exact.
+void write_integers(const Walk& walk, const OutputTile& tile, std::int32_t zero_point, const std::int32_t* column_sum,
+                    std::int32_t* c) {
+  std::int32_t acc[kMaxTileOutputs];
+  multiply(walk, tile, 0, walk.block.padded_k(), acc);
+  for (int i = 0; i < tile.m; ++i) {
+    const std::int32_t* const sums = acc + i * tile.strips() * kStripColumns;
+    std::int32_t* const row = c + (tile.row + i) * walk.n + tile.column;
+    for (int j = 0; j < tile.columns; ++j) row[j] = sums[j] - zero_point * column_sum[tile.column + j];
+  }
+}
+
 }  // namespace
 
 void linear_dynamic(const Activations& x, const PackedWeight& weight, bool symmetric, Output out) {
-  linear(x, weight, false, out, [&](const Row& row) { return row.quantize_dynamic(symmetric); });
+  linear(x, weight, {symmetric ? RowQuantization::Kind::symmetric : RowQuantization::Kind::affine}, out);
 }
 
 void linear_static(const Activations& x, const PackedWeight& weight, RowQParams input, Output out) {
   const RowQParams unsigned_input{input.scale, input.zero_point + 128};
-  if (!weight.integer_bias) {
-    return linear(x, weight, false, out, [&](const Row& row) { return row.quantize_static(unsigned_input); });
-  }
-  linear(x, with_bias_in_column_sums(weight, unsigned_input.zero_point), false, out,
-         [&](const Row& row) { return RowQParams{row.quantize_static(unsigned_input).scale, 1}; });
+  RowQuantization quantization{RowQuantization::Kind::fixed, unsigned_input, unsigned_input.zero_point};
+  if (!weight.integer_bias) return linear(x, weight, quantization, out);
+  quantization.column_sum_factor = 1;
+  linear(x, with_bias_in_column_sums(weight, unsigned_input.zero_point), quantization, out);
 }
 
 void linear_weight_only(const Activations& x, const PackedWeight& weight, Output out) {
-  linear(x, weight, true, out, [](const Row& row) { return row.quantize_to_16_bits(); });
+  linear(x, weight, {RowQuantization::Kind::to_16_bits}, out);
 }
 
-void linear_codes(const Codes& x, const PackedWeight& weight, Output out) {
+void linear_codes(const CodedActivations& x, const PackedWeight& weight, Output out) {
+  if (x.m == 0 || weight.n == 0) return;
   const RowBlock block{kernel_for(x.m), weight.k, false};
   const bool in_place = block.kernel.form == RowForm::u8 && weight.k == block.padded_k();
-  for_each_block(block, x.m, weight, out, [&](std::int64_t first, std::int64_t count, RowQParams* qparams) {
-    for (std::int64_t i = 0; i < count; ++i) qparams[i] = {x.scale[first + i], 128};
+  const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
+  RowQParams* const qparams = qparams_of_rows(rows_in_block);
+  for (std::int64_t first = 0; first < x.m; first += rows_in_block) {
+    const std::int64_t count = std::min(rows_in_block, x.m - first);
     const std::uint8_t* const codes = x.codes + first * x.stride;
-    if (in_place) return Walk{block, codes, x.stride, count, weight.strips, weight.n};
-    const auto* const rows = fill_rows(block, count, [&](std::int64_t i, std::uint8_t* row, std::int64_t) {
-      std::memcpy(row, codes + i * x.stride, static_cast<std::size_t>(weight.k));
-    });
-    return Walk{block, rows, block.stride(), count, weight.strips, weight.n};
-  });
+    for (std::int64_t i = 0; i < count; ++i) qparams[i] = {x.scale[first + i], 128};
+    Walk walk{block, codes, x.stride, count, weight.strips, weight.n};
+    if (!in_place) {
+      walk.rows = copy_rows(block, codes, x.stride, count);
+      walk.stride = block.stride();
+    }
+    multiply_block(walk, weight, qparams, from_row(out, first, weight.n));
+  }
 }
 
 void int8_mm(const IntegerProduct& product) {
@@ -255,15 +289,8 @@ void int8_mm(const IntegerProduct& product) {
       for (std::int64_t j = 0; j < k; ++j) codes[j] = a[i * k + j] ^ flip;
     });
     const Walk walk{block, rows, block.stride(), count, strips.data(), n};
-    for_each_tile(walk, [&](const Tile& tile) {
-      std::int32_t acc[kMaxTileOutputs];
-      multiply(walk, tile, 0, block.padded_k(), acc);
-      for (int i = 0; i < tile.m; ++i) {
-        const std::int32_t* const sums = acc + i * tile.strips() * kStripColumns;
-        std::int32_t* const c = product.c + (first + tile.row + i) * n + tile.column;
-        const std::int32_t* const column_sums = column_sum.data() + tile.column;
-        for (int j = 0; j < tile.columns; ++j) c[j] = sums[j] - zero_point * column_sums[j];
-      }
+    for_each_output_tile(walk, [&](const OutputTile& tile) {
+      write_integers(walk, tile, zero_point, column_sum.data(), product.c + first * n);
     });
   }
 }

@@ -43,7 +43,7 @@ void linear_static(const Activations& x, const PackedWeight& weight, RowQParams 
 void linear_weight_only(const Activations& x, const PackedWeight& weight, Output out);
 
 // Rows that are codes 1 .. 255 around 128 already.
-struct Codes {
+struct CodedActivations {
   const std::uint8_t* codes;
   std::int64_t stride;  // from one row to the next
   const float* scale;   // [m]; NaN makes a row of NaN
@@ -51,7 +51,7 @@ struct Codes {
 };
 
 // linear_dynamic, symmetric, from its codes on. Kernels of bytes read codes where they are if k is a multiple of 64.
-void linear_codes(const Codes& x, const PackedWeight& weight, Output out);
+void linear_codes(const CodedActivations& x, const PackedWeight& weight, Output out);
 
 // c [m, n] = a [m, k] x b [k, n], exact. a is uint8, or int8 if a_is_signed; k is at most kMaxExactK.
 struct IntegerProduct {

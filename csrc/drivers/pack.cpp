@@ -21,14 +21,14 @@ std::int64_t strips_per_task(std::int64_t k) {
 }
 
 // A matrix of codes in any layout; distances in elements.
-struct Codes {
+struct CodeMatrix {
   const std::int8_t* data;
   std::int64_t stride_n, stride_k;
 };
 
 // Part of one tile, columns x depth codes, in the order in which they lie in memory: a weight [n, k] column by column,
 // the right side [k, n] of a product k by k. Adds to the columns' sums.
-void pack_tile(const Codes& codes, int columns, int depth, std::int8_t* tile, std::uint32_t* sums) {
+void pack_tile(const CodeMatrix& codes, int columns, int depth, std::int8_t* tile, std::uint32_t* sums) {
   if (codes.stride_k == 1) {
     for (int j = 0; j < columns; ++j) {
       const std::int8_t* const column = codes.data + j * codes.stride_n;
@@ -51,7 +51,7 @@ void pack_tile(const Codes& codes, int columns, int depth, std::int8_t* tile, st
   }
 }
 
-void pack_strip(const Codes& codes, int columns, std::int64_t k, std::int8_t* strip, std::int32_t* column_sum) {
+void pack_strip(const CodeMatrix& codes, int columns, std::int64_t k, std::int8_t* strip, std::int32_t* column_sum) {
   std::uint32_t sums[kStripColumns] = {};
   for (std::int64_t at = 0; at < k; at += kTileK) {
     std::int8_t* const tile = strip + at * kStripColumns;
@@ -71,7 +71,7 @@ void pack_weight(const std::int8_t* codes, std::int64_t n, std::int64_t k, std::
     for (std::int64_t strip = begin; strip < end; ++strip) {
       const std::int64_t first = strip * kStripColumns;
       const int columns = static_cast<int>(std::min<std::int64_t>(kStripColumns, n - first));
-      const Codes rows{codes + first * stride_n, stride_n, stride_k};
+      const CodeMatrix rows{codes + first * stride_n, stride_n, stride_k};
       pack_strip(rows, columns, k, strips + strip * strip_bytes, column_sum + first);
     }
   });

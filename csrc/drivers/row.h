@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of activations on its way to codes, the same for the layers and for what hands codes to them.
+// How one row of activations becomes codes: in the same way for the linear layers and for the operators that hand codes to
+// them.
 #pragma once
 
 #include <cmath>
@@ -15,13 +16,39 @@ constexpr RowQParams kNotFinite{std::numeric_limits<float>::quiet_NaN(), 0};  //
 
 constexpr CodeRange code_range(bool symmetric) { return {symmetric ? 1 : 0, 255}; }
 
+// How all rows of one call become codes.
+struct RowQuantization {
+  enum class Kind : std::uint8_t {
+    symmetric,   // 8 bits, a scale for each row
+    affine,      // 8 bits, a scale and a zero point for each row
+    fixed,       // 8 bits, `input` for all rows
+    to_16_bits,  // 16 bits, a scale for each row
+  };
+  Kind kind;
+  RowQParams input{};
+  std::int32_t column_sum_factor = 0;  // with Kind::fixed, what the epilogue takes for the zero point
+
+  bool is_16_bit() const { return kind == Kind::to_16_bits; }
+};
+
 struct Row {
   const Kernel& kernel;
   const void* x;
   FloatType type;
   std::int64_t k;
   std::uint8_t* codes;
-  std::int64_t distance;  // from the high bytes of 16-bit codes to the low ones
+  std::int64_t distance;  // from the high bytes of 16-bit codes to the low bytes
+
+  // Fills `codes` and returns what the epilogue needs to know of this row.
+  RowQParams quantize(const RowQuantization& quantization) const {
+    switch (quantization.kind) {
+      case RowQuantization::Kind::symmetric: return quantize_dynamic(true);
+      case RowQuantization::Kind::affine: return quantize_dynamic(false);
+      case RowQuantization::Kind::to_16_bits: return quantize_to_16_bits();
+      case RowQuantization::Kind::fixed: break;
+    }
+    return {quantize_static(quantization.input).scale, quantization.column_sum_factor};
+  }
 
   RowQParams quantize_dynamic(bool symmetric) const {
     RowRange range{};

@@ -72,7 +72,7 @@ struct Range {
   std::int64_t begin, end;
 };
 
-struct Tile {
+struct OutputTile {
   std::int64_t row;  // first activation row
   int m;             // activation rows
   std::int64_t column;
@@ -93,7 +93,7 @@ struct Grid {
     return {row_tile * walk.count / row_tiles, (row_tile + 1) * walk.count / row_tiles};
   }
 
-  Tile tile(Range rows, std::int64_t column_tile) const {
+  OutputTile tile(Range rows, std::int64_t column_tile) const {
     const std::int64_t column = column_tile * tile_columns;
     const std::int64_t columns = std::min(tile_columns, walk.n - column);
     return {rows.begin, static_cast<int>(rows.end - rows.begin), column, static_cast<int>(columns)};
@@ -123,7 +123,7 @@ void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
 
 // The same for all tiles, in parallel: many rows are shared out by rows, few by columns.
 template <class F>
-void for_each_tile(const Walk& walk, const F& f) {
+void for_each_output_tile(const Walk& walk, const F& f) {
   const Grid grid{walk};
   const Range all_rows{0, grid.row_tiles}, all_columns{0, grid.column_tiles};
   const std::int64_t work = std::max<std::int64_t>(1, walk.count * walk.block.planes() * walk.n * walk.block.k);
@@ -138,7 +138,7 @@ void for_each_tile(const Walk& walk, const F& f) {
 }
 
 // `tile` over `length` k from first_k on, both multiples of a tile's k; accumulators in rows of whole strips.
-inline TileProduct product_of(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length,
+inline TileProduct product_of(const Walk& walk, const OutputTile& tile, std::int64_t first_k, std::int64_t length,
                               std::int32_t* acc) {
   const RowBlock& block = walk.block;
   const std::int64_t strip_stride = block.padded_k() * kStripColumns;
@@ -156,7 +156,8 @@ inline TileProduct product_of(const Walk& walk, const Tile& tile, std::int64_t f
   return product;
 }
 
-inline void multiply(const Walk& walk, const Tile& tile, std::int64_t first_k, std::int64_t length, std::int32_t* acc) {
+inline void multiply(const Walk& walk, const OutputTile& tile, std::int64_t first_k, std::int64_t length,
+                     std::int32_t* acc) {
   walk.block.kernel.multiply(product_of(walk, tile, first_k, length, acc));
 }
 

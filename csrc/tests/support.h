@@ -69,19 +69,19 @@ class Guarded {
 
 using Random = std::mt19937;
 
-enum class Codes { random, extremes, alternating };
+enum class CodePattern { random, extremes, alternating };
 
 // Fills with codes of T (int8 or uint8); the two other modes reach the largest sums of either sign.
 template <class Buffer>
-void fill_codes(Buffer& buffer, Codes mode, Random& random) {
+void fill_codes(Buffer& buffer, CodePattern mode, Random& random) {
   using T = std::remove_reference_t<decltype(buffer[0])>;
   constexpr bool is_signed = std::is_signed_v<T>;
   const int low = is_signed ? -128 : 0, high = is_signed ? 127 : 255;
   std::size_t i = 0;
   for (T& code : buffer) {
-    if (mode == Codes::random) {
+    if (mode == CodePattern::random) {
       code = static_cast<T>(std::uniform_int_distribution<int>(low, high)(random));
-    } else if (mode == Codes::extremes) {
+    } else if (mode == CodePattern::extremes) {
       code = static_cast<T>(is_signed ? low : high);
     } else {
       code = static_cast<T>(i % 2 ? low : high);

@@ -79,8 +79,8 @@ void multiply_to_float_equals_scalar(const Kernel& kernel, int m, int n, std::in
   Guarded<std::int8_t> weight(static_cast<std::size_t>(acc_stride * k));
   Guarded<std::int32_t> column_sum(static_cast<std::size_t>(n));
   Guarded<float> column_scale(static_cast<std::size_t>(n)), bias(static_cast<std::size_t>(n));
-  fill_codes(codes, Codes::random, random);
-  fill_codes(weight, Codes::random, random);
+  fill_codes(codes, CodePattern::random, random);
+  fill_codes(weight, CodePattern::random, random);
   for (auto& value : column_sum) value = std::uniform_int_distribution<std::int32_t>(-500000, 500000)(random);
   for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
   for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);

@@ -18,7 +18,7 @@ namespace {
 struct Layer {
   Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
     Random random(seed);
-    fill_codes(codes, Codes::random, random);
+    fill_codes(codes, CodePattern::random, random);
     strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
     column_sum.resize(static_cast<std::size_t>(n));
     pack_weight(codes.data(), n, k, k, 1, strips.data(), column_sum.data());
@@ -318,7 +318,7 @@ void test_int8_mm_equals_int64() {
   for (const auto& [m, n, k] : {Shape{1, 1, 1}, {3, 17, 65}, {13, 70, 129}, {5, 3, 4097}}) {
     std::vector<std::int8_t> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
     std::vector<std::int32_t> c(static_cast<std::size_t>(m * n));
-    for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
+    for (const CodePattern mode : {CodePattern::random, CodePattern::extremes, CodePattern::alternating}) {
       fill_codes(a, mode, random);
       fill_codes(b, mode, random);
       for (const bool is_signed : {true, false}) {

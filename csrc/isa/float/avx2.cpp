@@ -25,7 +25,7 @@ static constexpr FloatKernel make_table() {
   table.rotate = rotate;
   table.attention = attention;
   table.attention_few = attention_few;
-  table.attention_int8 = attention_int8<Codes>;
+  table.attention_int8 = attention_int8<CodeWords>;
   return table;
 }
 

@@ -14,7 +14,7 @@ static constexpr FloatKernel make_table() {
   table.rank = 26;
   table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni;
   table.base = &float_kernel_avx512;
-  table.attention_int8 = attention_int8<Codes>;
+  table.attention_int8 = attention_int8<CodeWords>;
   return table;
 }
 

@@ -36,8 +36,9 @@ inline __m512i broadcast(const std::uint8_t* four_codes) {
 // A few rows leave too few accumulators to hide the latency of vpdpbusd: then each has several partial sums.
 constexpr int chains_for(int rows, int strips) { return rows * strips >= 8 ? 1 : rows * strips >= 4 ? 2 : 4; }
 
+// Never inlined: one function with all tiles in it would leave g++ too much to choose from.
 template <int kRows, int kStrips, bool kPrefetch>
-void multiply_tile(const TileProduct& tile, const Epilogue* e) {
+[[gnu::noinline]] void multiply_tile(const TileProduct& tile, const Epilogue* e) {
   constexpr int kChains = chains_for(kRows, kStrips);
   __m512i acc[kChains][kRows][kStrips];
   OCTAVO_UNROLL for (auto& chain : acc) {
@@ -81,34 +82,34 @@ void multiply_tile(const TileProduct& tile, const Epilogue* e) {
   }
 }
 
-using Multiply = void (*)(const TileProduct&, const Epilogue*);
-
 template <int kRows, bool kPrefetch = false>
-constexpr Multiply multiply_for(int strips) {
-  constexpr int kMost = kRows <= kTile.rows ? kTile.strips : kTallTile.strips;
-  constexpr Multiply by_strips[] = {multiply_tile<kRows, 1, kPrefetch>, multiply_tile<kRows, 2, kPrefetch>,
-                                    multiply_tile<kRows, 3, kPrefetch>, multiply_tile<kRows, kMost, kPrefetch>};
-  return by_strips[strips - 1];
-}
-
-Multiply multiply_for(int rows, int strips, bool cold) {
-  switch (rows) {
-    case 1: return cold ? multiply_for<1, true>(strips) : multiply_for<1>(strips);
-    case 2: return cold ? multiply_for<2, true>(strips) : multiply_for<2>(strips);
-    case 3: return multiply_for<3>(strips);
-    case 4: return multiply_for<4>(strips);
-    case 5: return multiply_for<5>(strips);
-    case 6: return multiply_for<6>(strips);
-    case 7: return multiply_for<7>(strips);
-    default: return multiply_for<8>(strips);
+void multiply_rows(const TileProduct& tile, const Epilogue* e) {
+  switch (tile.strip_count) {
+    case 1: return multiply_tile<kRows, 1, kPrefetch>(tile, e);
+    case 2: return multiply_tile<kRows, 2, kPrefetch>(tile, e);
+    case 3: return multiply_tile<kRows, 3, kPrefetch>(tile, e);
+    default:  // tall tiles have 3 strips at most
+      if constexpr (kRows <= kTile.rows) multiply_tile<kRows, kTile.strips, kPrefetch>(tile, e);
   }
 }
 
-void multiply(const TileProduct& tile) { multiply_for(tile.m, tile.strip_count, tile.cold)(tile, nullptr); }
-
-void multiply_to_float(const TileProduct& tile, const Epilogue& e) {
-  multiply_for(tile.m, tile.strip_count, tile.cold)(tile, &e);
+// Into sums if e is null, else into outputs.
+void multiply_into(const TileProduct& tile, const Epilogue* e) {
+  switch (tile.m) {
+    case 1: return tile.cold ? multiply_rows<1, true>(tile, e) : multiply_rows<1>(tile, e);
+    case 2: return tile.cold ? multiply_rows<2, true>(tile, e) : multiply_rows<2>(tile, e);
+    case 3: return multiply_rows<3>(tile, e);
+    case 4: return multiply_rows<4>(tile, e);
+    case 5: return multiply_rows<5>(tile, e);
+    case 6: return multiply_rows<6>(tile, e);
+    case 7: return multiply_rows<7>(tile, e);
+    default: return multiply_rows<8>(tile, e);
+  }
 }
+
+void multiply(const TileProduct& tile) { multiply_into(tile, nullptr); }
+
+void multiply_to_float(const TileProduct& tile, const Epilogue& e) { multiply_into(tile, &e); }
 
 constexpr std::int32_t kInfinity = 0x7f800000;
 

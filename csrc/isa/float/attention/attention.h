@@ -53,10 +53,12 @@ inline char* out_row(const Attention& a, std::int64_t head, std::int64_t query) 
   return static_cast<char*>(a.out) + head * a.out_head_stride + query * a.out_row_stride;
 }
 
-// How many keys a query may look at.
-inline std::int64_t limit_of(const Attention& a, std::int64_t query) {
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// How many keys, from the first one on, a query may look at.
+inline std::int64_t keys_seen(const Attention& a, std::int64_t query) {
   const std::int64_t end = a.visible + query;
-  return !a.causal || end > a.keys ? a.keys : end > 0 ? end : 0;
+  return end < 0 ? 0 : smaller(end, a.keys);
 }
 
 // 16 words of a row from word `word` on, times `scale`; zeros beyond the dimension.
@@ -122,17 +124,17 @@ void pack_queries(const Attention& a, std::int64_t head, std::int64_t query, std
 }
 
 // A block of keys and values; what of them a tile of queries may look at.
-struct Block {
+struct KeyBlock {
   std::int64_t first, count;
   bool finite;  // all values are
 };
 
-struct Tile {
+struct QueryTile {
   std::int64_t head, query, count, width;
 };
 
 // sums += weights values, without the products of weights 0: those with NaN or Inf would not be 0.
-inline void add_seen_values(const Attention& a, const Workspace& w, const Tile& tile, float* sums) {
+inline void add_seen_values(const Attention& a, const Workspace& w, const QueryTile& tile, float* sums) {
   for (std::int64_t r = 0; r < tile.count; ++r) {
     for (std::int64_t key = 0; key < tile.width; ++key) {
       const float weight = w.weights[r * kBlockKeys + key];
@@ -146,7 +148,7 @@ inline void add_seen_values(const Attention& a, const Workspace& w, const Tile& 
 }
 
 template <class Products>
-void multiply_scores(const Attention& a, const Workspace& w, const Tile& tile) {
+void multiply_scores(const Attention& a, const Workspace& w, const QueryTile& tile) {
   const std::int64_t words = a.dimension / Products::kPerWord;
   for (std::int64_t key = 0; key < tile.width; key += kPanel) {
     const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
@@ -157,7 +159,7 @@ void multiply_scores(const Attention& a, const Workspace& w, const Tile& tile) {
 }
 
 template <class Products>
-void add_values(const Attention& a, const Workspace& w, const Tile& tile, float* sums) {
+void add_values(const Attention& a, const Workspace& w, const QueryTile& tile, float* sums) {
   const std::int64_t depth = (tile.width + Products::kPerWord - 1) / Products::kPerWord;
   for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
     const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
@@ -167,18 +169,18 @@ void add_values(const Attention& a, const Workspace& w, const Tile& tile, float*
   }
 }
 
-inline std::int64_t first_row(const Attention& a, const Tile& tile) {
+inline std::int64_t first_row(const Attention& a, const QueryTile& tile) {
   return tile.head * padded_queries(a.queries) + tile.query;
 }
 
-inline float* sums_of(const Attention& a, const Workspace& w, const Tile& tile) {
+inline float* sums_of(const Attention& a, const Workspace& w, const QueryTile& tile) {
   return w.sums + first_row(a, tile) * a.dimension;
 }
 
 template <class Products>
-void weigh_rows(const Attention& a, const Workspace& w, std::int64_t first_key, const Tile& tile) {
+void weigh_rows(const Attention& a, const Workspace& w, std::int64_t first_key, const QueryTile& tile) {
   for (std::int64_t r = 0; r < tile.count; ++r) {
-    const std::int64_t query = tile.query + r, row = first_row(a, tile) + r, limit = limit_of(a, query) - first_key;
+    const std::int64_t query = tile.query + r, row = first_row(a, tile) + r, limit = keys_seen(a, query) - first_key;
     weigh<Products>(a, {w.scores + r * kBlockKeys, tile.width, limit < tile.width ? limit : tile.width,
                         row_of(a.mask, tile.head, query), first_key, w.weights + r * kBlockKeys,
                         w.sums + row * a.dimension, w.largest + row, w.total + row});
@@ -186,7 +188,7 @@ void weigh_rows(const Attention& a, const Workspace& w, std::int64_t first_key, 
 }
 
 template <class Products>
-void attend_tile(const Attention& a, const Workspace& w, const Block& block, const Tile& tile) {
+void attend_tile(const Attention& a, const Workspace& w, const KeyBlock& block, const QueryTile& tile) {
   pack_queries<Products>(a, tile.head, tile.query, tile.count, w.queries);
   multiply_scores<Products>(a, w, tile);
   weigh_rows<Products>(a, w, block.first, tile);
@@ -248,16 +250,16 @@ inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t fi
 
 // f(tile) for each tile of queries that may look at a key of this block.
 template <class F>
-void for_each_tile(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count, const F& f) {
+void for_each_query_tile(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t head = 0; head < a.heads; ++head) {
     for (std::int64_t query = 0; query < a.queries; query += kTileQueries) {
       const std::int64_t left = a.queries - query, queries = left < kTileQueries ? left : kTileQueries;
-      const std::int64_t limit = limit_of(a, query + queries - 1), seen = limit - first;
+      const std::int64_t limit = keys_seen(a, query + queries - 1), seen = limit - first;
       if (first == 0) {
         prefetch_next(a, head, query, queries);
         clear_rows(a, w, head, query, queries);
       }
-      if (seen > 0) f(Tile{head, query, queries, seen < count ? seen : count});
+      if (seen > 0) f(QueryTile{head, query, queries, seen < count ? seen : count});
       const bool is_last = seen <= kBlockKeys && (seen > 0 || first == 0);
       if (is_last) write_rows(a, w, head, query, queries);
     }
@@ -272,14 +274,14 @@ void attend_block(const Attention& a, const Workspace& w, std::int64_t first, st
   with_type(a.v.type,
             [&](auto type) { finite = pack_values<Products, decltype(type)::value>(a, first, count, w.values); });
   if (!finite && Products::kPerWord > 1) return attend_block<FloatProducts>(a, w, first, count);
-  for_each_tile(a, w, first, count,
-                [&](const Tile& tile) { attend_tile<Products>(a, w, {first, count, finite}, tile); });
+  for_each_query_tile(a, w, first, count,
+                      [&](const QueryTile& tile) { attend_tile<Products>(a, w, {first, count, finite}, tile); });
 }
 
 // f(first, count) for each block of keys that a query may look at.
 template <class F>
-void for_each_block(const Attention& a, const F& f) {
-  const std::int64_t end = limit_of(a, a.queries - 1);
+void for_each_key_block(const Attention& a, const F& f) {
+  const std::int64_t end = keys_seen(a, a.queries - 1);
   std::int64_t first = 0;
   do {  // at least once: without keys, zeros are written
     const std::int64_t left = end - first;
@@ -291,7 +293,7 @@ void for_each_block(const Attention& a, const F& f) {
 template <class Products>
 void attend(const Attention& a) {
   const Workspace w(a);
-  for_each_block(a, [&](std::int64_t first, std::int64_t count) { attend_block<Products>(a, w, first, count); });
+  for_each_key_block(a, [&](std::int64_t first, std::int64_t count) { attend_block<Products>(a, w, first, count); });
 }
 
 inline void attention(const Attention& a) { attend<FloatProducts>(a); }

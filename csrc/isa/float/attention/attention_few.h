@@ -97,7 +97,7 @@ class FewRows {
 
   // How many keys of [first, end) a row may look at.
   std::int64_t seen(std::int64_t row, std::int64_t first, std::int64_t end) const {
-    const std::int64_t limit = limit_of(a_, row % a_.queries);
+    const std::int64_t limit = keys_seen(a_, row % a_.queries);
     return limit <= first ? 0 : (limit < end ? limit : end) - first;
   }
 

@@ -2,7 +2,7 @@
 // Attention with exact products of 8-bit codes: one scale for each query and key, one for each dimension of all values,
 // weights in steps of 1 / 255 of the largest. numerics.md, eq. 54 to 57.
 //
-// What a word holds, and the instruction that multiplies it, is said by Codes, of codes_*.h.
+// What a word holds, and the instruction that multiplies it, is said by Words, of codes_*.h.
 #pragma once
 
 #include "attention.h"
@@ -11,32 +11,32 @@ namespace octavo {
 namespace {
 
 // Weights as codes 0 .. 255. The total is that of the codes, so that a row's weights add up to 1 whatever they lost.
-template <class Codes>
+template <class Words>
 struct CodeProducts {
-  static constexpr int kPerWord = Codes::kPerWord;
+  static constexpr int kPerWord = Words::kPerWord;
   static Vector power(const Vector& x) { return round_half_even(exp2_coarse(x) * set(255.0f)); }
-  static Vector join(const Vector (&parts)[kPerWord]) { return Codes::unsigned_words(parts); }
+  static Vector join(const Vector (&parts)[kPerWord]) { return Words::unsigned_words(parts); }
 };
 
 // int32 sums -> scores. With an offset of keys, sums start from what takes it away again.
-template <class Codes>
+template <class Words>
 struct Scores {
   const float *starts, *query_scales, *key_scales;
-  Vector start(const TileProduct&, int r, int) const { return set(starts[r]); }
-  Vector end(const TileProduct&, int r, int v, const Vector& acc) const {
-    return Codes::reals(acc) * set(query_scales[r]) * load<FloatType::f32>(key_scales, 16 * v);
+  Vector start(const WordProduct&, int r, int) const { return set(starts[r]); }
+  Vector end(const WordProduct&, int r, int v, const Vector& acc) const {
+    return Words::reals(acc) * set(query_scales[r]) * load<FloatType::f32>(key_scales, 16 * v);
   }
   Scores after(int rows) const { return {starts + rows, query_scales + rows, key_scales}; }
 };
 
 // A block's int32 sums, at most 256 * 255 * 127 < 2^24, are added to the float ones.
-template <class Codes>
+template <class Words>
 struct ScaledSums {
   const float* value_scales;
-  Vector start(const TileProduct&, int, int) const { return set(0.0f); }
-  Vector end(const TileProduct& t, int r, int v, const Vector& acc) const {
+  Vector start(const WordProduct&, int, int) const { return set(0.0f); }
+  Vector end(const WordProduct& t, int r, int v, const Vector& acc) const {
     const Vector scale = load<FloatType::f32>(value_scales, 16 * v);
-    return multiply_add(Codes::reals(acc), scale, load<FloatType::f32>(t.c, r * t.c_stride + 16 * v));
+    return multiply_add(Words::reals(acc), scale, load<FloatType::f32>(t.c, r * t.c_stride + 16 * v));
   }
   ScaledSums after(int) const { return *this; }
 };
@@ -81,20 +81,20 @@ void row_scales(const HeadRows& rows, std::int64_t head, std::int64_t first, std
 }
 
 // 16 words of a row from word `word` on, of codes by eq. 4; zeros beyond the dimension.
-template <class Codes, FloatType kType>
+template <class Words, FloatType kType>
 Vector row_codes(const void* row, std::int64_t word, std::int64_t dimension, const Vector& factor,
                  const Vector& inverse) {
-  Vector parts[Codes::kPerWord];
-  OCTAVO_UNROLL for (int p = 0; p < Codes::kPerWord; ++p) {
-    const std::int64_t i = word * Codes::kPerWord + 16 * p;
+  Vector parts[Words::kPerWord];
+  OCTAVO_UNROLL for (int p = 0; p < Words::kPerWord; ++p) {
+    const std::int64_t i = word * Words::kPerWord + 16 * p;
     parts[p] = i < dimension ? load<kType>(row, i) * factor * inverse : set(0.0f);
   }
-  return Codes::signed_words(parts);
+  return Words::signed_words(parts);
 }
 
-template <class Codes, FloatType kType>
+template <class Words, FloatType kType>
 void pack_key_codes(const Attention& a, std::int64_t first, std::int64_t count, const Workspace& w) {
-  const std::int64_t words = a.dimension / Codes::kPerWord;
+  const std::int64_t words = a.dimension / Words::kPerWord;
   for (std::int64_t key = 0; key < count; key += 16) {
     row_scales<kType>(a.k, 0, first + key, count - key, a.dimension, set(1.0f), w.key_scales + key);
     float* const column = w.keys + key / kPanel * kPanel * words + key % kPanel;
@@ -102,7 +102,7 @@ void pack_key_codes(const Attention& a, std::int64_t first, std::int64_t count, 
       Vector rows[16];
       for (int i = 0; i < 16; ++i) {
         const Vector inverse = set(1.0f / w.key_scales[key + i]);
-        rows[i] = key + i < count ? Codes::as_keys(row_codes<Codes, kType>(row_of(a.k, 0, first + key + i), word,
+        rows[i] = key + i < count ? Words::as_keys(row_codes<Words, kType>(row_of(a.k, 0, first + key + i), word,
                                                                            a.dimension, set(1.0f), inverse))
                                   : set(0.0f);
       }
@@ -112,59 +112,59 @@ void pack_key_codes(const Attention& a, std::int64_t first, std::int64_t count, 
   }
 }
 
-template <class Codes, FloatType kType>
+template <class Words, FloatType kType>
 void pack_value_codes(const Attention& a, std::int64_t first, std::int64_t count, const Workspace& w) {
   for_near_rows(a, count, [&](std::int64_t begin, std::int64_t end, std::int64_t d) {
     const Vector inverse = set(1.0f) / load<FloatType::f32>(w.value_scales, d);
-    for (std::int64_t key = begin; key < end; key += Codes::kPerWord) {
-      Vector rows[Codes::kPerWord];
-      OCTAVO_UNROLL for (int p = 0; p < Codes::kPerWord; ++p) {
+    for (std::int64_t key = begin; key < end; key += Words::kPerWord) {
+      Vector rows[Words::kPerWord];
+      OCTAVO_UNROLL for (int p = 0; p < Words::kPerWord; ++p) {
         rows[p] = key + p < end ? load<kType>(row_of(a.v, 0, first + key + p), d) * inverse : set(0.0f);
       }
-      store<FloatType::f32>(w.values, key / Codes::kPerWord * a.dimension + d, Codes::stack(rows));
+      store<FloatType::f32>(w.values, key / Words::kPerWord * a.dimension + d, Words::stack(rows));
     }
   });
 }
 
 // Queries times the scale, as codes; rows a dimension apart, those beyond the last query zeros.
-template <class Codes, FloatType kType>
-void pack_query_codes(const Attention& a, const Tile& tile, const Workspace& w) {
+template <class Words, FloatType kType>
+void pack_query_codes(const Attention& a, const QueryTile& tile, const Workspace& w) {
   const Vector factor = set(a.scale);
   row_scales<kType>(a.q, tile.head, tile.query, tile.count, a.dimension, factor, w.query_scales);
   for (std::int64_t r = 0; r < kTileQueries; ++r) {
     const Vector inverse = set(1.0f / w.query_scales[r]);
     Vector offset = set(0.0f);  // the products with a key of zeros
-    for (std::int64_t word = 0; word * Codes::kPerWord < a.dimension; word += 16) {
-      const Vector codes = r < tile.count ? row_codes<Codes, kType>(row_of(a.q, tile.head, tile.query + r), word,
+    for (std::int64_t word = 0; word * Words::kPerWord < a.dimension; word += 16) {
+      const Vector codes = r < tile.count ? row_codes<Words, kType>(row_of(a.q, tile.head, tile.query + r), word,
                                                                     a.dimension, factor, inverse)
                                           : set(0.0f);
       store<FloatType::f32>(w.queries, r * a.dimension + word, codes);
-      Codes::MultiplyKeys::add(offset, codes, Codes::key_offset());
+      Words::MultiplyKeys::add(offset, codes, Words::key_offset());
     }
-    const auto start = static_cast<std::int32_t>(-sum_of(Codes::reals(offset)));
+    const auto start = static_cast<std::int32_t>(-sum_of(Words::reals(offset)));
     __builtin_memcpy(w.query_starts + r, &start, sizeof start);
   }
 }
 
-template <class Codes>
-void multiply_score_codes(const Attention& a, const Workspace& w, const Tile& tile) {
-  const std::int64_t words = a.dimension / Codes::kPerWord;
+template <class Words>
+void multiply_score_codes(const Attention& a, const Workspace& w, const QueryTile& tile) {
+  const std::int64_t words = a.dimension / Words::kPerWord;
   for (std::int64_t key = 0; key < tile.width; key += kPanel) {
     const std::int64_t left = tile.width - key, vectors = left < kPanel ? (left + 15) / 16 : kTileVectors;
-    multiply_columns<typename Codes::MultiplyKeys>(
+    multiply_columns<typename Words::MultiplyKeys>(
         {w.queries, a.dimension, w.keys + key * words, kPanel, words, w.scores + key, kBlockKeys},
-        Scores<Codes>{w.query_starts, w.query_scales, w.key_scales + key}, tile.count, vectors);
+        Scores<Words>{w.query_starts, w.query_scales, w.key_scales + key}, tile.count, vectors);
   }
 }
 
-template <class Codes>
-void add_value_codes(const Attention& a, const Workspace& w, const Tile& tile) {
-  const std::int64_t depth = (tile.width + Codes::kPerWord - 1) / Codes::kPerWord;
+template <class Words>
+void add_value_codes(const Attention& a, const Workspace& w, const QueryTile& tile) {
+  const std::int64_t depth = (tile.width + Words::kPerWord - 1) / Words::kPerWord;
   for (std::int64_t d = 0; d < a.dimension; d += kPanel) {
     const std::int64_t left = a.dimension - d, vectors = left < kPanel ? left / 16 : kTileVectors;
-    multiply_columns<typename Codes::MultiplyWeights>(
+    multiply_columns<typename Words::MultiplyWeights>(
         {w.weights, kBlockKeys, w.values + d, a.dimension, depth, sums_of(a, w, tile) + d, a.dimension},
-        ScaledSums<Codes>{w.value_scales + d}, tile.count, vectors);
+        ScaledSums<Words>{w.value_scales + d}, tile.count, vectors);
   }
 }
 
@@ -190,18 +190,18 @@ inline bool choose_value_scales(const Attention& a, float* scales) {
 }
 
 // A head with a value that is not finite is computed in float32.
-template <class Codes>
+template <class Words>
 void attention_int8(const Attention& a) {
   const Workspace w(a);
   if (!choose_value_scales(a, w.value_scales)) return attend<FloatProducts>(a);
-  for_each_block(a, [&](std::int64_t first, std::int64_t count) {
-    with_type(a.k.type, [&](auto type) { pack_key_codes<Codes, decltype(type)::value>(a, first, count, w); });
-    with_type(a.v.type, [&](auto type) { pack_value_codes<Codes, decltype(type)::value>(a, first, count, w); });
-    for_each_tile(a, w, first, count, [&](const Tile& tile) {
-      with_type(a.q.type, [&](auto type) { pack_query_codes<Codes, decltype(type)::value>(a, tile, w); });
-      multiply_score_codes<Codes>(a, w, tile);
-      weigh_rows<CodeProducts<Codes>>(a, w, first, tile);
-      add_value_codes<Codes>(a, w, tile);
+  for_each_key_block(a, [&](std::int64_t first, std::int64_t count) {
+    with_type(a.k.type, [&](auto type) { pack_key_codes<Words, decltype(type)::value>(a, first, count, w); });
+    with_type(a.v.type, [&](auto type) { pack_value_codes<Words, decltype(type)::value>(a, first, count, w); });
+    for_each_query_tile(a, w, first, count, [&](const QueryTile& tile) {
+      with_type(a.q.type, [&](auto type) { pack_query_codes<Words, decltype(type)::value>(a, tile, w); });
+      multiply_score_codes<Words>(a, w, tile);
+      weigh_rows<CodeProducts<Words>>(a, w, first, tile);
+      add_value_codes<Words>(a, w, tile);
     });
   });
 }

@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-struct Codes {
+struct CodeWords {
   static constexpr int kPerWord = 2;
 
   struct MultiplyKeys {

@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-struct Codes {
+struct CodeWords {
   static constexpr int kPerWord = 4;
 
   // Instructions of their own, as in tile_avx512.h. Queries are signed and keys unsigned, weights unsigned and values signed.

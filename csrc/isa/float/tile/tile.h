@@ -19,7 +19,7 @@ constexpr float kInfinity = __builtin_inff();
 
 // c[rows][columns] = a[rows][depth] b[depth][columns], all of words of 4 bytes that one instruction multiplies: a float,
 // two bfloat16 or two or four codes. A tile is 16 * kVectors columns wide.
-struct TileProduct {
+struct WordProduct {
   const float* a;
   std::int64_t a_stride;
   const float* b;
@@ -31,14 +31,14 @@ struct TileProduct {
 
 // What the accumulator of c[r][16 v ...] starts from, and what of it is written there; the rows after the first `rows`.
 struct NewSums {
-  Vector start(const TileProduct&, int, int) const { return set(0.0f); }
-  Vector end(const TileProduct&, int, int, const Vector& acc) const { return acc; }
+  Vector start(const WordProduct&, int, int) const { return set(0.0f); }
+  Vector end(const WordProduct&, int, int, const Vector& acc) const { return acc; }
   NewSums after(int) const { return *this; }
 };
 
 struct MoreSums {
-  Vector start(const TileProduct& t, int r, int v) const { return load<FloatType::f32>(t.c, r * t.c_stride + 16 * v); }
-  Vector end(const TileProduct&, int, int, const Vector& acc) const { return acc; }
+  Vector start(const WordProduct& t, int r, int v) const { return load<FloatType::f32>(t.c, r * t.c_stride + 16 * v); }
+  Vector end(const WordProduct&, int, int, const Vector& acc) const { return acc; }
   MoreSums after(int) const { return *this; }
 };
 
@@ -49,7 +49,7 @@ struct MultiplyFloats {
 
 // Each output is one chain of sums in the order of depth, in every tile: where a row lies does not change its bits.
 template <class Multiply, class Sums, int kRows, int kVectors>
-void multiply_tile(const TileProduct& t, const Sums& sums) {
+void multiply_tile(const WordProduct& t, const Sums& sums) {
   Vector acc[kRows][kVectors];
   OCTAVO_UNROLL for (int r = 0; r < kRows; ++r) {
     OCTAVO_UNROLL for (int v = 0; v < kVectors; ++v) acc[r][v] = sums.start(t, r, v);
@@ -72,7 +72,7 @@ void multiply_tile(const TileProduct& t, const Sums& sums) {
 
 // The tiles of up to kTileQueries rows; rows beyond `rows`, up to a multiple of a tile's, are computed too.
 template <class Multiply, class Sums, int kVectors>
-void multiply_rows(TileProduct t, Sums sums, std::int64_t rows) {
+void multiply_rows(WordProduct t, Sums sums, std::int64_t rows) {
   constexpr int kRows = tile_rows(kVectors);
   for (std::int64_t r = 0; r < rows; r += kRows) {
     multiply_tile<Multiply, Sums, kRows, kVectors>(t, sums);
@@ -84,7 +84,7 @@ void multiply_rows(TileProduct t, Sums sums, std::int64_t rows) {
 
 // The same for a width known at run time, of 1 to kTileVectors vectors.
 template <class Multiply, class Sums, int kVectors = kTileVectors>
-void multiply_columns(const TileProduct& t, const Sums& sums, std::int64_t rows, std::int64_t vectors) {
+void multiply_columns(const WordProduct& t, const Sums& sums, std::int64_t rows, std::int64_t vectors) {
   if constexpr (kVectors > 1) {
     if (vectors < kVectors) return multiply_columns<Multiply, Sums, kVectors - 1>(t, sums, rows, vectors);
   }
