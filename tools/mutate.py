@@ -62,9 +62,9 @@ MUTATIONS = [
     ),
     Mutation(
         "avx512 truncates when it quantizes",
-        "isa/integer/avx512_vnni.cpp",
-        "return _mm512_cvtps_epi32",
-        "return _mm512_cvttps_epi32",
+        "isa/integer/bytes_avx512.h",
+        "_mm512_cvtps_epi32(numbers[2 * v].lanes)",
+        "_mm512_cvttps_epi32(numbers[2 * v].lanes)",
         "avx512_vnni",
     ),
     Mutation(
@@ -82,11 +82,11 @@ MUTATIONS = [
         "avx512_vnni",
     ),
     Mutation(
-        "avx512 stores past the end of a row",
-        "isa/integer/avx512_vnni.cpp",
-        "_mm512_mask_cvtepi32_storeu_epi8(row.codes + i, lanes, code)",
-        "_mm512_mask_cvtepi32_storeu_epi8(row.codes + i, 0xffff, code)",
-        "avx512_vnni",
+        "codes are stored past the end of a row",
+        "isa/integer/rows.h",
+        "if (count >= 64) return bytes.store_bytes(to);",
+        "return bytes.store_bytes(to);",
+        "avx2",
     ),
     Mutation(
         "avx_vnni drops a partial sum",
