@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of user input. std::invalid_argument arrives in Python as ValueError with just this text.
+// Checks of user input. A failed check throws std::invalid_argument, which Python sees as a ValueError with the same text.
 #pragma once
 
 #include <sstream>

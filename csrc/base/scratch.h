@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of one thread that only grows. Calls do not nest, so one buffer for each purpose is enough.
+// Memory that one thread reuses from call to call, and that only grows. Calls do not nest, so one buffer for each purpose is
+// enough.
 #pragma once
 
 #include <cstdint>

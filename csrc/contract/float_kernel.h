@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contract between the drivers of float operators (activations, norms, attention) and float_isa/*.cpp.
+// The contract between the drivers of float operators (activations, norms, attention) and the instruction sets
+// (csrc/isa/float).
 //
-// As in kernel.h an instruction set is one file that fills one table with plain functions over raw pointers. The
-// algorithms are written once, in float_isa/*.h, over a Vector of 16 floats that each instruction set defines: one zmm,
-// two ymm or an array. Sums are added in the same order everywhere; docs/numerics.md says where instruction sets differ.
+// As in kernel.h, an instruction set is one file that fills one table with plain functions over raw pointers. The algorithms
+// are written once, in the headers of isa/float, over a Vector of 16 floats that each instruction set defines: one zmm
+// register, two ymm registers or an array. All instruction sets add sums in the same order; docs/numerics.md says where their
+// results differ nevertheless.
 #pragma once
 
 #include "kernel.h"
@@ -12,7 +14,7 @@ namespace octavo {
 
 enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, silu };
 
-// out[i][j] = activation(x[i][j]), rounded to `type`; in place if out is x. Strides, here and below, in elements.
+// out[i][j] = activation(x[i][j]), rounded to `type`. out may be x. Strides count elements, here and below.
 struct Activate {
   Activation activation;
   const void* x;
@@ -36,10 +38,10 @@ struct SiluMul {
   std::int64_t out_stride;
 };
 
-// One row: sum = x + residual, rounded to `type`; y = LayerNorm or, if rms, RMSNorm of that.
+// One row: sum = x + residual, rounded to `type`; y = LayerNorm(sum), or RMSNorm(sum) if `rms`.
 struct Norm {
   const void* x;
-  const void* residual;  // null: none, and sum is neither read nor written
+  const void* residual;  // null: x itself is normalized, and sum is neither read nor written
   FloatType type;
   const float* weight;
   const float* bias;  // null: none
@@ -50,7 +52,8 @@ struct Norm {
   void* y;
 };
 
-// Rows that turn by the angles of cos and sin: the first `rotated` elements in pairs (j, j + rotated / 2), the others stay.
+// Rotary position embedding of some rows. The first `rotated` elements of a row turn in pairs (j, j + rotated / 2) by the
+// angles whose cosines and sines are given; the other elements are copied.
 struct Rotate {
   const void* x;
   std::int64_t x_stride;
@@ -66,40 +69,41 @@ struct Rotate {
 
 // --- attention ---
 
-// A block of keys is packed at a time, a tile of queries looks at it at a time. Longer blocks save little rescaling, and
-// 2 x 256 x 64 floats leave room in an L2 cache of 256 KB.
+// Keys are packed in blocks of kBlockKeys, and kTileQueries queries at a time look at a block. Longer blocks would save little
+// rescaling, and a block's keys and values, 2 x 256 x 64 floats, leave room in an L2 cache of 256 KB.
 constexpr std::int64_t kBlockKeys = 256, kTileQueries = 12;
 
-// Rows of one tensor [head][position][dimension] of one batch item. Strides count bytes; a row is dense.
+// The rows of one batch item of a tensor [head][position][dimension]. Strides count bytes. The elements of a row are adjacent.
 struct HeadRows {
   const void* data;
   FloatType type;
   std::int64_t head_stride, row_stride;
 };
 
-enum class MaskKind : std::uint8_t { none, look, add };  // look: bytes, not 0 where a query may look; add: floats
+// look: a mask of bytes that are not 0 where a query may look; add: a mask of floats that are added to the scores.
+enum class MaskKind : std::uint8_t { none, look, add };
 
-// softmax(scale * q k^T + mask) v for some queries of the `heads` heads that share one head of keys and values.
+// softmax(scale * q k^T + mask) v for some queries of `heads` heads, all of which share one head of keys and values.
 struct Attention {
-  HeadRows q, k, v;  // the strides between heads of k and v are not read
+  HeadRows q, k, v;  // k and v have one head: their head_stride is not read
   MaskKind mask_kind;
-  HeadRows mask;  // a row for each query, a column for each key; strides may be 0
+  HeadRows mask;  // has a row for each query and a column for each key; strides may be 0
   void* out;      // of q's type
   std::int64_t out_head_stride, out_row_stride;
   std::int64_t heads, queries, keys, dimension;  // dimension: a multiple of 16
   std::int64_t
       visible;  // query i may look at the first `visible + i` keys; negative counts and counts beyond `keys` occur
-  float scale, mask_scale;  // log2(e) included: weights are powers of two
+  float scale, mask_scale;  // both contain the factor log2(e), because weights are computed as powers of two
   float* scratch;           // attention_scratch() floats, 64-byte aligned
-  const Attention* next;    // what the same thread computes afterwards, or null
+  const Attention* next;    // what the same thread computes next, or null
 };
 
 constexpr std::int64_t padded_queries(std::int64_t queries) {
   return (queries + kTileQueries - 1) / kTileQueries * kTileQueries;
 }
 
-// A block of keys and of values, a tile of queries, its scores and its weights; for each row the sums and two numbers;
-// the scales of codes.
+// How many floats one Attention needs: a block of keys and one of values; a tile of queries with its scores and its weights;
+// the scales of codes; and for each row its sums and two more numbers.
 constexpr std::int64_t attention_scratch(std::int64_t heads, std::int64_t queries, std::int64_t dimension) {
   return (2 * kBlockKeys + kTileQueries) * dimension + 2 * kTileQueries * kBlockKeys + kBlockKeys + dimension + 32 +
          heads * padded_queries(queries) * (dimension + 2);

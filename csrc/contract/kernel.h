@@ -12,7 +12,7 @@
 
 #include "layout.h"
 
-// For loops over arrays that are to become registers.
+// Stands before loops over arrays that must become registers.
 #define OCTAVO_UNROLL _Pragma("GCC unroll 32")
 
 namespace octavo {
@@ -27,14 +27,15 @@ constexpr int kMax16 = 127 * 256;
 // The longest k for which a sum of 16-bit x int8 products fits int32: 32,512 * 128 * 512 < 2^31. A multiple of a tile's.
 constexpr std::int64_t kMaxExactK16 = 512;
 
-// No tile has more outputs than this, so that its accumulators may live on the stack.
+// No tile has more outputs than this, so that the accumulators of one tile fit on the stack.
 constexpr int kMaxTileOutputs = 48 * 32;
 
 enum class FloatType : std::uint8_t { f32, bf16, f16 };
 
 constexpr std::int64_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
 
-// One bit for each feature that some isa/ file's compile flags switch on. cpu.cpp tells which the CPU and the OS have.
+// One bit for each CPU feature that the compile flags of some file in csrc/isa switch on. registry/detect.cpp finds out which
+// of them the CPU and the OS have.
 enum Feature : std::uint32_t {
   kFeatureAvx2 = 1u << 0,
   kFeatureFma = 1u << 1,
@@ -50,21 +51,23 @@ enum Feature : std::uint32_t {
   kFeatureAvx512bf16 = 1u << 11,
 };
 
-// How a kernel wants activation rows: uint8 codes, 16-bit rows as two rows of 8 bits (planes), high + 128 and low; or
-// everything as int16.
+// How a kernel reads activation rows.
+//   u8   8-bit rows are uint8 codes; a 16-bit row is two rows of bytes (planes), first the high bytes + 128, then the low bytes
+//   s16  all rows are int16
 enum class RowForm : std::uint8_t { u8, s16 };
 
-// acc[i][j] = sum over k of rows[i][k] * weight[k][j], exact in int32, for m rows and strip_count * 16 columns.
+// acc[i][j] = sum over k of rows[i][k] * weight[k][j], exact in int32, for m rows and strip_count * 16 columns. m and
+// strip_count are at least 1 and do not exceed the kernel's tile or tall_tile.
 struct TileProduct {
   const void* rows;             // first activation row, in the kernel's RowForm, k padded to 64
   std::ptrdiff_t row_stride;    // bytes
-  const std::int8_t* strips;    // first strip, at its first tile
+  const std::int8_t* strips;    // where the first tile of the first strip begins
   std::ptrdiff_t strip_stride;  // bytes from one strip to the next
-  std::int64_t k_tiles;         // 64 k each
-  int m, strip_count;           // both at least 1, and within one of the kernel's tiles
-  bool cold;                    // the whole weight exceeds the L2 cache
-  std::int32_t* acc;            // [m][strip_count * 16]
-  std::ptrdiff_t acc_stride;    // elements
+  std::int64_t k_tiles;         // how many tiles of 64 k to add up
+  int m, strip_count;
+  bool cold;                  // the whole weight is larger than the L2 cache; changes no sum
+  std::int32_t* acc;          // [m][strip_count * 16]
+  std::ptrdiff_t acc_stride;  // elements
 };
 
 struct RowQParams {
@@ -74,19 +77,19 @@ struct RowQParams {
 
 // Which exact sum an output has:
 //   plain    acc[i][j] - zero_point[i] * column_sum[j]
-//   planes   256 * (acc[2 i][j] - 128 * column_sum[j]) + acc[2 i + 1][j]: two accumulator rows for each output row
-//   wide     wide[i][j]: added up and corrected by the driver, where k is too long for int32
+//   planes   256 * (acc[2 i][j] - 128 * column_sum[j]) + acc[2 i + 1][j]: two rows of accumulators for each row of outputs
+//   wide     wide[i][j], which the driver has added up and corrected because k is too long for int32
 enum class Sums : std::uint8_t { plain, planes, wide };
 
-// Exact sums -> real outputs. With t = the sum, rounded once to float32:
+// Turns exact sums into real outputs. With t, the sum rounded once to float32:
 //   out[i][j] = fma(t, scale[i] * column_scale[j], bias[j]), rounded to `type`.
 struct Epilogue {
   Sums sums;
-  const std::int32_t* acc;    // rows of whole strips
-  const double* wide;         // rows of whole strips; integers below 2^53
+  const std::int32_t* acc;    // each row has whole strips
+  const double* wide;         // each row has whole strips; the values are integers below 2^53
   std::ptrdiff_t acc_stride;  // elements, of acc and wide
   int m;                      // output rows
-  int n;                      // output columns, may end inside a strip
+  int n;                      // output columns; the last one may lie inside a strip
   const RowQParams* rows;
   const std::int32_t* column_sum;
   const float* column_scale;
@@ -96,8 +99,9 @@ struct Epilogue {
   FloatType type;
 };
 
-// codes[i] = clamp(round_half_even(x[i] * inverse_scale), qmin - zero_point, qmax - zero_point) + zero_point, as the low
-// byte, so that int8 and uint8 codes are one function. NaN becomes zero_point. Returns whether all x are finite.
+// codes[i] = clamp(round_half_even(x[i] * inverse_scale), qmin - zero_point, qmax - zero_point) + zero_point, of which the
+// low byte is stored: one function makes both int8 and uint8 codes. NaN becomes zero_point. The function returns whether all
+// x are finite.
 struct QuantizeRow {
   const void* x;
   FloatType type;
@@ -135,7 +139,7 @@ struct RowRange {
   float max;  // of the row and 0; both NaN if the row holds NaN or Inf
 };
 
-// The most rows and strips of one TileProduct.
+// The largest TileProduct that a kernel takes.
 struct TileShape {
   int rows;
   int strips;

@@ -13,17 +13,18 @@ namespace octavo {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634;
-constexpr std::int64_t kMostRows = 512;  // of a unit: their sums fit in the L2 cache beside a block of keys
-constexpr std::int64_t kLeastQueries = 4 * kTileQueries;  // fewer would not pay for packing the keys
-constexpr std::int64_t kFewRows = 6;                      // so many read the keys as they lie
-constexpr std::int64_t kGrain = 1 << 18;                  // products that do not pay for waking a second thread
+constexpr std::int64_t kMostRows =
+    512;  // the sums of a unit with so many rows fit in the L2 cache beside a block of keys
+constexpr std::int64_t kLeastQueries = 4 * kTileQueries;  // fewer queries would not pay for packing the keys
+constexpr std::int64_t kFewRows = 6;                      // up to so many rows read keys that are not packed
+constexpr std::int64_t kGrain = 1 << 18;                  // so few products do not pay for waking a second thread
 
 thread_local Scratch scratch;
 
 using Attend = void (*)(const Attention&);
 
-// The choice depends on nothing but the shape of one batch item, so that batches can be cut anywhere.
-Attend kernel_for(const AttentionShape& shape, Precision precision) {
+// The kernel depends on nothing but the shape of one batch item, so that a batch gives the same bits however it is cut.
+Attend attend_for(const AttentionShape& shape, Precision precision) {
   const FloatKernel& kernel = active_float_kernel();
   require(precision != Precision::bfloat16 || kernel.attention_bfloat16 != nullptr,
           "attention: precision is 'bfloat16', but the active float kernel ", kernel.name,
@@ -33,7 +34,7 @@ Attend kernel_for(const AttentionShape& shape, Precision precision) {
   return precision != Precision::float32 && kernel.attention_bfloat16 ? kernel.attention_bfloat16 : kernel.attention;
 }
 
-// Queries of one unit of work. Rows do not know of each other: any number gives the same bits.
+// How many queries a unit of work has. Rows do not depend on each other: any number gives the same bits.
 std::int64_t queries_of_unit(const AttentionShape& shape) {
   const std::int64_t group = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
   const std::int64_t wanted = (4 * thread_count() + pairs - 1) / pairs;  // units of one head of keys
@@ -42,7 +43,7 @@ std::int64_t queries_of_unit(const AttentionShape& shape) {
   return std::min(std::max(even, kLeastQueries), most);
 }
 
-// `rows` from a batch item, a head and a position on.
+// The rows of a tensor from a batch item, a head and a position on.
 HeadRows from(const HeadTensor& tensor, std::int64_t batch, std::int64_t head, std::int64_t position) {
   HeadRows rows = tensor.rows;
   rows.data = static_cast<const char*>(rows.data) + batch * tensor.batch_stride + head * rows.head_stride +
@@ -78,7 +79,7 @@ Attention attention_of(const AttentionShape& shape, const AttentionTensors& tens
 
 void attention(const AttentionShape& shape, const AttentionTensors& tensors, bool causal, float scale,
                Precision precision) {
-  const Attend attend = kernel_for(shape, precision);
+  const Attend attend = attend_for(shape, precision);
   const std::int64_t queries = queries_of_unit(shape), chunks = (shape.queries + queries - 1) / queries;
   const std::int64_t group = shape.heads / shape.kv_heads;
   const std::int64_t products = group * std::min(queries, shape.queries) * shape.keys * shape.dimension;

@@ -21,12 +21,12 @@ struct HeadTensor {
 struct AttentionTensors {
   HeadTensor q, k, v;
   MaskKind mask_kind;
-  HeadTensor mask;  // a row for each query; strides may be 0
-  void* out;        // [batch][position][head][dimension], dense, of q's type
+  HeadTensor mask;  // has a row for each query; strides may be 0
+  void* out;        // contiguous [batch][position][head][dimension], with q's type
 };
 
-// Query i looks at all keys, or if `causal` at those up to i + keys - queries. A query that sees none gives zeros.
-// Throws std::invalid_argument if `precision` is not what the active kernel has.
+// Query i looks at all keys or, if `causal`, at the keys up to i + keys - queries. A query that sees no key gives zeros.
+// Throws std::invalid_argument if the active kernel does not have `precision`.
 void attention(const AttentionShape& shape, const AttentionTensors& tensors, bool causal, float scale,
                Precision precision);
 

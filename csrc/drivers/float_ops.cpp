@@ -11,22 +11,22 @@
 namespace octavo {
 namespace {
 
-thread_local Scratch sum_scratch;  // of each thread: the sum of one row that nobody wants
+thread_local Scratch sum_scratch;  // each thread's memory for the sum of one row, where nobody wants it
 
-constexpr std::int64_t kElementGrain = 1 << 14;  // elements, some us, that do not pay for waking a second thread
+constexpr std::int64_t kElementGrain = 1 << 14;  // so few elements (some us) do not pay for waking a second thread
 
 const char* at(const void* data, std::int64_t i, FloatType type) {
   return static_cast<const char*>(data) + i * bytes_of(type);
 }
 char* at(void* data, std::int64_t i, FloatType type) { return static_cast<char*>(data) + i * bytes_of(type); }
 
-// f(begin, end) for ranges of rows.
+// Calls f(begin, end) for ranges of rows.
 template <class F>
 void parallel_rows(std::int64_t rows, std::int64_t columns, const F& f) {
   parallel(rows, std::max<std::int64_t>(1, kElementGrain / std::max<std::int64_t>(1, columns)), f);
 }
 
-// f(row, column, rows, columns) for parts of a matrix: some of its rows, or pieces of its only one.
+// Calls f(row, column, rows, columns) for parts of a matrix: some of its rows, or pieces of its only row.
 template <class F>
 void parallel_parts(std::int64_t rows, std::int64_t columns, const F& f) {
   if (rows != 1) {
@@ -39,7 +39,7 @@ void parallel_parts(std::int64_t rows, std::int64_t columns, const F& f) {
   });
 }
 
-Norm row_of(const Norm& all, std::int64_t row) {
+Norm norm_of_row(const Norm& all, std::int64_t row) {
   Norm n = all;
   const std::int64_t first = row * all.count;
   n.x = at(all.x, first, all.type);
@@ -82,7 +82,7 @@ void silu_mul(const SiluMul& all) {
 void norm_rows(const Norm& n, std::int64_t rows) {
   const FloatKernel& kernel = active_float_kernel();
   parallel_rows(rows, n.count, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) kernel.norm(row_of(n, i));
+    for (std::int64_t i = begin; i < end; ++i) kernel.norm(norm_of_row(n, i));
   });
 }
 
@@ -91,7 +91,7 @@ void norm_rows_to_codes(const Norm& n, std::int64_t rows, const RowCodes& out) {
   const Kernel& integers = active_kernel();
   parallel_rows(rows, n.count, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const Norm row = row_of(n, i);
+      const Norm row = norm_of_row(n, i);
       kernel.norm(row);
       const Row codes{integers, row.y, n.type, n.count, out.codes + i * out.stride, 0};
       out.scale[i] = codes.quantize_dynamic(true).scale;
@@ -99,7 +99,7 @@ void norm_rows_to_codes(const Norm& n, std::int64_t rows, const RowCodes& out) {
   });
 }
 
-// The rows of one call to the kernel are those of the longer axis: heads while decoding, positions otherwise.
+// One call to the kernel rotates the rows along the longer of two axes: the heads while decoding, the positions otherwise.
 void rope(const Rope& all) {
   const FloatKernel& kernel = active_float_kernel();
   const bool by_heads = all.heads > all.length;

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drivers of the float operators: they cut tensors into rows, share these out to threads and call the active FloatKernel.
+// Drivers of the float operators. They cut tensors into rows, share the rows out to threads and call the active FloatKernel.
 #pragma once
 
 #include "contract/float_kernel.h"
 
 namespace octavo {
 
-// Of `rows` rows of `columns`; a single row is shared out in pieces.
+// The whole matrix: threads share out its rows, or pieces of its row if there is only one.
 void activate(const Activate& all);
 void silu_mul(const SiluMul& all);
 
-// Rows of n.count, one after another in x, residual, sum and y. With a residual sum may be null: nobody wants it.
+// Norms of `rows` rows of n.count elements, which lie one after the other in x, residual, sum and y. If there is a residual,
+// sum may be null all the same: then nobody wants it.
 void norm_rows(const Norm& n, std::int64_t rows);
 
-// The same, and the codes and scales that linear_dynamic, symmetric, would give the rows of y.
+// norm_rows, and in addition the codes and scales that a symmetric linear_dynamic would give to the rows of y.
 struct RowCodes {
   std::uint8_t* codes;
   std::int64_t stride;
@@ -21,7 +22,8 @@ struct RowCodes {
 };
 void norm_rows_to_codes(const Norm& n, std::int64_t rows, const RowCodes& out);
 
-// x [batch, heads, length, columns], strides in elements, the last 1; cos and sin [batch, length, rotated]; out contiguous.
+// x is [batch, heads, length, columns]; its strides count elements, and the last one is 1. cos and sin are [batch, length,
+// rotated], and out is contiguous.
 struct Rope {
   const void* x;
   FloatType type;
@@ -30,7 +32,7 @@ struct Rope {
   const void* cos;
   const void* sin;
   FloatType angle_type;
-  std::int64_t angle_batch_stride, rotated;  // 0: all of the batch has the same angles
+  std::int64_t angle_batch_stride, rotated;  // a stride of 0 gives the same angles to the whole batch
   void* out;
 };
 void rope(const Rope& all);

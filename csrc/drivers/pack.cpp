@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packing is a permutation of the codes plus zero padding, so unpacking gives back every code. Strips are independent,
-// and each is written by one thread.
+// Packing permutes the codes and adds zeros as padding, so unpacking gives back every code. Each strip is written by one
+// thread.
 #include "pack.h"
 
 #include <algorithm>
@@ -13,21 +13,21 @@ namespace {
 
 constexpr std::int64_t kCodesPerTask = 1 << 18;  // about 50 us of packing
 
-// Where column `column` of a strip keeps its codes k .. k + 3.
+// Where in a strip the codes k .. k + 3 of a column lie.
 std::ptrdiff_t line_offset(std::int64_t k, int column) { return k / kLineK * kLineBytes + column * kLineK; }
 
 std::int64_t strips_per_task(std::int64_t k) {
   return std::max<std::int64_t>(1, kCodesPerTask / (kStripColumns * std::max<std::int64_t>(k, 1)));
 }
 
-// A matrix of codes in any layout; distances in elements.
+// A matrix of codes in any layout. Strides count elements.
 struct CodeMatrix {
   const std::int8_t* data;
   std::int64_t stride_n, stride_k;
 };
 
-// Part of one tile, columns x depth codes, in the order in which they lie in memory: a weight [n, k] column by column,
-// the right side [k, n] of a product k by k. Adds to the columns' sums.
+// Packs columns x depth codes into one tile and adds them to the sums of their columns. Codes are read in the order in which
+// they lie in memory: a weight [n, k] column by column, the right side [k, n] of a product one k after the other.
 void pack_tile(const CodeMatrix& codes, int columns, int depth, std::int8_t* tile, std::uint32_t* sums) {
   if (codes.stride_k == 1) {
     for (int j = 0; j < columns; ++j) {
@@ -83,7 +83,7 @@ void unpack_weight(const std::int8_t* strips, std::int64_t n, std::int64_t k, st
     for (std::int64_t strip = begin; strip < end; ++strip) {
       const std::int64_t first = strip * kStripColumns;
       const int columns = static_cast<int>(std::min<std::int64_t>(kStripColumns, n - first));
-      for (std::int64_t at = 0; at < k; at += kTileK) {  // tile by tile, so that lines are read from the L1 cache
+      for (std::int64_t at = 0; at < k; at += kTileK) {  // tile by tile: a line is read 16 times, from the L1 cache
         const std::int8_t* const tile = strips + strip * strip_bytes + at * kStripColumns;
         const int depth = static_cast<int>(std::min<std::int64_t>(kTileK, k - at));
         for (int j = 0; j < columns; ++j) {

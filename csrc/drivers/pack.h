@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weight codes <-> packed strips (the layout is drawn in kernel.h), and the column sums the epilogue needs.
+// Weight codes to packed strips and back (contract/layout.h draws the layout), and the column sums that the epilogue needs.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,9 @@ constexpr std::int64_t packed_bytes(std::int64_t n, std::int64_t k) {
   return ceil_divide(n, kStripColumns) * ceil_divide(k, kTileK) * kTileBytes;
 }
 
-// codes [n, k] -> strips (packed_bytes(n, k), padding zeroed) and column_sum[j] = sum over k of codes[j][k], wrapping.
-// `stride_n` and `stride_k` are in elements, so that both [n, k] and [k, n] matrices can be packed.
+// Packs codes [n, k] into packed_bytes(n, k) bytes at `strips`, with zeros as padding, and writes column_sum[j], the sum over
+// k of codes[j][k], which wraps around in int32. `stride_n` and `stride_k` count elements, so that matrices [n, k] and [k, n]
+// can both be packed.
 void pack_weight(const std::int8_t* codes, std::int64_t n, std::int64_t k, std::int64_t stride_n, std::int64_t stride_k,
                  std::int8_t* strips, std::int32_t* column_sum);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work is cut into segments of rows, so that one huge row (a tensor with a single scale) uses all threads as well as
-// many short ones (groups) do. Stores past the caches (non-temporal) were tried for large outputs and lost: 33 against 27 ms
-// for 256 MB, because the kernel has just zeroed the new pages and their lines are still in the cache.
+// Work is cut into segments of rows, so that one huge row (a tensor with a single scale) uses all threads just as many short
+// rows (groups) do. Non-temporal stores, which bypass the caches, were tried for large outputs and lost: 33 ms against 27 ms
+// for 256 MB, because the OS has just zeroed the new pages and their lines are still in the cache.
 #include "quantize.h"
 
 #include <algorithm>
@@ -17,7 +17,7 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kSegment = 1 << 15;  // elements; the smallest piece of work worth a thread
+constexpr std::int64_t kSegment = 1 << 15;  // elements: the smallest piece of work that is worth a thread
 
 const void* element(const void* x, FloatType type, std::int64_t i) {
   return static_cast<const char*>(x) + i * bytes_of(type);

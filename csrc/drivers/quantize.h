@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scale and zero point of rows, and codes <-> reals by them. A row is whatever shares one scale: the whole tensor, a
-// channel, a group or a token; the callers bring every granularity into this form.
+// Scales and zero points of rows, and real values to codes and back. A row is a set of values that share one scale: the whole
+// tensor, a channel, a group or a token. Callers bring every granularity into this form.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,10 @@ struct CodeRange {
   std::int32_t qmax;
 };
 
-// Scale and zero point for a row whose values span [range.min, range.max] (0 included). numerics.md, eq. 2 and 3.
+// Scale and zero point of a row whose values lie in [range.min, range.max], which contains 0: docs/numerics.md, eq. 2 and 3.
 RowQParams row_qparams(RowRange range, CodeRange codes, bool symmetric);
 
-// Throws std::invalid_argument naming the first row that holds NaN or Inf.
+// Throws std::invalid_argument that names the first row with NaN or Inf.
 void choose_qparams(const void* x, FloatType type, Rows shape, CodeRange codes, bool symmetric, float* scale,
                     std::int32_t* zero_point);
 

@@ -12,7 +12,7 @@
 
 namespace octavo {
 
-constexpr RowQParams kNotFinite{std::numeric_limits<float>::quiet_NaN(), 0};  // makes a row's outputs NaN
+constexpr RowQParams kNotFinite{std::numeric_limits<float>::quiet_NaN(), 0};  // all outputs of such a row are NaN
 
 constexpr CodeRange code_range(bool symmetric) { return {symmetric ? 1 : 0, 255}; }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a product of activation rows and packed strips is cut into tiles, in which order one thread takes them, and how
-// threads share them out. linear.cpp says what happens in a tile.
+// How the outputs of a product are cut into tiles (some activation rows times some packed strips), in which order a thread
+// takes tiles, and how threads share them out. linear.cpp says what happens in a tile.
 #pragma once
 
 #include <algorithm>
@@ -12,13 +12,14 @@
 
 namespace octavo {
 
-constexpr std::int64_t kSerialWork = 1000000;  // multiply-adds, 5 to 12 us, that do not pay for waking a second thread
-constexpr std::int64_t kRowsToSplit = 128;     // with this many rows for each thread, threads share out rows
+constexpr std::int64_t kSerialWork =
+    1000000;                                // so few multiply-adds (5 to 12 us) do not pay for waking a second thread
+constexpr std::int64_t kRowsToSplit = 128;  // with at least this many rows for each thread, threads share out rows
 constexpr std::int64_t kPanelBytes = 256 << 10;  // weights that stay in the L2 cache while rows go by
-constexpr std::int64_t kCachedBytes = 1 << 20;   // the most weights that stay there from call to call
+constexpr std::int64_t kCachedBytes = 1 << 20;   // weights of at most this size stay in the L2 cache from call to call
 
-// Codes from one row of activations to the next. One line more than k needs: rows whose distance is a power of two
-// would share one set of the cache.
+// How many codes lie between the beginnings of two activation rows: one line more than k needs, because rows whose distance
+// is a power of two would share one set of the cache.
 constexpr std::int64_t row_distance(std::int64_t k) { return ceil_divide(k, kTileK) * kTileK + kTileK; }
 
 // A block of activation rows as a kernel reads them.
@@ -27,19 +28,20 @@ struct RowBlock {
   std::int64_t k;
   bool is_16_bit;
 
-  // 16-bit rows become two rows of 8 bits, unless the kernel multiplies int16.
+  // A 16-bit row becomes two rows of 8 bits, unless the kernel multiplies int16.
   int planes() const { return is_16_bit && kernel.form == RowForm::u8 ? 2 : 1; }
 
   std::int64_t code_bytes() const { return kernel.form == RowForm::s16 ? 2 : 1; }
   std::int64_t padded_k() const { return ceil_divide(k, kTileK) * kTileK; }
 
-  // The longest k whose sums fit int32.
+  // The longest k for which sums fit int32.
   std::int64_t exact_k() const { return is_16_bit && kernel.form == RowForm::s16 ? kMaxExactK16 : kMaxExactK; }
 
   // Bytes from one row to the next.
   std::int64_t stride() const { return row_distance(k) * code_bytes(); }
 
-  // How many of m rows to take at a time, so that they fit `bytes`: even blocks, but no smaller than a tile.
+  // How many of m rows to take at a time, so that their codes fit `bytes`. All blocks have nearly the same size, and none is
+  // smaller than a tile.
   std::int64_t rows_within(std::int64_t bytes, std::int64_t m) const {
     const std::int64_t most = std::max<std::int64_t>(kernel.tile.rows, bytes / (stride() * planes()));
     return ceil_divide(m, ceil_divide(m, most));
@@ -50,18 +52,18 @@ struct RowBlock {
 struct Walk {
   const RowBlock& block;
   const std::uint8_t* rows;
-  std::int64_t stride;  // bytes from one of them to the next
+  std::int64_t stride;  // bytes from one row to the next
   std::int64_t count;   // activation rows
   const std::int8_t* strips;
   std::int64_t n;
 
-  // Too many weights to stay in the L2 cache from call to call.
+  // Whether the weight is too large to stay in the L2 cache from call to call.
   bool is_cold() const { return n * block.padded_k() > kCachedBytes; }
 
   std::int64_t row_tiles(TileShape shape) const { return ceil_divide(count, shape.rows / block.planes()); }
 };
 
-// The tall tile where weights do not stay in the L2 cache and fewer tiles of rows go by them.
+// The kernel's tall tile, if weights do not stay in the L2 cache and tall tiles read them fewer times.
 inline TileShape tile_shape(const Walk& walk) {
   const Kernel& kernel = walk.block.kernel;
   if (kernel.tall_tile.rows == 0 || !walk.is_cold()) return kernel.tile;
@@ -81,7 +83,7 @@ struct OutputTile {
   int strips() const { return static_cast<int>(ceil_divide(columns, kStripColumns)); }
 };
 
-// Rows are dealt out evenly: 8 rows on a 6-row kernel are tiles of 4 + 4, not 6 + 2.
+// All tiles of a product. Rows are dealt out evenly: a kernel with tiles of 6 rows takes 8 rows as 4 + 4, not as 6 + 2.
 struct Grid {
   const Walk& walk;
   TileShape shape = tile_shape(walk);
@@ -105,8 +107,9 @@ struct Grid {
   }
 };
 
-// Calls f(tile) for tiles of these rows and columns: all rows for a panel of columns, then the next panel. Weights then
-// come from the L2 cache and outputs are written in long runs (column by column: 12 % slower at 1024 x 1536 x 384).
+// Calls f(tile) for these tiles of rows and of columns: for all rows of a panel of columns, then for the next panel. Weights
+// then come from the L2 cache and outputs are written in long runs. Taking one column of tiles after the other was 12 %
+// slower at 1024 x 1536 x 384.
 template <class F>
 void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
   const std::int64_t panel_tiles = grid.panel_tiles();
@@ -121,7 +124,7 @@ void walk_tiles(const Grid& grid, Range rows, Range columns, const F& f) {
   if (kernel.leave) kernel.leave();
 }
 
-// The same for all tiles, in parallel: many rows are shared out by rows, few by columns.
+// Calls f(tile) for all tiles, in parallel. Threads share out the rows if there are many, and otherwise the columns.
 template <class F>
 void for_each_output_tile(const Walk& walk, const F& f) {
   const Grid grid{walk};
@@ -137,7 +140,8 @@ void for_each_output_tile(const Walk& walk, const F& f) {
   }
 }
 
-// `tile` over `length` k from first_k on, both multiples of a tile's k; accumulators in rows of whole strips.
+// The product of one tile over k = first_k .. first_k + length, which are multiples of kTileK. Each row of `acc` has whole
+// strips.
 inline TileProduct product_of(const Walk& walk, const OutputTile& tile, std::int64_t first_k, std::int64_t length,
                               std::int32_t* acc) {
   const RowBlock& block = walk.block;

@@ -23,8 +23,8 @@ std::uint64_t xcr0() {
   return (static_cast<std::uint64_t>(high) << 32) | low;
 }
 
-// Linux hands out the 8 KB of tile registers on request. It may refuse (old kernel, a small signal stack somewhere in
-// the process): then there is no AMX, and that is all.
+// Linux lets a process use the 8 KB of tile registers on request. It may refuse, for instance because the kernel is old or
+// some thread has a small signal stack. AMX then counts as missing.
 bool os_grants_amx() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

@@ -49,7 +49,8 @@ const Table* find(const std::vector<const Table*>& tables, const std::string& na
   return nullptr;
 }
 
-// Tables with every null entry replaced by the base's, and every base pointing at such a table; slowest first.
+// The tables in ascending order of rank, complete: null functions are replaced by those of the base, and `base` points to a
+// complete table.
 template <class Table>
 class Tables {
  public:
@@ -64,7 +65,7 @@ class Tables {
   const std::vector<const Table*>& built() const { return built_; }
   const std::vector<const Table*>& runnable() const { return runnable_; }
 
-  // The fastest runnable one of this rank or a lower one.
+  // The fastest runnable table whose rank is `rank` or lower.
   const Table* within(int rank) const {
     const Table* fastest = nullptr;
     for (const Table* table : runnable_) {
@@ -83,7 +84,7 @@ class Tables {
     return table;
   }
 
-  std::deque<Table> resolved_;  // a deque, because the tables point at each other
+  std::deque<Table> resolved_;  // a deque, because tables point to each other and must not move
   std::vector<const Table*> built_, runnable_;
 };
 

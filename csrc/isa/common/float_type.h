@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a float type known at run time to one known at compile time.
+// Turns a float type that is known at run time into one that is known at compile time.
 #pragma once
 
 #include "contract/kernel.h"
 
 namespace octavo {
-namespace {  // each file its own copy: nothing to be linked to from elsewhere
+namespace {  // each file has its own copy, so that no code of another instruction set is linked in
 
 template <FloatType kType>
 struct Constant {
   static constexpr FloatType value = kType;
 };
 
-// f(Constant<type>)
+// Calls f(Constant<type>).
 template <class F>
 inline auto with_type(FloatType type, const F& f) {
   switch (type) {

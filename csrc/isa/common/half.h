@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 16-bit floats in plain C++, for the kernels that any CPU can run.
+// 16-bit floats in plain C++, for kernels that every CPU can run.
 #pragma once
 
 #include <cstring>
@@ -7,7 +7,7 @@
 #include "contract/kernel.h"
 
 namespace octavo {
-namespace {  // each file its own copy: nothing to be linked to from elsewhere
+namespace {  // each file has its own copy, so that no code of another instruction set is linked in
 
 inline std::uint32_t bits_of(float value) {
   std::uint32_t bits;
@@ -21,8 +21,8 @@ inline float float_of(std::uint32_t bits) {
   return value;
 }
 
-// IEEE binary16 -> binary32. The exponent is shifted into place and rebiased by a multiplication, which is exact and
-// normalizes subnormals on the way.
+// IEEE binary16 to binary32. The exponent is shifted into place, and a multiplication corrects its bias. The multiplication
+// is exact and normalizes subnormal numbers as well.
 inline float float_from_f16(std::uint16_t half) {
   const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(half & 0x7fffu) << 13;
@@ -30,8 +30,8 @@ inline float float_from_f16(std::uint16_t half) {
   return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
 }
 
-// binary32 -> binary16, round half to even. Adding 0.5 * 2^(exponent + 14) in float rounds a result that is subnormal
-// in binary16; normal results round by integer carry.
+// binary32 to binary16, rounded half to even. A result that is subnormal in binary16 is rounded by adding 0.5 in float32,
+// whose last bit is worth as much as that of a subnormal number. Normal results are rounded by a carry of integers.
 inline std::uint16_t f16_from_float(float value) {
   const std::uint32_t bits = bits_of(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;

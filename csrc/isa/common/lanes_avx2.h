@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Some of 8 floats, of any float type in memory, to and from one ymm register.
+// Loads and stores up to 8 floats, which have any float type in memory and are float32 in one ymm register.
 #pragma once
 
 #include <immintrin.h>
@@ -7,9 +7,9 @@
 #include "contract/kernel.h"
 
 namespace octavo {
-namespace {  // each file its own copy: nothing to be linked to from elsewhere
+namespace {  // each file has its own copy, so that no code of another instruction set is linked in
 
-// The first `count` of 8 lanes of 32 bits, all of them from 8 on.
+// A mask of the first `count` of 8 lanes of 32 bits. A count above 8 means all lanes.
 inline __m256i first(std::int64_t count) {
   const int lanes = count < 8 ? static_cast<int>(count) : 8;
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -29,7 +29,7 @@ inline void store_halves(std::uint16_t* to, std::int64_t count, __m128i halves) 
   for (std::int64_t i = 0; i < count; ++i) to[i] = all[i];
 }
 
-// 8 values from x[i] on as float32, zeros from `count` values on, which may be none.
+// 8 values from x[i] on as float32. Lanes from `count` on are 0 and not read; `count` may be negative.
 template <FloatType kType>
 inline __m256 load_lanes(const void* x, std::int64_t i, std::int64_t count) {
   if constexpr (kType == FloatType::f32) {
@@ -51,7 +51,7 @@ inline __m128i bf16_from_float(__m256 value) {
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
-// The first `count` lanes, rounded to kType.
+// Rounds the first `count` lanes to kType and stores them.
 template <FloatType kType>
 inline void store_lanes(void* out, std::int64_t i, std::int64_t count, __m256 value) {
   if constexpr (kType == FloatType::f32) {

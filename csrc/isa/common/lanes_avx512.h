@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Some of 16 floats, of any float type in memory, to and from one zmm register.
+// Loads and stores up to 16 floats, which have any float type in memory and are float32 in one zmm register.
 #pragma once
 
 #include <immintrin.h>
@@ -7,14 +7,14 @@
 #include "contract/kernel.h"
 
 namespace octavo {
-namespace {  // each file its own copy: nothing to be linked to from elsewhere
+namespace {  // each file has its own copy, so that no code of another instruction set is linked in
 
-// The first `count` of 16 lanes, all of them from 16 on.
+// A mask of the first `count` of 16 lanes. A count above 16 means all lanes.
 inline __mmask16 first(std::int64_t count) {
   return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1u);
 }
 
-// Values from x[i] on as float32, zeros in the lanes that are left out.
+// Values from x[i] on as float32. Lanes that `lanes` leaves out are 0 and not read.
 template <FloatType kType>
 inline __m512 load_lanes(const void* x, std::int64_t i, __mmask16 lanes) {
   if constexpr (kType == FloatType::f32) {
@@ -26,7 +26,7 @@ inline __m512 load_lanes(const void* x, std::int64_t i, __mmask16 lanes) {
   }
 }
 
-// Not vcvtneps2bf16: it flushes subnormals, and scalar does not.
+// vcvtneps2bf16 would not do: it turns subnormal numbers into 0, and the scalar kernel does not.
 inline __m256i bf16_from_float(__m512 value) {
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -35,7 +35,7 @@ inline __m256i bf16_from_float(__m512 value) {
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
 }
 
-// Rounded to kType.
+// Rounds the lanes that `lanes` names to kType and stores them.
 template <FloatType kType>
 inline void store_lanes(void* out, std::int64_t i, __mmask16 lanes, __m512 value) {
   if constexpr (kType == FloatType::f32) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one prefetch that needs an instruction of its own.
+// The one prefetch that no compiler builtin gives.
 #pragma once
 
 namespace octavo {
-namespace {  // each file its own copy: nothing to be linked to from elsewhere
+namespace {  // each file has its own copy, so that no code of another instruction set is linked in
 
-// A line of cache to be written soon. x86-64 CPUs without prefetchw take it for a no-op; __builtin_prefetch would give a
-// prefetch for reading here, which gains nothing.
+// Fetches a cache line that will be written soon. x86-64 CPUs without prefetchw ignore the instruction. __builtin_prefetch
+// compiles to a prefetch for reading here, which gains nothing.
 inline void prefetch_to_write(const void* line) {
 #if defined(__x86_64__)
   asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mamx-tile -mamx-int8
-// tdpbusd: 16 rows x 64 k of activations times a tile of the packed weight (64 k x 16 columns), 16,384 products at once.
+// tdpbusd multiplies 16 rows x 64 k of activations by a tile of the packed weight (64 k x 16 columns): 16,384 products at once.
 //
-// Of the 8 tile registers, 6 hold accumulators (3 blocks of rows x 2 strips), one an activation tile, one a weight tile:
+// Of the 8 tile registers, 6 hold accumulators (3 blocks of rows x 2 strips), one holds activations A and one a weight tile B:
 //
 //              strip 0   strip 1
-//   rows 0      tmm0      tmm1        the products of one tile of k go A0 B0, A0 B1, A1 B1, A1 B0, A2 B0, A2 B1,
-//   rows 1      tmm2      tmm3        so that 6 products need 7 loads
+//   rows 0      tmm0      tmm1        The products of one tile of k have the order A0 B0, A0 B1, A1 B1, A1 B0, A2 B0, A2 B1,
+//   rows 1      tmm2      tmm3        so that 6 products need 7 loads.
 //   rows 2      tmm4      tmm5
 //
-// All blocks of rows have the same height; the last one starts early enough to end with the last row, and rows that two
-// blocks share are computed twice, to the same sums. So there is one tile configuration for a call and no tail.
+// All blocks of rows have the same height. The last block starts early enough to end with the last row; rows that two blocks
+// share are computed twice and give the same sums. So a call needs one tile configuration and no code for a remainder.
 #include <immintrin.h>
 
 #include "contract/kernel.h"
@@ -31,8 +31,8 @@ struct alignas(64) TileConfig {
 
 thread_local int configured_height = 0;
 
-// Accumulators and activations have `height` rows, a weight tile 16 lines. Loading a configuration takes about 50 ns,
-// so it is kept until the height changes or the call ends.
+// Accumulators and activations have `height` rows, a weight tile has 16 lines. Loading a configuration takes about 50 ns, so a
+// configuration is kept until the height changes or the call ends.
 void configure(int height) {
   if (height == configured_height) return;
   TileConfig config;
@@ -45,7 +45,7 @@ void configure(int height) {
   configured_height = height;
 }
 
-// Tile registers are lost in calls to other libraries and cost 8 KB in each context switch.
+// Tile registers must not stay in use after a call: the OS would save their 8 KB at each context switch.
 void leave() {
   _tile_release();
   configured_height = 0;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx2 -mfma -mf16c
-// vpmaddwd on int16: exact for every pair of codes. vpmaddubsw would be half the instructions on bytes, but it
-// saturates (255 * 127 * 2 > 32,767), so activation rows come widened to int16 and weights are widened on load.
+// The product uses vpmaddwd on int16, which is exact for every pair of codes. vpmaddubsw on bytes would need half as many
+// instructions, but it saturates (255 * 127 * 2 > 32,767). So activation rows arrive as int16, and weights are widened when
+// they are loaded.
 //
-// A quarter of a line (4 columns x 4 k) fills a ymm of int16; it meets 4 activations, broadcast as one 64-bit word.
-// Each column thus owns two int32 lanes, added at the very end. The whole layer runs at 86 % of what vpmaddwd and vpaddd
-// allow (256 x 4096 x 4096, Zen 4).
+// A quarter of a line (4 columns x 4 k) fills a ymm register of int16. It is multiplied by 4 activations, which are broadcast
+// as one 64-bit word. Each column thus has two int32 lanes, which are added at the very end. The whole layer runs at 86 % of
+// what vpmaddwd and vpaddd allow (256 x 4096 x 4096, Zen 4).
 #include <immintrin.h>
 
 #include "rows.h"
@@ -13,11 +14,12 @@
 namespace octavo {
 namespace {
 
-// Into the L2 cache: 1.4x at 4 rows of weights from memory, 1.04x at 64, against 2 KB ahead into L1 (Zen 4).
+// Weights are prefetched this far ahead into the L2 cache. With weights from memory this is 1.4 times as fast for 4 rows, and
+// 1.04 times for 64, as prefetching 2 KB ahead into the L1 cache (Zen 4).
 constexpr int kPrefetchBytes = 6144;
 constexpr int kQuarterBytes = kLineBytes / 4;
 
-// One asm for the pair, because g++ 12 otherwise moves accumulators through the stack.
+// One asm statement for both instructions, because g++ 12 otherwise moves accumulators through the stack.
 inline void dot(__m256i& acc, __m256i activations, __m256i weights) {
   __m256i product;
   asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(activations), "x"(weights));
@@ -33,7 +35,7 @@ inline __m256i widened(const std::int8_t* quarter) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(quarter)));
 }
 
-// Columns 4 * first_quarter .. of one strip: 4 * kQuarters of them.
+// Multiplies 4 * kQuarters columns of one strip, from column 4 * first_quarter on.
 template <int kRows, int kQuarters>
 void multiply_quarters(const TileProduct& tile, int strip, int first_quarter) {
   __m256i acc[kRows][kQuarters];
@@ -62,7 +64,8 @@ void multiply_quarters(const TileProduct& tile, int strip, int first_quarter) {
   }
 }
 
-// 12 accumulators fit in 16 registers beside their operands: a whole strip for 1 or 2 rows, else half a strip at a time.
+// 12 accumulators fit in 16 registers beside their operands: enough for a whole strip and up to 2 rows, or for half a strip
+// and up to 6 rows.
 template <int kRows>
 void multiply_rows(const TileProduct& tile) {
   for (int strip = 0; strip < tile.strip_count; ++strip) {
@@ -99,7 +102,7 @@ inline __m256i load_sums(const std::int32_t* from) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
 
-// 256 * high + low, rounded once: exact in double.
+// 256 * high + low, which is exact in double, rounded once.
 inline __m256 joined(__m256i high, __m256i low) {
   const auto half = [](__m128i h, __m128i l) {
     return _mm256_cvtpd_ps(_mm256_fmadd_pd(_mm256_set1_pd(256.0), _mm256_cvtepi32_pd(h), _mm256_cvtepi32_pd(l)));
@@ -108,7 +111,7 @@ inline __m256 joined(__m256i high, __m256i low) {
                          half(_mm256_castsi256_si128(high), _mm256_castsi256_si128(low)));
 }
 
-// The exact sums of 8 outputs of row i from column j on, rounded once.
+// The exact sums of 8 outputs in row i, from column j on, rounded once.
 template <Sums kSums>
 inline __m256 rounded_sums(const Epilogue& e, int i, int j, __m256i correction) {
   if constexpr (kSums == Sums::wide) {
@@ -120,8 +123,8 @@ inline __m256 rounded_sums(const Epilogue& e, int i, int j, __m256i correction) 
   return kSums == Sums::planes ? joined(sum, load_sums(acc + e.acc_stride)) : _mm256_cvtepi32_ps(sum);
 }
 
-// Columns outside, so that what belongs to 8 columns is loaded once for all rows; their correction changes only where
-// two rows differ in zero point, which symmetric rows never do.
+// The loop over columns is the outer one, so that what belongs to 8 columns is loaded once for all rows. The correction of
+// these columns changes only where two rows have different zero points, and symmetric rows never do.
 template <FloatType kType, Sums kSums>
 void epilogue_rows(const Epilogue& e) {
   for (int j = 0; j < e.n; j += 8) {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized -Wno-uninitialized
-// vpdpbusd on zmm: one line of a strip (16 columns x 4 k) times 4 activation bytes broadcast to all columns.
+// vpdpbusd on zmm registers multiplies one line of a strip (16 columns x 4 k) by 4 activation bytes, which are broadcast to
+// all columns.
 //
-// Tiles of 6 rows x 4 strips keep 24 accumulators in registers, 10 loads for 24 multiplies: the whole layer runs at 93 %
-// of the instruction's peak (256 x 4096 x 4096, Zen 4). Tiles of 8 x 3 take 11 loads but fewer weights at a time: 3 %
-// faster from the L3 cache, 9 to 29 % from memory at 8 to 16 rows, and 1 % slower from the L2 cache.
+// Tiles of 6 rows x 4 strips keep 24 accumulators in registers and need 10 loads for 24 multiplies: the whole layer runs at
+// 93 % of the instruction's peak (256 x 4096 x 4096, Zen 4). Tiles of 8 rows x 3 strips need 11 loads but read fewer weights
+// at a time. They are 3 % faster with weights from the L3 cache, 9 to 29 % faster with weights from memory and 8 to 16 rows,
+// and 1 % slower with weights from the L2 cache.
 //
-// Strips are sequential streams, which the CPU prefetches by itself. Only 1 and 2 rows of weights from beyond the L2 cache
-// gain from help: 1.1x with prefetches 1 KB ahead into L2 (20 % lost if the weights are in L2). Elsewhere prefetches 256 to
-// 4096 bytes ahead cost 2 to 20 %, but for 3 to 8 rows of weights from the L3 cache (Zen 4). Blocking over k or rows, packed
-// activations and prefetches of the next panel into the L2 cache gained nothing.
+// Strips are sequential streams, which the CPU prefetches by itself. Prefetches in software, 1 KB ahead into the L2 cache, gain
+// 10 % for 1 and 2 rows if weights come from beyond the L2 cache, and lose 20 % if weights are in it. For more rows,
+// prefetches 256 to 4096 bytes ahead cost 2 to 20 %, except for 3 to 8 rows with weights from the L3 cache (Zen 4). Blocking
+// over k or rows, packing activations and prefetching the next panel into the L2 cache gained nothing.
 #include <immintrin.h>
 
 #include "epilogue_avx512.h"
@@ -22,8 +24,8 @@ namespace {
 constexpr TileShape kTile{6, 4}, kTallTile{8, 3};
 constexpr int kPrefetchBytes = 1024;
 
-// An instruction of its own, because g++ 12 moves the accumulators of the intrinsic through the stack when a tile has
-// 24 of them: half the speed. vpdpbusd wraps; the saturating vpdpbusds would make sums inexact.
+// The instruction is written in asm because g++ 12 moves the accumulators of the intrinsic through the stack when a tile has
+// 24 of them, which halves the speed. vpdpbusd wraps around; vpdpbusds, which saturates, would make sums inexact.
 inline void dot(__m512i& acc, __m512i activations, __m512i line) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(activations), "v"(line));
 }
@@ -34,10 +36,11 @@ inline __m512i broadcast(const std::uint8_t* four_codes) {
   return _mm512_set1_epi32(word);
 }
 
-// A few rows leave too few accumulators to hide the latency of vpdpbusd: then each has several partial sums.
+// Small tiles have too few accumulators to hide the latency of vpdpbusd. Each accumulator then becomes several partial sums.
 constexpr int chains_for(int rows, int strips) { return rows * strips >= 8 ? 1 : rows * strips >= 4 ? 2 : 4; }
 
-// Never inlined: one function with all tiles in it would leave g++ too much to choose from.
+// Multiplies one tile, and writes sums to tile.acc or, if e is not null, outputs to e->out. The function is never inlined, so
+// that g++ assigns registers to one tile at a time.
 template <int kRows, int kStrips, bool kPrefetch>
 [[gnu::noinline]] void multiply_tile(const TileProduct& tile, const Epilogue* e) {
   constexpr int kChains = chains_for(kRows, kStrips);
@@ -46,7 +49,7 @@ template <int kRows, int kStrips, bool kPrefetch>
     OCTAVO_UNROLL for (auto& row : chain) { OCTAVO_UNROLL for (auto& sum : row) sum = _mm512_setzero_si512(); }
   }
   const auto* codes = static_cast<const std::uint8_t*>(tile.rows);
-  const std::int8_t* strip[kStrips];  // not a sum of strides: g++ would keep such sums in vector registers
+  const std::int8_t* strip[kStrips];  // pointers, because g++ would keep sums of strides in vector registers
   OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) strip[s] = tile.strips + s * tile.strip_stride;
   const float* out = e ? static_cast<const float*>(e->out) : nullptr;
   const std::int64_t rows_to_fetch = e ? kRows : 0;
@@ -63,7 +66,7 @@ template <int kRows, int kStrips, bool kPrefetch>
         OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) dot(acc[line % kChains][r][s], activations, weights[s]);
       }
     }
-    if (step < rows_to_fetch) {  // lines that will be written; all at once their misses would hold up the weights
+    if (step < rows_to_fetch) {  // outputs, one row at a time: many misses at once would hold up the weights
       OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) prefetch_to_write(out + s * kStripColumns);
       out += e->out_stride;
     }
@@ -94,7 +97,6 @@ void multiply_rows(const TileProduct& tile, const Epilogue* e) {
   }
 }
 
-// Into sums if e is null, else into outputs.
 void multiply_into(const TileProduct& tile, const Epilogue* e) {
   switch (tile.m) {
     case 1: return tile.cold ? multiply_rows<1, true>(tile, e) : multiply_rows<1>(tile, e);

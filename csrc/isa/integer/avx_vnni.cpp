@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx2 -mfma -mf16c -mavxvnni
-// vpdpbusd on ymm: half a line (8 columns x 4 k) times 4 activation bytes. Everything but the multiply is avx2's.
+// vpdpbusd on ymm registers multiplies half a line (8 columns x 4 k) by 4 activation bytes. All functions but multiply are
+// those in avx2.cpp.
 #include <immintrin.h>
 
 #include "contract/kernel.h"
 
-// The tests run this file in EVEX encoding where a CPU has AVX512-VNNI but not AVX-VNNI: the same code, the same bits.
+// The tests compile this file once more with the EVEX encoding of vpdpbusd, for CPUs that have AVX512-VNNI but not AVX-VNNI.
 #ifndef OCTAVO_VPDPBUSD
 #define OCTAVO_VPDPBUSD "%{vex%} vpdpbusd"
 #endif
@@ -13,8 +14,8 @@
 namespace octavo {
 namespace {
 
-// Into the L2 cache, where one stream needs help: 1.2 to 1.3x at 4 and 6 rows of weights from memory, against 2 KB ahead into
-// L1 (Zen 4, EVEX encoding). One row is faster without.
+// Weights are prefetched this far ahead into the L2 cache. With weights from memory this is 1.2 to 1.3 times as fast for 4 and
+// 6 rows as prefetching 2 KB ahead into the L1 cache (Zen 4, EVEX encoding). One row is faster without prefetches.
 constexpr int kPrefetchBytes = 6144;
 constexpr int kHalves = 2;
 
@@ -28,7 +29,7 @@ inline __m256i broadcast(const std::uint8_t* four_codes) {
   return _mm256_set1_epi32(word);
 }
 
-// A few rows leave too few accumulators to hide the latency of vpdpbusd: then each has several partial sums.
+// Few rows have too few accumulators to hide the latency of vpdpbusd. Each accumulator then becomes several partial sums.
 constexpr int chains_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
 template <int kRows>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From exact integer sums to real outputs in zmm registers: of accumulators in memory, and of those still in registers.
+// Turns exact integer sums into real outputs in zmm registers. The sums are accumulators in memory or still in registers.
 #pragma once
 
 #include "contract/kernel.h"
@@ -9,13 +9,13 @@
 namespace octavo {
 namespace {
 
-// What the epilogue needs of up to 64 columns, in registers while the rows go by. Their correction changes only where
-// two rows differ in zero point, which symmetric rows never do.
+// What the epilogue needs to know of up to 64 columns, held in registers while it goes through the rows. The correction
+// changes only where two rows have different zero points, and symmetric rows never do.
 template <int kVectors>
 struct Columns {
   __m512i sum[kVectors], correction[kVectors];
   __m512 scale[kVectors], bias[kVectors];
-  __mmask16 last;  // lanes of the last vector; all others are full
+  __mmask16 last;  // the lanes of the last vector that are columns; in the other vectors all lanes are
 
   __mmask16 lanes(int v) const { return v == kVectors - 1 ? last : static_cast<__mmask16>(0xffff); }
 
@@ -44,7 +44,7 @@ Columns<kVectors> load_columns(const Epilogue& e, int j) {
   return columns;
 }
 
-// 256 * high + low, rounded once: exact in double.
+// 256 * high + low, which is exact in double, rounded once.
 inline __m512 joined(__m512i high, __m512i low) {
   const auto half = [](__m256i h, __m256i l) {
     return _mm512_cvtpd_ps(_mm512_fmadd_pd(_mm512_set1_pd(256.0), _mm512_cvtepi32_pd(h), _mm512_cvtepi32_pd(l)));
@@ -54,7 +54,7 @@ inline __m512 joined(__m512i high, __m512i low) {
   return _mm512_insertf32x8(_mm512_castps256_ps512(first), second, 1);
 }
 
-// The exact sums of 16 outputs of row i from column j on, rounded once.
+// The exact sums of 16 outputs in row i, from column j on, rounded once.
 template <Sums kSums>
 inline __m512 rounded_sums(const Epilogue& e, int i, int j, __m512i correction) {
   if constexpr (kSums == Sums::wide) {
@@ -110,8 +110,8 @@ void epilogue(const Epilogue& e) {
   with_type(e.type, [&](auto type) { epilogue_of<type.value>(e); });
 }
 
-// The sums of a tile become outputs without a stop in memory. With the prefetches of the outputs' lines dealt out over the
-// product, 5 % of a layer with k = 384 and 3 % of one with k = 768 (1024 rows, Zen 4).
+// Turns the sums of a tile into outputs without storing the sums. Together with prefetches of the outputs that are spread over
+// the product, this saves 5 % of the time of a layer with k = 384, and 3 % with k = 768 (1024 rows, Zen 4).
 template <int kRows, int kStrips>
 inline void write_floats(const Epilogue& e, const __m512i (&sums)[kRows][kStrips]) {
   OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags:
-// Plain C++: the executable definition of every kernel, and the only kernel where no other can run. The other isa/
-// files are held to this one bit for bit, and this one to python/octavo/reference/.
+// Plain C++: the executable definition of what every kernel does, and the kernel for CPUs that can run no other. Tests hold
+// the other files of csrc/isa to this file bit for bit, and this file to python/octavo/reference.
 #include <cmath>
 #include <limits>
 
@@ -30,7 +30,7 @@ void multiply(const TileProduct& tile) {
   }
 }
 
-// The exact sum of an output, rounded once.
+// The exact sum of one output, rounded once.
 float rounded_sum(const Epilogue& e, int i, int j) {
   if (e.sums == Sums::wide) return static_cast<float>(e.wide[i * e.acc_stride + j]);
   const std::int64_t column_sum = e.column_sum[j];
@@ -52,7 +52,8 @@ void epilogue(const Epilogue& e) {
 }
 
 float absmax(const void* x, FloatType type, std::int64_t count) {
-  // As integers: there NaN is larger than Inf and Inf larger than every finite value, so that neither gets lost.
+  // Magnitudes are compared as integers, where NaN is larger than Inf and Inf larger than every finite value, so that neither
+  // gets lost.
   std::uint32_t largest = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::uint32_t magnitude = bits_of(load_float(x, type, i)) & 0x7fffffffu;
@@ -74,7 +75,7 @@ RowRange min_max(const void* x, FloatType type, std::int64_t count) {
   return finite ? range : RowRange{nan, nan};
 }
 
-// round_half_even(value * inverse_scale) within [low, high], both integers; NaN becomes 0.
+// round_half_even(value * inverse_scale), limited to [low, high]. NaN becomes 0.
 std::int32_t rounded(float value, float inverse_scale, std::int32_t low, std::int32_t high) {
   const float steps = value * inverse_scale;
   if (std::isnan(steps)) return 0;
@@ -96,7 +97,7 @@ bool quantize_row(const QuantizeRow& row) {
 
 void split_row(const SplitRow& row) {
   for (std::int64_t i = 0; i < row.count; ++i) {
-    // Shifted up by a multiple of 256, so that the split needs no shift of a negative number.
+    // A multiple of 256 is added, so that no negative number has to be shifted.
     const std::int32_t q = rounded(load_float(row.x, row.type, i), row.inverse_scale, -kMax16, kMax16) + 128 * 256;
     row.high[i] = static_cast<std::uint8_t>(q >> 8);
     row.low[i] = static_cast<std::uint8_t>(q & 255);
