@@ -3,8 +3,8 @@
 //
 // An instruction set is one file that fills one Kernel table with plain functions over raw pointers. Everything that such
 // a file may know stands here and in layout.h: the packed weight, the arguments of each function, the CPU features that it
-// may ask for. All functions are exact in the integers, and their floats have the same bits as those of
-// isa/integer/scalar.cpp.
+// may ask for. All functions are exact in the integers, and their floats have the same bits as the floats
+// of isa/integer/scalar.cpp.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The build lists the files of isa/integer in OCTAVO_ISAS, as X(scalar) X(avx2) ..., and those of isa/float in
-// OCTAVO_FLOAT_ISAS. Reading a table runs no code of its instruction set.
+// The build lists the files of isa/integer in OCTAVO_ISAS, as X(scalar) X(avx2) ..., and the files of isa/float in
+// OCTAVO_FLOAT_ISAS. Reading the table of an instruction set runs none of the instruction set's code.
 #include "registry.h"
 
 #include <algorithm>
@@ -49,7 +49,7 @@ const Table* find(const std::vector<const Table*>& tables, const std::string& na
   return nullptr;
 }
 
-// The tables in ascending order of rank, complete: null functions are replaced by those of the base, and `base` points to a
+// The tables in ascending order of rank, complete: null functions are replaced by functions of the base, and `base` points to a
 // complete table.
 template <class Table>
 class Tables {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A software model of the AMX tile instructions that isa/amx_int8.cpp uses, from their description in Intel's
-// "Instruction Set Extensions Programming Reference", chapter 3. Force-included before that file, it takes the place of
-// the intrinsics, so that the kernel is tested on every machine. It refuses what the CPU would refuse: a tile that is
-// not configured, shapes that do not fit, one tile in two roles.
+// A software model of the AMX tile instructions that isa/integer/amx_int8.cpp uses, written from their description in Intel's
+// "Instruction Set Extensions Programming Reference", chapter 3. amx_model.cpp includes the model before the kernel, where it
+// takes the place of the intrinsics, so that every machine can test the kernel. The model refuses what the CPU would refuse: a
+// tile that is not configured, shapes that do not fit, one tile in two roles.
 #pragma once
 
 #include <immintrin.h>
@@ -52,7 +52,8 @@ inline void loadconfig(const void* memory) {
     s.row_bytes[tile] = row_bytes;
     s.rows[tile] = bytes[48 + tile];
     refuse(row_bytes > 64 || s.rows[tile] > 16, "a tile has at most 16 rows of 64 bytes");
-    std::memset(&s.tiles[tile], 0xcd, sizeof(TileRegister));  // not zero: reading before _tile_zero must show
+    std::memset(&s.tiles[tile], 0xcd,
+                sizeof(TileRegister));  // not 0, so that a tile that is read before _tile_zero shows
   }
 }
 

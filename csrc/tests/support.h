@@ -32,7 +32,7 @@ namespace octavo::test {
 
 constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
 
-// An emulator may fault where a CPU's masked load does not: QEMU loads the whole vector. It gets some bytes to spare.
+// QEMU loads a whole vector where a CPU's masked load reads only some lanes, and may fault. It gets some spare bytes.
 inline std::size_t spare_bytes() {
   static const std::size_t spare = std::getenv("OCTAVO_TEST_EMULATED") ? 64 : 0;
   return spare;
@@ -71,7 +71,7 @@ using Random = std::mt19937;
 
 enum class CodePattern { random, extremes, alternating };
 
-// Fills with codes of T (int8 or uint8); the two other modes reach the largest sums of either sign.
+// Fills a buffer of int8 or uint8 with codes. The modes `extremes` and `alternating` reach the largest sums of either sign.
 template <class Buffer>
 void fill_codes(Buffer& buffer, CodePattern mode, Random& random) {
   using T = std::remove_reference_t<decltype(buffer[0])>;
@@ -94,7 +94,7 @@ inline const char* name_of(FloatType type) {
   return type == FloatType::f32 ? "f32" : type == FloatType::bf16 ? "bf16" : "f16";
 }
 
-// The values of `reals` in `type`, cut off (not rounded) to it: tests need the same values everywhere, not the nearest.
+// The values of `reals` in `type`, cut off and not rounded: tests need the same values everywhere, not the nearest ones.
 inline std::vector<std::uint8_t> as_type(const std::vector<float>& reals, FloatType type) {
   std::vector<std::uint8_t> bytes(reals.size() * static_cast<std::size_t>(bytes_of(type)));
   for (std::size_t i = 0; i < reals.size(); ++i) {

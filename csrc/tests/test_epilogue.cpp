@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From exact sums to outputs: the epilogue of every kernel that can run here gives the bits of isa/scalar.cpp, also where
-// it is one function with the product, for columns around every vector edge and buffers that end at a guard page.
+// From exact sums to outputs: the epilogue of every kernel that can run here gives the bits of isa/integer/scalar.cpp, also
+// where product and epilogue are one function, for columns around every edge of a vector and buffers that end at a guard page.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

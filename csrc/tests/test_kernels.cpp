@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kernel that can run here gives the bits of isa/scalar.cpp, for every function of its table, for sizes around
-// every tile and vector edge, with buffers that end at a guard page. Kernels that this CPU lacks are tested in other
-// clothes where that is possible: AMX on a software model of the tile instructions, AVX-VNNI in EVEX encoding.
+// Every kernel that can run here gives the bits of isa/integer/scalar.cpp, in every function of its table, for sizes around
+// every edge of a tile or a vector, with buffers that end at a guard page. Two kernels are also tested where the CPU cannot run
+// them: AMX on a software model of the tile instructions, AVX-VNNI in EVEX encoding.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drivers: int8_mm equals int64 sums; both linears give the same bits on every kernel, with every thread count and
+// The drivers: int8_mm equals int64 sums; linear layers give the same bits on every kernel, with every thread count and
 // every way of cutting the batch; non-finite rows stay alone; k beyond int32 stays exact; packing is a permutation.
 #include <algorithm>
 #include <cmath>
@@ -238,7 +238,7 @@ void test_k_beyond_int32_is_exact() {
   use_kernel("");
 }
 
-// An integer bias is added to the exact sum, which is rounded once: codes of x are known here, as its scale is 1.
+// An integer bias is added to the exact sum, which is rounded once. The codes of x are known here, because the scale is 1.
 void integer_bias_is_exact(const Layer& layer, std::int64_t m, const std::vector<std::int32_t>& bias) {
   Random random(24);
   std::uniform_int_distribution<int> code(-128, 127);

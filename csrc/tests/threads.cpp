@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// parallel.h for the test programs: one std::thread for each contiguous range, as torch's pool deals them out.
+// base/parallel.h for the test programs: one std::thread for each contiguous range, dealt out as torch's pool does.
 #include "threads.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The NumPy face and what the CPU can run: pybind11 only, no torch header. Arrays come in as they are (no
-// silent copy: noconvert), the GIL is released around the kernels, and the threads are torch's, through
-// parallel.h.
+// The module's NumPy functions, and what the CPU can run. This file includes pybind11 and no torch header. Arrays are taken as
+// they are: pybind11 would convert and copy other dtypes silently, and noconvert forbids it. The GIL is released around the
+// kernels. Threads are torch's, by way of base/parallel.h.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,7 +24,8 @@ namespace octavo {
 namespace {
 
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;  // no forcecast: nothing is converted behind the caller's back
+using Array =
+    py::array_t<T, py::array::c_style>;  // without forcecast, so that nothing is converted behind the caller's back
 
 Rows rows_of(const char* op, const char* name, const py::array& array) {
   require(array.ndim() == 2, op, ": ", name, " must have 2 dimensions [rows, columns], has ", array.ndim());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The torch face of attention: schema, argument checks, output.
+// The torch operator `attention`: schema, argument checks, output.
 #include "drivers/attention.h"
 
 #include <array>
@@ -19,7 +19,7 @@ HeadTensor head_tensor(const Tensor& t, FloatType type, const Strides& strides) 
   return {{t.const_data_ptr(), type, strides[1] * bytes, strides[2] * bytes}, strides[0] * bytes};
 }
 
-// Any strides, but rows must be dense.
+// t itself if the elements of its rows are adjacent, whatever its other strides; otherwise a contiguous copy.
 Tensor with_dense_rows(const char* name, const Tensor& t) {
   require(t.dim() == 4, "attention: ", name, " must have 4 dimensions [batch, heads, length, dimension], has ",
           t.dim());
@@ -45,7 +45,7 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
   return s;
 }
 
-// Strides of a mask broadcast to [batch, heads, queries, keys].
+// The strides of a mask that is broadcast to [batch, heads, queries, keys].
 Strides mask_strides(const Tensor& mask, const AttentionShape& shape) {
   const Strides sizes{shape.batch, shape.heads, shape.queries, shape.keys};
   require(mask.dim() <= 4 && mask.dim() >= 1, "attention: mask must have 1 to 4 dimensions, has ", mask.dim());

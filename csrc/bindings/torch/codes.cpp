@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The torch face of codes: schemas, argument checks, outputs. The linear layers are in torch_linear_ops.cpp.
+// The torch operators on codes: schemas, argument checks, outputs. linear.cpp has the operators of the linear layers.
 #include <cstdint>
 #include <tuple>
 
@@ -82,7 +82,7 @@ Tensor int8_mm_op(const Tensor& a_any, const Tensor& b_any) {
   return c;
 }
 
-// Fills `packed`; returns column_sum.
+// Fills `packed` and returns column_sum.
 Tensor pack_into(const char* op, const Tensor& codes, const Tensor& packed) {
   const Rows shape = rows_of(op, "codes", codes);
   require(codes.scalar_type() == ScalarType::Char, op, ": codes must be int8");

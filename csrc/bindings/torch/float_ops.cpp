@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The torch face of the float operators: schemas, argument checks, outputs.
+// The torch operators on floats: schemas, argument checks, outputs.
 #include "drivers/float_ops.h"
 
 #include <cstdint>
@@ -44,7 +44,7 @@ Tensor silu_mul_op(const Tensor& gate_any, const Tensor& up_any) {
 
 // --- norms ---
 
-// The arguments of a norm, checked and dense, its outputs, and all of it as the driver wants it.
+// The arguments of a norm, checked and contiguous, its outputs, and both of them in the form that the driver takes.
 struct NormArguments {
   Tensor x;
   std::optional<Tensor> residual, sum;
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor> add_norm_op(const Tensor& x, const Tensor& residual, 
   return {arguments.y, *arguments.sum};
 }
 
-// Rows of codes lie as far apart as linear_codes lays its own.
+// Rows of codes lie as far apart as the driver of the linear layers lays rows of codes.
 std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_codes_op(const Tensor& x, const Tensor& residual,
                                                              const Tensor& weight, const std::optional<Tensor>& bias,
                                                              double eps, bool rms, bool keep_sum) {

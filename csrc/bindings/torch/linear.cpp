@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The torch face of the linear layers: schemas, argument checks, outputs. Autograd is not registered here but branched to
-// in ops/ (2.9 us a call).
+// The torch operators of the linear layers: schemas, argument checks, outputs. No autograd is registered here, because it would
+// cost 2.9 us in each call: python/octavo/ops branches to it where a gradient is needed.
 #include "drivers/linear.h"
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace octavo {
 
 namespace {
 
-// The weight of a linear operator with k features, checked and dense.
+// The weight of a linear operator with k features, checked and contiguous.
 struct WeightArguments {
   Tensor packed, column_sum, weight_scale;
   std::optional<FloatVector> bias;
@@ -52,14 +52,14 @@ std::int64_t features_of(const char* op, const Tensor& x) {
   return x.size(x.dim() - 1);
 }
 
-// [..., n] for x [..., k].
+// An output [..., n] for x [..., k].
 Tensor make_output(const Tensor& x, std::int64_t n, ScalarType dtype) {
   Sizes sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = n;
   return empty(sizes, dtype);
 }
 
-// x and the weight of a linear operator, checked and dense, and its output.
+// x and the weight of a linear operator, checked and contiguous, and the operator's output.
 struct LinearArguments {
   FloatType type;
   WeightArguments weight;

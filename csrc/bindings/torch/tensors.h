@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of the torch face: new outputs, dtypes, data. LibTorch's stable ABI only; TORCH_TARGET_VERSION makes any other
-// torch header a compile error, and the module keeps working when torch is upgraded.
+// What the torch operators share: new outputs, dtypes, pointers to data. Only LibTorch's stable ABI is used, so that the module
+// keeps working when torch is upgraded; TORCH_TARGET_VERSION makes any other torch header a compile error.
 //
-// Outputs come from the C shim: torch::stable::empty looks its operator up by name, 0.6 us against 0.15 us.
+// Outputs come from the C shim, which takes 0.15 us. torch::stable::empty takes 0.6 us, because it looks its operator up by
+// name.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -28,8 +29,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<std::int64_t>;
 
-// Asks for 2 MB pages under a large output that will be written whole, as NumPy does for its arrays. Its first touch costs
-// one page fault for 2 MB instead of 512: dequantizing to 256 MB of new memory takes 34 ms instead of 144.
+// Asks for 2 MB pages under a large output that will be written whole, as NumPy does for its arrays. Touching 2 MB for the
+// first time then costs one page fault instead of 512: dequantizing to 256 MB of new memory takes 34 ms instead of 144.
 inline void advise_huge_pages([[maybe_unused]] const Tensor& out) {
 #if defined(__linux__)
   constexpr std::uintptr_t kHugePage = 2 << 20;
@@ -42,7 +43,7 @@ inline void advise_huge_pages([[maybe_unused]] const Tensor& out) {
 #endif
 }
 
-// Contiguous, but for the last axis but one, whose elements lie `distance` apart if that is given.
+// A new tensor. It is contiguous unless `distance` is given: then its rows, along the last axis, lie `distance` elements apart.
 inline Tensor empty(const Sizes& sizes, ScalarType dtype, std::int64_t distance = 0) {
   Sizes strides(sizes.size());
   std::int64_t step = 1;
@@ -93,14 +94,14 @@ inline void check_packed(const char* op, const Tensor& packed, std::int64_t n, s
           ceil_divide(k, kTileK), ", 16, 64] as pack_weight makes it");
 }
 
-// ops/activations.py turns names into these numbers.
+// python/octavo/ops/activations.py turns names into these numbers.
 inline Activation activation_of(const char* op, std::int64_t activation) {
   require(activation >= 0 && activation <= static_cast<std::int64_t>(Activation::silu), op,
           ": activation must be 0 (none), 1 (relu), 2 (gelu), 3 (gelu_tanh) or 4 (silu), is ", activation);
   return static_cast<Activation>(activation);
 }
 
-// A vector of `count` floats as float32: its own data, or a widened copy.
+// A vector of `count` floats as float32: the tensor's data, or a widened copy of them.
 class FloatVector {
  public:
   FloatVector(const char* op, const char* name, const Tensor& any, std::int64_t count) : tensor_(dense(any)) {
@@ -122,7 +123,8 @@ class FloatVector {
   std::vector<float> widened_;
 };
 
-// A tensor [..., columns] as rows at one distance, their elements side by side: itself, or a contiguous copy.
+// A tensor [..., columns] as rows that lie at one distance and whose elements are adjacent: the tensor itself, or a contiguous
+// copy of it.
 struct RowView {
   Tensor tensor;
   std::int64_t rows = 1, columns, stride;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// parallel.h on torch's own threads, through the stable ABI: torch.set_num_threads holds for us too, and no
-// second pool competes for the cores.
+// base/parallel.h with torch's threads, through the stable ABI: torch.set_num_threads holds for Octavo as well, and no second
+// pool of threads competes for the cores.
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
@@ -17,7 +17,7 @@ void parallel_for(std::int64_t count, std::int64_t grain, Body body, void* conte
     std::atomic<bool> failed{false};
     std::exception_ptr error;
   } call{body, context};
-  // Nothing may leave the callback: torch would turn it into "API call failed" and drop type and text.
+  // No exception may leave the callback: torch would turn it into "API call failed" and drop its type and its text.
   const auto guarded = [](std::int64_t begin, std::int64_t end, void* data) {
     auto& call = *static_cast<Call*>(data);
     try {

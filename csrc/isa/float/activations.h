@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Activation functions over a Vector: the same bits on every instruction set. NaN stays NaN; docs/numerics.md has the
-// formulas and their bounds.
+// Activation functions over a Vector, with the same bits on every instruction set. NaN stays NaN. docs/numerics.md has the
+// formulas and the bounds of their errors.
 #pragma once
 
 #include "gelu_table.h"
@@ -15,7 +15,8 @@ struct Relu {
   Vector operator()(const Vector& x) const { return max(set(0.0f), x); }
 };
 
-// max(x, 0) - |x| Phi(-|x|), Phi by a table of quintics: 1/3 of the time of exp2 and a division, on AVX2 as well.
+// max(x, 0) - |x| Phi(-|x|), with Phi from a table of quintics. This takes 1/3 of the time of exp2 and a division, on AVX2 as
+// well.
 struct Gelu {
   Vector operator()(const Vector& x) const {
     const Vector a = min(abs(x), set(15 * kGeluWidth));
@@ -27,7 +28,8 @@ struct Gelu {
   }
 };
 
-// x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3). Below -11 exp2 is Inf, and so -Inf gives 0.
+// x / (1 + exp(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3). x is limited to -11, where exp2 is Inf already, so that -Inf
+// gives 0.
 struct GeluTanh {
   Vector operator()(const Vector& any) const {
     constexpr float kSlope = -2 * kLog2E * 0.797884561f;
@@ -37,7 +39,7 @@ struct GeluTanh {
   }
 };
 
-// x / (1 + exp(-x)). Below -100 exp2 is Inf, and so -Inf gives 0.
+// x / (1 + exp(-x)). x is limited to -100, where exp2 is Inf already, so that -Inf gives 0.
 struct Silu {
   Vector operator()(const Vector& any) const {
     const Vector x = max(set(-100.0f), any);
@@ -45,7 +47,7 @@ struct Silu {
   }
 };
 
-// Arguments are copied, here and below, so that no store can change them.
+// Here and below the arguments are copied, so that the compiler knows that no store changes them.
 template <FloatType kFrom, FloatType kTo, class F>
 void activate_rows(const Activate& all, const F& f) {
   const Activate a = all;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -Wno-maybe-uninitialized -Wno-uninitialized
-// What gains from vdpbf16ps, the product of bfloat16 pairs added up in float32.
+// The float operators that gain from vdpbf16ps, which multiplies pairs of bfloat16 and adds in float32.
 #include "isa/float/attention/attention_bfloat16.h"
 
 namespace octavo {

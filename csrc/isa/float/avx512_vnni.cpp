@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -Wno-maybe-uninitialized -Wno-uninitialized
-// What gains from vpdpbusd, four products of 8 bits in each lane.
+// The float operators that gain from vpdpbusd, which adds up four products of 8 bits in each lane.
 #include "isa/float/attention/attention_int8.h"
 #include "isa/float/attention/codes_avx512_vnni.h"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// LayerNorm and RMSNorm of a row that stays in the L1 cache: one pass for the mean, one for the variance around it, one for
-// the result. Sums are added in the same order on every instruction set, so that bits are the same, too.
+// LayerNorm and RMSNorm of a row that stays in the L1 cache. The first pass computes the mean, the second one the variance
+// around the mean, the third one the result. All instruction sets add sums in the same order, so that they give the same bits.
 #pragma once
 
 #include "isa/float/vector/vector.h"
@@ -8,7 +8,7 @@
 namespace octavo {
 namespace {
 
-// sum = add(sum, i, lanes) for each vector of a row, in four sums.
+// Calls sum = add(sum, i, lanes) for each vector of a row, with four sums in turn, and adds these up.
 template <class Add>
 inline float sum_over(std::int64_t count, const Add& add) {
   Vector a = set(0.0f), b = a, c = a, d = a;
@@ -26,7 +26,7 @@ inline float sum_over(std::int64_t count, const Add& add) {
   return sum_of((a + b) + (c + d));
 }
 
-// What is normalized, from x and the residual, on the first pass.
+// The values to normalize: x, or x + residual, which the first pass stores in n.sum.
 template <FloatType kType, bool kResidual>
 inline Vector add_residual(const Norm& n, std::int64_t i, std::int64_t lanes) {
   const Vector x = load<kType>(n.x, i, lanes);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary position embedding: x cos + rotate_half(x) sin, the second product added in the first one's fma.
+// Rotary position embedding, x cos + rotate_half(x) sin. The second product is rounded, then an fma adds the first one.
 #pragma once
 
 #include "isa/float/vector/vector.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags:
-// The float operators in plain C++: their executable definition, and all there is where nothing else can run.
+// The float operators in plain C++: the executable definition of what they do, and the table for CPUs that can run no other.
 #include "activations.h"
 #include "isa/float/attention/attention.h"
 #include "isa/float/attention/attention_few.h"

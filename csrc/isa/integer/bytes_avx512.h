@@ -21,7 +21,8 @@ inline float largest_magnitude(const Vector& a) {
   return result;
 }
 
-// 64 integers of 16 bits: the numbers of 4 Vectors, rounded half to even. Packing leaves them in an order of its own.
+// 64 integers of 16 bits: the numbers of 4 Vectors, rounded half to even. Packing changes their
+// order, and store_bytes restores it.
 struct Words64 {
   explicit Words64(const Vector (&numbers)[4]) {
     OCTAVO_UNROLL for (int v = 0; v < 2; ++v) {

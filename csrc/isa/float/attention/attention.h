@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// softmax(q k^T) v without the matrix of scores: a block of keys and values is packed once, then each tile of queries
-// multiplies its scores, turns them into weights and adds up weighted values, all in the L1 and L2 caches.
+// softmax(q k^T) v without the matrix of scores. A block of keys and values is packed once. Then each tile of queries computes
+// its scores with these keys, turns them into weights and adds up weighted values, all in the L1 and L2 caches.
 //
-// Keys are packed as columns in panels of a tile's width, [panel][word][key], values as [row of words][dimension].
+// Keys are packed as columns, in panels that are as wide as a tile: [panel][word][key]. Values are packed as
+// [words][dimension], where a word holds numbers of kPerWord successive keys.
 #pragma once
 
 #include "isa/common/prefetch.h"
@@ -13,16 +14,19 @@ namespace {
 
 constexpr std::int64_t kPanel = 16 * kTileVectors;
 
-// What is multiplied: a word holds kPerWord numbers that follow each other in the direction that is summed over.
+// A Products type says what is multiplied. A word holds kPerWord numbers, which follow each other in the direction that is
+// summed over.
+//
+// FloatProducts: a word is one float.
 struct FloatProducts {
   using Multiply = MultiplyFloats;
   static constexpr int kPerWord = 1;
   static Vector power(const Vector& x) { return exp2(x); }
-  static Vector join(const Vector (&parts)[1]) { return parts[0]; }  // words of 16 numbers each, in their order
-  static Vector stack(const Vector (&rows)[1]) { return rows[0]; }   // word i: number i of each row
+  static Vector join(const Vector (&parts)[1]) { return parts[0]; }  // 16 words of 16 * kPerWord successive numbers
+  static Vector stack(const Vector (&rows)[1]) { return rows[0]; }   // 16 words, word i of number i of each row
 };
 
-// Attention::scratch, shared out.
+// Says what lies where in Attention::scratch.
 struct Workspace {
   explicit Workspace(const Attention& a)
       : keys(a.scratch),
@@ -38,11 +42,11 @@ struct Workspace {
         largest(sums + a.heads * padded_queries(a.queries) * a.dimension),
         total(largest + a.heads * padded_queries(a.queries)) {}
 
-  float *keys, *values;                // a block
-  float *queries, *scores, *weights;   // a tile; rows of scores and weights are kBlockKeys apart
-  float *key_scales, *value_scales;    // of codes: of a block's keys, of all values' dimensions
-  float *query_scales, *query_starts;  // of codes: of a tile
-  float *sums, *largest, *total;       // all rows, [head][padded query]
+  float *keys, *values;                // for a block of keys
+  float *queries, *scores, *weights;   // for a tile of queries; rows of scores and of weights are kBlockKeys apart
+  float *key_scales, *value_scales;    // with codes: for each key of a block, for each dimension of all values
+  float *query_scales, *query_starts;  // with codes: for each query of a tile
+  float *sums, *largest, *total;       // for all rows, [head][padded query]
 };
 
 inline const char* row_of(const HeadRows& rows, std::int64_t head, std::int64_t position) {
@@ -61,7 +65,7 @@ inline std::int64_t keys_seen(const Attention& a, std::int64_t query) {
   return end < 0 ? 0 : smaller(end, a.keys);
 }
 
-// 16 words of a row from word `word` on, times `scale`; zeros beyond the dimension.
+// 16 words of a row, from word `word` on, of numbers times `scale`. Words beyond the dimension are 0.
 template <class Products, FloatType kType>
 inline Vector row_words(const void* row, std::int64_t word, std::int64_t dimension, const Vector& scale) {
   Vector parts[Products::kPerWord];
@@ -90,10 +94,10 @@ void pack_keys(const Attention& a, std::int64_t first, std::int64_t count, float
   }
 }
 
-// False if a value is not finite.
+// Returns false if a value is not finite.
 template <class Products, FloatType kType>
 bool pack_values(const Attention& a, std::int64_t first, std::int64_t count, float* packed) {
-  Vector check = set(0.0f);  // NaN as soon as a value is NaN or Inf
+  Vector check = set(0.0f);  // becomes NaN at the first value that is NaN or Inf
   for (std::int64_t key = 0; key < count; key += Products::kPerWord) {
     for (std::int64_t d = 0; d < a.dimension; d += 16) {
       Vector rows[Products::kPerWord];
@@ -107,7 +111,7 @@ bool pack_values(const Attention& a, std::int64_t first, std::int64_t count, flo
   return sum_of(check) == 0.0f;
 }
 
-// Queries times the scale; rows beyond the last query are zeros.
+// Packs queries, multiplied by the scale. Rows beyond the last query are zeros.
 template <class Products>
 void pack_queries(const Attention& a, std::int64_t head, std::int64_t query, std::int64_t count, float* packed) {
   const std::int64_t words = a.dimension / Products::kPerWord;
@@ -123,17 +127,18 @@ void pack_queries(const Attention& a, std::int64_t head, std::int64_t query, std
   });
 }
 
-// A block of keys and values; what of them a tile of queries may look at.
+// A block of keys and values.
 struct KeyBlock {
   std::int64_t first, count;
-  bool finite;  // all values are
+  bool finite;  // whether all values are finite
 };
 
+// `count` queries of a head, and how many keys of the current block the last one of them may look at (width).
 struct QueryTile {
   std::int64_t head, query, count, width;
 };
 
-// sums += weights values, without the products of weights 0: those with NaN or Inf would not be 0.
+// sums += weights * values, without products whose weight is 0, because 0 times NaN or Inf is not 0.
 inline void add_seen_values(const Attention& a, const Workspace& w, const QueryTile& tile, float* sums) {
   for (std::int64_t r = 0; r < tile.count; ++r) {
     for (std::int64_t key = 0; key < tile.width; ++key) {
@@ -196,7 +201,7 @@ void attend_tile(const Attention& a, const Workspace& w, const KeyBlock& block, 
   block.finite ? add_values<Products>(a, w, tile, sums) : add_seen_values(a, w, tile, sums);
 }
 
-// State of a tile of queries before they have seen a key.
+// The state of some queries before they have seen a key.
 inline void clear_rows(const Attention& a, const Workspace& w, std::int64_t head, std::int64_t query,
                        std::int64_t count) {
   const std::int64_t first = head * padded_queries(a.queries) + query;
@@ -209,7 +214,7 @@ inline void clear_rows(const Attention& a, const Workspace& w, std::int64_t head
   }
 }
 
-// sums / total; zeros for a row that has seen nothing.
+// Writes sums / total, or zeros for a row that has seen no key.
 inline void write_rows(const Attention& a, const Workspace& w, std::int64_t head, std::int64_t query,
                        std::int64_t count) {
   with_type(a.q.type, [&](auto type) {
@@ -225,9 +230,9 @@ inline void write_rows(const Attention& a, const Workspace& w, std::int64_t head
   });
 }
 
-// Rows of the next unit, while this one computes: those it reads and those it writes. Rows lie apart, so that no CPU
-// fetches them by itself: 15 to 20 % at 8 x 12 heads x 128 x 32, whose tensors exceed the L2 cache. Reads or writes alone
-// gained 0 and 4 %, writes of the own unit 2 % (Zen 4).
+// Prefetches rows that the next unit of work will read and write, while this unit computes. The rows lie apart, so that no CPU
+// prefetches them by itself. This gains 15 to 20 % at 8 x 12 heads x 128 x 32, where tensors are larger than the L2 cache.
+// Prefetching only what will be read gained nothing, only what will be written 4 %, and this unit's own outputs 2 % (Zen 4).
 inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t first, std::int64_t count) {
   if (a.next == nullptr || first >= kBlockKeys) return;
   const auto fetch = [&](const HeadRows& rows, std::int64_t head, std::int64_t i) {
@@ -248,7 +253,8 @@ inline void prefetch_next(const Attention& a, std::int64_t head, std::int64_t fi
   }
 }
 
-// f(tile) for each tile of queries that may look at a key of this block.
+// Calls f(tile) for each tile of queries that may look at a key of this block. Before its first block, the state of a tile is
+// cleared; after its last block, its outputs are written.
 template <class F>
 void for_each_query_tile(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t head = 0; head < a.heads; ++head) {
@@ -266,7 +272,7 @@ void for_each_query_tile(const Attention& a, const Workspace& w, std::int64_t fi
   }
 }
 
-// All queries look at one block of keys; values that are not finite need weights in float32.
+// All queries look at one block of keys. If a value is not finite, the block is computed in float32.
 template <class Products>
 void attend_block(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count) {
   with_type(a.k.type, [&](auto type) { pack_keys<Products, decltype(type)::value>(a, first, count, w.keys); });
@@ -278,12 +284,12 @@ void attend_block(const Attention& a, const Workspace& w, std::int64_t first, st
                       [&](const QueryTile& tile) { attend_tile<Products>(a, w, {first, count, finite}, tile); });
 }
 
-// f(first, count) for each block of keys that a query may look at.
+// Calls f(first, count) for each block of keys that some query may look at.
 template <class F>
 void for_each_key_block(const Attention& a, const F& f) {
   const std::int64_t end = keys_seen(a, a.queries - 1);
   std::int64_t first = 0;
-  do {  // at least once: without keys, zeros are written
+  do {  // at least once, because zeros are written where there are no keys
     const std::int64_t left = end - first;
     f(first, left < kBlockKeys ? left : kBlockKeys);
     first += kBlockKeys;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention with products of bfloat16 pairs: vdpbf16ps multiplies two where vfmadd231ps multiplies one.
+// Attention with products of bfloat16: vdpbf16ps multiplies two pairs of numbers where vfmadd231ps multiplies one.
 #pragma once
 
 #include "attention.h"
@@ -7,14 +7,15 @@
 namespace octavo {
 namespace {
 
-// Adds both products of each lane, one after the other. An instruction of its own, as in tile_avx512.h.
+// Adds both products of each lane, one after the other. isa/float/tile/tile_avx512.h says why the instruction is
+// written in asm.
 struct MultiplyPairs {
   static void add(Vector& acc, const Vector& a, const Vector& b) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(acc.lanes) : "v"(a.lanes), "v"(b.lanes));
   }
 };
 
-// Rounds to nearest even; subnormal numbers become 0.
+// Rounds half to even. Subnormal numbers become 0.
 inline __m512i bfloat16_words(const Vector& a) {
   return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.lanes)));
 }

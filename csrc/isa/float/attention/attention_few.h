@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of few queries, as in decoding: each key and value is read once, where it lies, and memory sets the pace.
+// Attention of few queries, as in decoding. Each key and each value is read once and is not packed, so that the speed of memory
+// is the limit.
 #pragma once
 
 #include "attention.h"
@@ -12,7 +13,7 @@ struct Width {
   static constexpr int vectors = kVectors;
 };
 
-// f(Width<dimension / 16>)
+// Calls f(Width<dimension / 16>).
 template <class F, int kVectors = 8>
 inline void with_width(std::int64_t dimension, const F& f) {
   if constexpr (kVectors > 1) {
@@ -33,7 +34,7 @@ void score_keys(const HeadRows& k, std::int64_t first, std::int64_t count, const
   }
 }
 
-// Without the products of weights 0, so that hidden values may be NaN or Inf.
+// Adds weights * values to a row, without products whose weight is 0, so that hidden values may be NaN or Inf.
 template <FloatType kType, int kVectors>
 void add_weighted(const HeadRows& v, std::int64_t first, std::int64_t count, const float* weights, float* row) {
   Vector sums[kVectors];
@@ -48,10 +49,10 @@ void add_weighted(const HeadRows& v, std::int64_t first, std::int64_t count, con
   OCTAVO_UNROLL for (int i = 0; i < kVectors; ++i) store<FloatType::f32>(row, 16 * i, sums[i]);
 }
 
-// Keys that all rows look at before the next ones are fetched: they stay in the L1 cache.
+// All rows look at so many keys before the next keys are read: these keys stay in the L1 cache.
 constexpr std::int64_t kNearKeys = 32;
 
-// The rows of a unit, one query of one head each; row r of the workspace is that of attention.h's order.
+// The rows of a unit of work. A row is one query of one head; place_of says where the workspace keeps a row's sums.
 class FewRows {
  public:
   FewRows(const Attention& a, const Workspace& w) : a_(a), w_(w) {
@@ -95,13 +96,13 @@ class FewRows {
     return row / a_.queries * padded_queries(a_.queries) + row % a_.queries;
   }
 
-  // How many keys of [first, end) a row may look at.
+  // How many of the keys [first, end) a row may look at.
   std::int64_t seen(std::int64_t row, std::int64_t first, std::int64_t end) const {
     const std::int64_t limit = keys_seen(a_, row % a_.queries);
     return limit <= first ? 0 : (limit < end ? limit : end) - first;
   }
 
-  // f(row, key, count) for every row and the few keys from `key` on, then for the next few.
+  // Calls f(row, key, count) for every row and the `count` keys from `key` on, then for every row and the next keys.
   template <class F>
   void for_near_keys(std::int64_t first, std::int64_t end, const F& f) const {
     for (std::int64_t key = first; key < end; key += kNearKeys) {

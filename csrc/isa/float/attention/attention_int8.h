@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention with exact products of 8-bit codes: one scale for each query and key, one for each dimension of all values,
-// weights in steps of 1 / 255 of the largest. numerics.md, eq. 54 to 57.
+// Attention with exact products of 8-bit codes. Each query and each key has a scale, and so has each dimension of all values.
+// Weights are multiples of 1 / 255 of the largest weight. docs/numerics.md, eq. 54 to 57.
 //
-// What a word holds, and the instruction that multiplies it, is said by Words, of codes_*.h.
+// The template parameter Words is the CodeWords of codes_scalar.h, codes_avx2.h or codes_avx512_vnni.h: it says how many codes
+// a word holds and which instruction multiplies them.
 #pragma once
 
 #include "attention.h"
@@ -10,7 +11,8 @@
 namespace octavo {
 namespace {
 
-// Weights as codes 0 .. 255. The total is that of the codes, so that a row's weights add up to 1 whatever they lost.
+// Weights as codes 0 .. 255. Their total is the sum of the codes, so that the weights of a row add up to 1 whatever rounding
+// has taken from them.
 template <class Words>
 struct CodeProducts {
   static constexpr int kPerWord = Words::kPerWord;
@@ -18,7 +20,7 @@ struct CodeProducts {
   static Vector join(const Vector (&parts)[kPerWord]) { return Words::unsigned_words(parts); }
 };
 
-// int32 sums -> scores. With an offset of keys, sums start from what takes it away again.
+// Turns int32 sums into scores. If keys have an offset, sums start from the number that cancels it.
 template <class Words>
 struct Scores {
   const float *starts, *query_scales, *key_scales;
@@ -29,7 +31,7 @@ struct Scores {
   Scores after(int rows) const { return {starts + rows, query_scales + rows, key_scales}; }
 };
 
-// A block's int32 sums, at most 256 * 255 * 127 < 2^24, are added to the float ones.
+// Adds the int32 sums of a block, which are at most 256 * 255 * 127 < 2^24, to the float sums of the blocks before.
 template <class Words>
 struct ScaledSums {
   const float* value_scales;
@@ -41,7 +43,7 @@ struct ScaledSums {
   ScaledSums after(int) const { return *this; }
 };
 
-// Eq. 2; NaN for what is not finite.
+// The scales of 16 rows whose largest magnitudes are given, by eq. 2. The scale is NaN where the magnitude is not finite.
 inline void scales_of(const Vector& largest, float* scales) {
   float values[16];
   store<FloatType::f32>(values, 0, largest);
@@ -51,8 +53,9 @@ inline void scales_of(const Vector& largest, float* scales) {
   }
 }
 
-// f(begin, end, d) for 16 elements of some rows, then for the next 16 of them, then for the next rows: a column of rows
-// that lie far apart would need an entry of the TLB for each, and falls into few sets of the L1 cache: 2 to 5 %.
+// Calls f(begin, end, d) for 16 elements of some rows, then for the next 16 elements of these rows, then for the next rows.
+// Going down a column of all rows was 2 to 5 % slower: rows that lie far apart need a TLB entry each and share few sets of the
+// L1 cache.
 template <class F>
 inline void for_near_rows(const Attention& a, std::int64_t count, const F& f) {
   constexpr std::int64_t kNearRows = 16;
@@ -62,7 +65,7 @@ inline void for_near_rows(const Attention& a, std::int64_t count, const F& f) {
   }
 }
 
-// Scales of up to 16 rows that are multiplied by `factor`; 1 for the missing ones.
+// The scales of up to 16 rows after multiplying them by `factor`. Missing rows have the scale 1.
 template <FloatType kType>
 void row_scales(const HeadRows& rows, std::int64_t head, std::int64_t first, std::int64_t count, std::int64_t dimension,
                 const Vector& factor, float* scales) {
@@ -80,7 +83,7 @@ void row_scales(const HeadRows& rows, std::int64_t head, std::int64_t first, std
   scales_of(largest[0], scales);
 }
 
-// 16 words of a row from word `word` on, of codes by eq. 4; zeros beyond the dimension.
+// 16 words of a row, from word `word` on, of codes by eq. 4. Words beyond the dimension are 0.
 template <class Words, FloatType kType>
 Vector row_codes(const void* row, std::int64_t word, std::int64_t dimension, const Vector& factor,
                  const Vector& inverse) {
@@ -126,14 +129,14 @@ void pack_value_codes(const Attention& a, std::int64_t first, std::int64_t count
   });
 }
 
-// Queries times the scale, as codes; rows a dimension apart, those beyond the last query zeros.
+// Packs queries, multiplied by the scale, as codes. Rows lie a.dimension words apart; rows beyond the last query are zeros.
 template <class Words, FloatType kType>
 void pack_query_codes(const Attention& a, const QueryTile& tile, const Workspace& w) {
   const Vector factor = set(a.scale);
   row_scales<kType>(a.q, tile.head, tile.query, tile.count, a.dimension, factor, w.query_scales);
   for (std::int64_t r = 0; r < kTileQueries; ++r) {
     const Vector inverse = set(1.0f / w.query_scales[r]);
-    Vector offset = set(0.0f);  // the products with a key of zeros
+    Vector offset = set(0.0f);  // the sum of products with a key whose codes are 0
     for (std::int64_t word = 0; word * Words::kPerWord < a.dimension; word += 16) {
       const Vector codes = r < tile.count ? row_codes<Words, kType>(row_of(a.q, tile.head, tile.query + r), word,
                                                                     a.dimension, factor, inverse)
@@ -168,8 +171,8 @@ void add_value_codes(const Attention& a, const Workspace& w, const QueryTile& ti
   }
 }
 
-// All values count, seen or not: so the scales, and the bits, do not depend on how queries and keys are cut. False if a
-// value is not finite.
+// All values count, whether a query sees them or not, so that the scales, and therefore the bits, do not depend on how queries
+// and keys are cut. Returns false if a value is not finite.
 inline bool choose_value_scales(const Attention& a, float* scales) {
   for (std::int64_t d = 0; d < a.dimension; d += 16) store<FloatType::f32>(scales, d, set(0.0f));
   with_type(a.v.type, [&](auto type) {

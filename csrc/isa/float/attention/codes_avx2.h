@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words of two codes as int16: vpmaddwd is exact. vpmaddubsw, on four codes of 8 bits, saturates.
+// A word holds two codes as int16, which vpmaddwd multiplies exactly. vpmaddubsw, on four codes of 8 bits, would saturate.
 #pragma once
 
 #include "isa/float/tile/tile.h"
@@ -20,11 +20,11 @@ struct CodeWords {
   static Vector key_offset() { return set(0.0f); }
   static Vector as_keys(const Vector& words) { return words; }
 
-  // Words of 32 numbers in their order, rounded half to even.
+  // 16 words of 32 successive numbers, which are rounded half to even.
   static Vector signed_words(const Vector (&parts)[2]) { return {in_order(parts[0]), in_order(parts[1])}; }
   static Vector unsigned_words(const Vector (&parts)[2]) { return signed_words(parts); }
 
-  // Word i: number i of each row.
+  // 16 words. Word i holds number i of each row.
   static Vector stack(const Vector (&rows)[2]) {
     return {pair(rows[0].low, rows[1].low), pair(rows[0].high, rows[1].high)};
   }

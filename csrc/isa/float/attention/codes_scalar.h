@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The definition of what codes_avx2.h and codes_avx512_vnni.h do: words of two codes as int16.
+// The executable definition of what codes_avx2.h and codes_avx512_vnni.h do. A word holds two codes as int16.
 #pragma once
 
 #include "isa/float/tile/tile.h"
@@ -21,17 +21,17 @@ struct CodeWords {
   };
   using MultiplyWeights = MultiplyKeys;
 
-  // What a key of zeros is made of.
+  // The words of a key whose numbers are all 0.
   static Vector key_offset() { return set(0.0f); }
   static Vector as_keys(const Vector& words) { return words; }
 
-  // Words of 32 numbers in their order, rounded half to even.
+  // 16 words of 32 successive numbers, which are rounded half to even.
   static Vector signed_words(const Vector (&parts)[2]) {
     return each([&](int i) { return word(parts[i / 8].lanes[2 * i % 16], parts[i / 8].lanes[2 * i % 16 + 1]); });
   }
   static Vector unsigned_words(const Vector (&parts)[2]) { return signed_words(parts); }
 
-  // Word i: number i of each row.
+  // 16 words. Word i holds number i of each row.
   static Vector stack(const Vector (&rows)[2]) {
     return each([&](int i) { return word(rows[0].lanes[i], rows[1].lanes[i]); });
   }
@@ -43,7 +43,7 @@ struct CodeWords {
  private:
   static std::int32_t low(std::uint32_t word) { return static_cast<std::int16_t>(word & 0xffffu); }
 
-  // NaN, of rows whose result is NaN whatever their codes are, has no integer.
+  // NaN has no code. It occurs only in rows whose results are NaN whatever their codes are.
   static std::uint32_t code(float value) {
     return std::isfinite(value) ? static_cast<std::uint32_t>(static_cast<std::int32_t>(std::nearbyint(value))) : 0u;
   }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// From scores to weights, a block of keys at a time (online softmax): a row keeps its largest score, the total of its
-// weights relative to that one, and its sums of weighted values; a larger score in a later block scales the last two down.
+// Turns scores into weights, a block of keys at a time (online softmax). A row keeps its largest score, the total of its
+// weights relative to the largest score, and its sums of weighted values. A larger score in a later block scales the total and
+// the sums down.
 //
-// Scores are exponents of two. A hidden score is -Inf and its weight 0; a row that sees nothing has total 0.
+// Scores are exponents of two. A hidden score is -Inf, and its weight is 0. A row that sees no key has total 0.
 #pragma once
 
 #include "isa/float/tile/tile.h"
@@ -14,9 +15,9 @@ namespace {
 // One query's part of a block.
 struct ScoreRow {
   float* scores;
-  std::int64_t width, limit;  // scores of this block, and how many of them the query may look at
-  const void* mask;           // the query's row, from key 0 on
-  std::int64_t first_key;     // of the block
+  std::int64_t width, limit;  // how many scores the block has, and how many of its keys the query may look at
+  const void* mask;           // the query's row of the mask, from key 0 on
+  std::int64_t first_key;     // the first key of the block
   float* weights;
   float *sums, *largest, *total;
 };
@@ -40,7 +41,7 @@ struct AddMask {
   Vector bias(std::int64_t key, std::int64_t count) const { return load<kType>(row, key, count) * scale; }
 };
 
-// f(mask): from a kind known at run time to a type.
+// Calls f(mask): turns a kind of mask that is known at run time into a type.
 template <class F>
 inline void with_mask(const Attention& a, const void* row, const F& f) {
   switch (a.mask_kind) {
@@ -51,7 +52,7 @@ inline void with_mask(const Attention& a, const void* row, const F& f) {
   }
 }
 
-// Lanes 0 up to `count`, -Inf from there on.
+// 0 in the first `count` lanes, -Inf in the others.
 inline Vector bias_of_count(std::int64_t count) {
   alignas(64) static const float table[32] = {
       0,          0,          0,          0,          0,          0,          0,          0,
@@ -61,7 +62,7 @@ inline Vector bias_of_count(std::int64_t count) {
   return load<FloatType::f32>(table, count < 16 ? 16 - count : 0);
 }
 
-// Hides what the query may not look at, up to `end`; the largest score that is left, NaN aside.
+// Sets the scores, up to `end`, of keys that the query may not look at to -Inf. Returns the largest score, NaN aside.
 template <class Mask>
 inline float hide(const ScoreRow& row, std::int64_t end, const Mask& mask) {
   Vector largest = set(-kInfinity);
@@ -78,7 +79,7 @@ inline float hide(const ScoreRow& row, std::int64_t end, const Mask& mask) {
   return largest_of(largest);
 }
 
-// Brings total and sums of the blocks before to a new largest score.
+// Scales total and sums of the blocks before down to a new largest score.
 inline void rescale(const ScoreRow& row, float largest, std::int64_t dimension) {
   const Vector factor = exp2(set(*row.largest - largest));
   *row.total *= largest_of(factor);
@@ -87,8 +88,8 @@ inline void rescale(const ScoreRow& row, float largest, std::int64_t dimension) 
   }
 }
 
-// The weights of a row as words of Products, from its scores, which may lie in the same memory. Two passes over all rows
-// of a tile, one for the largest and one for the weights, were 2 to 5 % slower.
+// Computes the weights of a row, as words of Products, from the row's scores; weights and scores may share their memory. Two
+// passes over all rows of a tile, one for the largest scores and one for the weights, were 2 to 5 % slower.
 template <class Products>
 void weigh(const Attention& a, const ScoreRow& row) {
   constexpr std::int64_t kStep = 16 * Products::kPerWord;

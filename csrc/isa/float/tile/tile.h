@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What products of matrices need beyond a Vector: accumulators that stay in registers, transposed tiles, masks.
+// What products of float matrices need beyond a Vector: accumulators that stay in registers, transposed tiles, masks.
 #pragma once
 
 #include "isa/float/vector/vector.h"
@@ -17,8 +17,9 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 
-// c[rows][columns] = a[rows][depth] b[depth][columns], all of words of 4 bytes that one instruction multiplies: a float,
-// two bfloat16 or two or four codes. A tile is 16 * kVectors columns wide.
+// c[rows][columns] = a[rows][depth] b[depth][columns]. The elements of a and b are words of 4 bytes, whose contents one
+// instruction multiplies: a float, two bfloat16, or two or four codes. Strides count words. A tile of c has 16 * kVectors
+// columns.
 struct WordProduct {
   const float* a;
   std::int64_t a_stride;
@@ -29,25 +30,30 @@ struct WordProduct {
   std::int64_t c_stride;
 };
 
-// What the accumulator of c[r][16 v ...] starts from, and what of it is written there; the rows after the first `rows`.
+// A Sums type says what the accumulator of c[r][16 v ...] starts from (start), and what is written there in the end (end).
+// after(rows) gives the Sums of the rows that follow the first `rows`.
+//
+// NewSums: c = a b.
 struct NewSums {
   Vector start(const WordProduct&, int, int) const { return set(0.0f); }
   Vector end(const WordProduct&, int, int, const Vector& acc) const { return acc; }
   NewSums after(int) const { return *this; }
 };
 
+// MoreSums: c = c + a b.
 struct MoreSums {
   Vector start(const WordProduct& t, int r, int v) const { return load<FloatType::f32>(t.c, r * t.c_stride + 16 * v); }
   Vector end(const WordProduct&, int, int, const Vector& acc) const { return acc; }
   MoreSums after(int) const { return *this; }
 };
 
-// acc += a * b, rounded once for each product. The accumulators of a tile fill the registers.
+// acc += a * b, rounded once for each product.
 struct MultiplyFloats {
   static void add(Vector& acc, const Vector& a, const Vector& b) { add_product(acc, a, b); }
 };
 
-// Each output is one chain of sums in the order of depth, in every tile: where a row lies does not change its bits.
+// Multiplies one tile. In every tile an output is one chain of sums in the order of depth, so that the place of a row does not
+// change its bits.
 template <class Multiply, class Sums, int kRows, int kVectors>
 void multiply_tile(const WordProduct& t, const Sums& sums) {
   Vector acc[kRows][kVectors];
@@ -70,7 +76,7 @@ void multiply_tile(const WordProduct& t, const Sums& sums) {
   }
 }
 
-// The tiles of up to kTileQueries rows; rows beyond `rows`, up to a multiple of a tile's, are computed too.
+// Multiplies the tiles of up to kTileQueries rows. The last tile is computed whole, beyond the last one of `rows` as well.
 template <class Multiply, class Sums, int kVectors>
 void multiply_rows(WordProduct t, Sums sums, std::int64_t rows) {
   constexpr int kRows = tile_rows(kVectors);
@@ -82,7 +88,7 @@ void multiply_rows(WordProduct t, Sums sums, std::int64_t rows) {
   }
 }
 
-// The same for a width known at run time, of 1 to kTileVectors vectors.
+// multiply_rows for a width that is known at run time only, 1 to kTileVectors vectors.
 template <class Multiply, class Sums, int kVectors = kTileVectors>
 void multiply_columns(const WordProduct& t, const Sums& sums, std::int64_t rows, std::int64_t vectors) {
   if constexpr (kVectors > 1) {

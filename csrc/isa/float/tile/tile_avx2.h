@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 12 ymm accumulators.
+// Tiles have 12 ymm accumulators.
 #pragma once
 
 #include "isa/float/vector/vector_avx2.h"
@@ -12,7 +12,7 @@ constexpr int tile_rows(int) { return 6; }
 
 inline void add_product(Vector& acc, const Vector& a, const Vector& b) { acc = multiply_add(a, b, acc); }
 
-// score + bias, and -Inf where bias is, whatever the score.
+// score + bias, but -Inf where bias is -Inf, whatever the score is.
 inline __m256 add_bias(__m256 score, __m256 bias) {
   const __m256 hidden = _mm256_cmp_ps(bias, _mm256_set1_ps(-__builtin_inff()), _CMP_EQ_OQ);
   return _mm256_blendv_ps(_mm256_add_ps(score, bias), bias, hidden);
@@ -26,7 +26,7 @@ inline __m256 bias_of_bytes(__m128i bytes) {
   return _mm256_and_ps(_mm256_castsi256_ps(hidden), _mm256_set1_ps(-__builtin_inff()));
 }
 
-// 0 where a byte of mask[i ...] is not 0, else -Inf; -Inf from lane `count` on.
+// 0 in lanes where the byte of mask[i ...] is not 0, otherwise -Inf. Lanes from `count` on are -Inf.
 inline Vector bias_of_bytes(const void* mask, std::int64_t i, std::int64_t count) {
   const unsigned char* from = static_cast<const unsigned char*>(mask) + i;
   unsigned char padded[16] = {};
@@ -56,7 +56,7 @@ inline void transpose(__m256 (&rows)[8]) {
   }
 }
 
-// rows[i] lane j <-> rows[j] lane i
+// Exchanges lane j of rows[i] and lane i of rows[j].
 inline void transpose(Vector (&rows)[16]) {
   __m256 top[8], right[8], bottom[8], left[8];
   for (int i = 0; i < 8; ++i) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles of 24 zmm accumulators.
+// Tiles have 24 zmm accumulators.
 #pragma once
 
 #include "isa/float/vector/vector_avx512.h"
@@ -10,26 +10,27 @@ namespace {
 constexpr int kTileVectors = 4;
 constexpr int tile_rows(int vectors) { return vectors <= 2 ? 12 : 6; }
 
-// An instruction of its own, because g++ 12 moves accumulators of the intrinsic through the stack when a tile has 24.
+// The instruction is written in asm because g++ 12 moves the accumulators of the intrinsic through the stack when a tile has
+// 24 of them.
 inline void add_product(Vector& acc, const Vector& a, const Vector& b) {
   asm("vfmadd231ps %2, %1, %0" : "+v"(acc.lanes) : "v"(a.lanes), "v"(b.lanes));
 }
 
-// score + bias, and -Inf where bias is, whatever the score.
+// score + bias, but -Inf where bias is -Inf, whatever the score is.
 inline Vector add_bias(const Vector& score, const Vector& bias) {
   const __m512 never = _mm512_set1_ps(-__builtin_inff());
   const __mmask16 hidden = _mm512_cmp_ps_mask(bias.lanes, never, _CMP_EQ_OQ);
   return {_mm512_mask_mov_ps(_mm512_add_ps(score.lanes, bias.lanes), hidden, never)};
 }
 
-// 0 where a byte of mask[i ...] is not 0, else -Inf; -Inf from lane `count` on.
+// 0 in lanes where the byte of mask[i ...] is not 0, otherwise -Inf. Lanes from `count` on are -Inf.
 inline Vector bias_of_bytes(const void* mask, std::int64_t i, std::int64_t count) {
   const __m128i bytes = _mm_maskz_loadu_epi8(first(count), static_cast<const unsigned char*>(mask) + i);
   const __mmask16 look = _mm_test_epi8_mask(bytes, bytes);
   return {_mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), look, _mm512_setzero_ps())};
 }
 
-// rows[i] lane j <-> rows[j] lane i
+// Exchanges lane j of rows[i] and lane i of rows[j].
 inline void transpose(Vector (&rows)[16]) {
   __m512 pairs[16], fours[16];
   for (int i = 0; i < 16; i += 2) {

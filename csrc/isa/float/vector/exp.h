@@ -7,7 +7,8 @@
 namespace octavo {
 namespace {
 
-// Relative error below 1.5e-7; 0 below -150, Inf above 128, NaN stays NaN. A polynomial in x - round(x), |.| <= 1/2.
+// The relative error is below 1.5e-7. The result is 0 below -150 and Inf above 128, and NaN stays NaN. A polynomial gives
+// 2^(x - round(x)), whose exponent is at most 1/2 in size.
 inline Vector exp2(const Vector& x) {
   const Vector limited = max(set(-150.0f), x), n = round_half_even(limited), r = limited - n;
   Vector p = set(1.5403530e-4f);
@@ -20,7 +21,7 @@ inline Vector exp2(const Vector& x) {
   return scale_by_power(p, n);
 }
 
-// Relative error below 1.02e-4, far less than what rounding to bfloat16 or to 8 bits adds; 2^0 is 1.
+// The relative error is below 1.02e-4, far less than what rounding to bfloat16 or to 8 bits adds. 2^0 is exactly 1.
 inline Vector exp2_coarse(const Vector& x) {
   const Vector limited = max(set(-150.0f), x), n = round_half_even(limited), r = limited - n;
   Vector p = set(0.05500893f);

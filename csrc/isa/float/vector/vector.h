@@ -15,8 +15,8 @@
 namespace octavo {
 namespace {
 
-// f(i, lanes) for the elements i .. i + lanes of a row. All but the last vector have 16 lanes, which the compiler knows:
-// masks cost little by themselves, but what a masked store has written is not forwarded to loads.
+// Calls f(i, lanes) for the elements i .. i + lanes of a row. All vectors but the last one have 16 lanes, and the compiler
+// knows this. Masks cost little by themselves, but a load cannot take its value directly from a masked store before it.
 template <class F>
 inline void each_vector(std::int64_t count, const F& f) {
   std::int64_t i = 0;

@@ -14,7 +14,7 @@ struct Vector {
   float lanes[16];
 };
 
-// f(i) for each lane.
+// A Vector whose lane i is f(i).
 template <class F>
 inline Vector each(const F& f) {
   Vector out;
@@ -38,7 +38,7 @@ inline Vector operator/(const Vector& a, const Vector& b) {
   return each([&](int i) { return a.lanes[i] / b.lanes[i]; });
 }
 
-// a * b + c and c - a * b, rounded once.
+// a * b + c, and c - a * b, each rounded once.
 inline Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
   return each([&](int i) { return std::fma(a.lanes[i], b.lanes[i], c.lanes[i]); });
 }
@@ -46,7 +46,7 @@ inline Vector subtract_product(const Vector& c, const Vector& a, const Vector& b
   return each([&](int i) { return std::fma(-a.lanes[i], b.lanes[i], c.lanes[i]); });
 }
 
-// The second operand where either is NaN, as the instructions of other sets have it.
+// Where a or b is NaN, the result is b, as the instructions of other instruction sets have it.
 inline Vector max(const Vector& a, const Vector& b) {
   return each([&](int i) { return a.lanes[i] > b.lanes[i] ? a.lanes[i] : b.lanes[i]; });
 }
@@ -56,7 +56,7 @@ inline Vector min(const Vector& a, const Vector& b) {
 inline Vector abs(const Vector& a) {
   return each([&](int i) { return std::fabs(a.lanes[i]); });
 }
-// The larger of two numbers that are not negative; NaN is larger than all of them.
+// The larger one of a and b, neither of which is negative. NaN is larger than every number.
 inline Vector max_magnitude(const Vector& a, const Vector& b) {
   return each([&](int i) { return bits_of(a.lanes[i]) > bits_of(b.lanes[i]) ? a.lanes[i] : b.lanes[i]; });
 }
@@ -67,23 +67,23 @@ inline Vector round_half_even(const Vector& a) {
   return each([&](int i) { return std::nearbyint(a.lanes[i]); });
 }
 
-// a * 2^n for an integral n; 0 and Inf beyond the exponents of float32.
+// a * 2^n for a whole number n. The result is 0 or Inf beyond the exponents of float32.
 inline Vector scale_by_power(const Vector& a, const Vector& n) {
   const auto exponent = [](float n) { return n > 252.0f ? 252 : n > -252.0f ? static_cast<int>(n) : -252; };
   return each([&](int i) { return std::ldexp(a.lanes[i], exponent(n.lanes[i])); });
 }
 
-// table[index] for integral indices 0 .. 15.
+// table[index] for whole numbers 0 .. 15.
 inline Vector lookup(const float (&table)[16], const Vector& index) {
   return each([&](int i) { return table[static_cast<int>(index.lanes[i])]; });
 }
 
-// The first `count` lanes of a, zeros in the others.
+// The first `count` lanes of a, and 0 in the other lanes.
 inline Vector keep(const Vector& a, std::int64_t count) {
   return each([&](int i) { return i < count ? a.lanes[i] : 0.0f; });
 }
 
-// Lanes are added 8 apart, then 4, 2 and 1.
+// Adds lanes that are 8 apart, then 4, 2 and 1.
 inline float sum_of(Vector a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) a.lanes[i] += a.lanes[i + half];
@@ -97,7 +97,7 @@ inline float largest_of(const Vector& a) {
   return largest;
 }
 
-// `count` values from x[i] on, all 16 of them from 16 on, zeros in the other lanes.
+// The first `count` of 16 values from x[i] on, all of them if count is above 16, and 0 in the other lanes.
 template <FloatType kType>
 inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
   return each([&](int lane) { return lane < count ? load_float(x, kType, i + lane) : 0.0f; });
