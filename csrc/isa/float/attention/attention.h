@@ -186,9 +186,9 @@ template <class Products>
 void weigh_rows(const Attention& a, const Workspace& w, std::int64_t first_key, const QueryTile& tile) {
   for (std::int64_t r = 0; r < tile.count; ++r) {
     const std::int64_t query = tile.query + r, row = first_row(a, tile) + r, limit = keys_seen(a, query) - first_key;
-    weigh<Products>(a, {w.scores + r * kBlockKeys, tile.width, limit < tile.width ? limit : tile.width,
-                        row_of(a.mask, tile.head, query), first_key, w.weights + r * kBlockKeys,
-                        w.sums + row * a.dimension, w.largest + row, w.total + row});
+    weigh<Products>(
+        a, {w.scores + r * kBlockKeys, tile.width, smaller(limit, tile.width), row_of(a.mask, tile.head, query),
+            first_key, w.weights + r * kBlockKeys, w.sums + row * a.dimension, w.largest + row, w.total + row});
   }
 }
 
@@ -259,13 +259,13 @@ template <class F>
 void for_each_query_tile(const Attention& a, const Workspace& w, std::int64_t first, std::int64_t count, const F& f) {
   for (std::int64_t head = 0; head < a.heads; ++head) {
     for (std::int64_t query = 0; query < a.queries; query += kTileQueries) {
-      const std::int64_t left = a.queries - query, queries = left < kTileQueries ? left : kTileQueries;
+      const std::int64_t queries = smaller(a.queries - query, kTileQueries);
       const std::int64_t limit = keys_seen(a, query + queries - 1), seen = limit - first;
       if (first == 0) {
         prefetch_next(a, head, query, queries);
         clear_rows(a, w, head, query, queries);
       }
-      if (seen > 0) f(QueryTile{head, query, queries, seen < count ? seen : count});
+      if (seen > 0) f(QueryTile{head, query, queries, smaller(seen, count)});
       const bool is_last = seen <= kBlockKeys && (seen > 0 || first == 0);
       if (is_last) write_rows(a, w, head, query, queries);
     }
@@ -290,8 +290,7 @@ void for_each_key_block(const Attention& a, const F& f) {
   const std::int64_t end = keys_seen(a, a.queries - 1);
   std::int64_t first = 0;
   do {  // at least once, because zeros are written where there are no keys
-    const std::int64_t left = end - first;
-    f(first, left < kBlockKeys ? left : kBlockKeys);
+    f(first, smaller(end - first, kBlockKeys));
     first += kBlockKeys;
   } while (first < end);
 }

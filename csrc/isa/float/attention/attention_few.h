@@ -68,7 +68,7 @@ class FewRows {
 
   template <int kVectors>
   void attend_block(std::int64_t first) const {
-    const std::int64_t left = a_.keys - first, end = first + (left < kBlockKeys ? left : kBlockKeys);
+    const std::int64_t end = first + smaller(a_.keys - first, kBlockKeys);
     for_near_keys(first, end, [&](std::int64_t row, std::int64_t key, std::int64_t count) {
       with_type(a_.k.type, [&](auto type) {
         score_keys<decltype(type)::value, kVectors>(a_.k, key, count, w_.queries + row * a_.dimension,
@@ -99,7 +99,7 @@ class FewRows {
   // How many of the keys [first, end) a row may look at.
   std::int64_t seen(std::int64_t row, std::int64_t first, std::int64_t end) const {
     const std::int64_t limit = keys_seen(a_, row % a_.queries);
-    return limit <= first ? 0 : (limit < end ? limit : end) - first;
+    return limit <= first ? 0 : smaller(limit, end) - first;
   }
 
   // Calls f(row, key, count) for every row and the `count` keys from `key` on, then for every row and the next keys.
@@ -107,7 +107,7 @@ class FewRows {
   void for_near_keys(std::int64_t first, std::int64_t end, const F& f) const {
     for (std::int64_t key = first; key < end; key += kNearKeys) {
       for (std::int64_t row = 0; row < a_.heads * a_.queries; ++row) {
-        const std::int64_t count = seen(row, key, end < key + kNearKeys ? end : key + kNearKeys);
+        const std::int64_t count = seen(row, key, smaller(end, key + kNearKeys));
         if (count > 0) f(row, key, count);
       }
     }

@@ -60,7 +60,7 @@ template <class F>
 inline void for_near_rows(const Attention& a, std::int64_t count, const F& f) {
   constexpr std::int64_t kNearRows = 16;
   for (std::int64_t begin = 0; begin < count; begin += kNearRows) {
-    const std::int64_t end = begin + kNearRows < count ? begin + kNearRows : count;
+    const std::int64_t end = smaller(begin + kNearRows, count);
     for (std::int64_t d = 0; d < a.dimension; d += 16) f(begin, end, d);
   }
 }

@@ -10,8 +10,8 @@ namespace {
 struct CodeWords {
   static constexpr int kPerWord = 4;
 
-  // isa/float/tile/tile_avx512.h says why the instructions are written in asm. Queries are signed and keys unsigned; weights are
-  // unsigned and values signed.
+  // isa/float/tile/tile_avx512.h says why the instructions are written in asm. Queries are signed and keys unsigned; weights
+  // are unsigned and values signed.
   struct MultiplyKeys {
     static void add(Vector& acc, const Vector& query, const Vector& key) {
       asm("vpdpbusd %2, %1, %0" : "+v"(acc.lanes) : "v"(key.lanes), "v"(query.lanes));
