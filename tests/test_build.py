@@ -88,6 +88,13 @@ def test_an_isa_object_exports_its_table_and_nothing_weak(isa_object):
     assert shared == [f"octavo::{prefix}kernel_{isa_object.name.removesuffix('.cpp.o')}"]
 
 
+def test_an_isa_object_runs_nothing_when_it_is_loaded(isa_object):
+    """Its table is a constant. Code that fills it would run before the registry has asked what the CPU can run."""
+    sections = re.findall(r"^ +\d+ (\S+)", run("objdump", "-h", str(isa_object)), re.MULTILINE)
+    assert any(name.startswith(".text") for name in sections)
+    assert [name for name in sections if re.match(r"\.(init|preinit|ctors)", name)] == []
+
+
 @x86_64
 def test_objects_that_run_on_any_cpu_hold_no_wide_instruction(core):
     objects = driver_objects(core)

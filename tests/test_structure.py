@@ -216,6 +216,19 @@ def test_a_cpp_function_fits_a_screen(path):
             start = None
 
 
+def test_a_type_name_of_csrc_means_one_thing():
+    """But for what each instruction set defines in its own way: Vector in vector_avx2.h and vector_avx512.h."""
+    homes: dict[str, set[str]] = {}
+    for path in cpp_files():
+        family = f"{folder_of(path)}/{path.stem.split('_')[0]}"
+        for name in re.findall(
+            r"^\s*(?:struct|class|enum class|enum) (\w+)[^;(]*\{", text_of(path), re.MULTILINE
+        ):
+            homes.setdefault(name, set()).add(family)
+    assert {"TileProduct", "OutputTile", "Vector"} <= homes.keys()
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
 # --- operators and instruction sets ---------------------------------------------------------------------------------
 
 BINDING = "".join(path.read_text() for path in sorted(CSRC.glob("bindings/torch/*.cpp")))

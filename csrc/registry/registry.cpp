@@ -109,25 +109,25 @@ class Registry {
     const Kernel* const kernel = find(runnable(), name);
     require(kernel != nullptr, "use_isa: ", find(built(), name) ? "this CPU cannot run '" : "there is no ISA '", name,
             "'; it can run ", names(runnable()));
-    activate(*kernel);
+    make_active(*kernel);
     reason_ = "chosen with use_isa";
   }
 
  private:
-  void activate(const Kernel& kernel) {
+  void make_active(const Kernel& kernel) {
     active_ = &kernel;
     active_float_ = float_kernels_.within(kernel.rank);
   }
 
   void choose_automatic() {
     const char* const cap = std::getenv("OCTAVO_MAX_ISA");
-    activate(*runnable().back());
+    make_active(*runnable().back());
     reason_ = "the fastest that this CPU can run";
     if (!cap || !*cap) return;
     const Kernel* const limit = find(built(), cap);
     require(limit != nullptr, "OCTAVO_MAX_ISA: there is no ISA '", cap, "'; known are ", names(built()));
     if (limit->rank >= runnable().back()->rank) return;
-    activate(*kernels_.within(limit->rank));
+    make_active(*kernels_.within(limit->rank));
     reason_ = "capped by OCTAVO_MAX_ISA=" + std::string(cap);
   }
 
