@@ -16,7 +16,7 @@
 namespace octavo {
 namespace {
 
-// f(i, count) for the values i .. i + count of a row: kVectors Vectors at a time, and then what is left. As in each_vector,
+// Calls f(i, count) for the values i .. i + count of a row: kVectors Vectors at a time, then the rest. As in each_vector,
 // the compiler knows the count of all calls but the last.
 template <int kVectors, class F>
 inline void each_part(std::int64_t count, const F& f) {
@@ -26,7 +26,7 @@ inline void each_part(std::int64_t count, const F& f) {
   if (i < count) f(i, count - i);
 }
 
-// Vector v of a part that begins at value i and has `count` values; zeros beyond them.
+// Vector v of a part that begins at value i and has `count` values. Lanes beyond the last value are 0.
 template <FloatType kType>
 inline Vector load_part(const void* x, std::int64_t i, std::int64_t count, int v) {
   const std::int64_t left = count - 16 * v;
