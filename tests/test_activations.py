@@ -89,7 +89,7 @@ def test_any_shape_and_any_strides(shape):
 def test_the_table_meets_the_tail_at_the_chebyshev_nodes_of_each_interval():
     """Its row i are the powers of r in the quintic around 25 i / 64 that equals Phi(-(25 i / 64 + r)) at 6 nodes."""
     width, degree = 25 / 64, 5
-    text = (ROOT / "csrc/float_isa/gelu_table.h").read_text().partition("kGeluTable")[2].partition("= {")[2]
+    text = (ROOT / "csrc/isa/float/gelu_table.h").read_text().partition("kGeluTable")[2].partition("= {")[2]
     table = np.array(re.findall(r"-?[\d.]+(?:e-?\d+)?(?=f)", text), dtype=np.float32).reshape(degree + 1, 16)
     nodes = np.cos(np.pi * (2 * np.arange(degree + 1) + 1) / (2 * degree + 2))  # in -1 .. 1
     powers = np.vander(nodes, increasing=True)

@@ -34,20 +34,20 @@ def core() -> Path:
 
 SOURCES = [
     path
-    for path in sorted(ROOT.glob("csrc/*isa/*.cpp"))
+    for path in sorted(ROOT.glob("csrc/isa/*/*.cpp"))
     if path.stem in _C.built_isas() or "avx2" in _C.built_isas()
 ]
 
 
 @pytest.fixture(params=SOURCES, ids=lambda path: path.relative_to(ROOT / "csrc").as_posix())
 def isa_object(request, core) -> Path:
-    return core / f"{request.param.parent.name}/{request.param.name}.o"
+    return core / f"{request.param.relative_to(ROOT / 'csrc')}.o"
 
 
 def driver_objects(core: Path) -> list[Path]:
     """The objects outside isa/, which may run on any CPU."""
-    bindings = (path for path in core.parent.parent.glob("*/csrc/bindings/*.o"))
-    return sorted([*core.glob("*.o"), *bindings])
+    bindings = core.parent.parent.glob("*/csrc/bindings/*/*.o")
+    return sorted([*core.glob("registry/*.o"), *core.glob("drivers/*.o"), *bindings])
 
 
 def disassembly(path: Path) -> str:
@@ -84,21 +84,28 @@ def test_an_isa_object_exports_its_table_and_nothing_weak(isa_object):
     """A weak symbol, such as an inline function of a header, could be taken from here by code that runs on any CPU."""
     symbols = [line.split()[-2:] for line in run("nm", "-C", "--defined-only", str(isa_object)).splitlines()]
     shared = [name for kind, name in symbols if kind.isupper() or kind in "uvw"]
-    prefix = "float_" if isa_object.parent.name == "float_isa" else ""
+    prefix = "float_" if isa_object.parent.name == "float" else ""
     assert shared == [f"octavo::{prefix}kernel_{isa_object.name.removesuffix('.cpp.o')}"]
+
+
+def test_an_isa_object_runs_nothing_when_it_is_loaded(isa_object):
+    """Its table is a constant. Code that fills it would run before the registry has asked what the CPU can run."""
+    sections = re.findall(r"^ +\d+ (\S+)", run("objdump", "-h", str(isa_object)), re.MULTILINE)
+    assert any(name.startswith(".text") for name in sections)
+    assert [name for name in sections if re.match(r"\.(init|preinit|ctors)", name)] == []
 
 
 @x86_64
 def test_objects_that_run_on_any_cpu_hold_no_wide_instruction(core):
     objects = driver_objects(core)
-    assert {"cpu.cpp.o", "linear.cpp.o", "torch_ops.cpp.o", "numpy.cpp.o"} <= {path.name for path in objects}
-    for path in [*objects, core / "isa/scalar.cpp.o", core / "float_isa/scalar.cpp.o"]:
+    assert {"registry", "drivers", "torch", "numpy"} <= {path.parent.name for path in objects}
+    for path in [*objects, *core.glob("isa/*/scalar.cpp.o")]:
         assert not re.search(r"%[yz]mm", disassembly(path)), path.name
 
 
 @x86_64
 def test_no_kernel_saturates(core):
-    for path in [*(core / "isa").glob("*.o"), *(core / "float_isa").glob("*.o")]:
+    for path in core.glob("isa/*/*.o"):
         found = re.findall(r"\b(v?pmaddubsw|vpdpbusds|vpdpwssds|v?phaddsw)\b", disassembly(path))
         assert found == [], path.name
 
@@ -106,7 +113,7 @@ def test_no_kernel_saturates(core):
 @x86_64
 def test_the_wide_tile_keeps_24_accumulators_in_registers(core):
     """g++ 12 copies accumulators of intrinsics through the stack, which halves the speed."""
-    functions = re.split(r"\n(?=[0-9a-f]{16} <)", disassembly(core / "isa/avx512_vnni.cpp.o"))
+    functions = re.split(r"\n(?=[0-9a-f]{16} <)", disassembly(core / "isa/integer/avx512_vnni.cpp.o"))
     accumulate = re.compile(r"vpdpbusd\s.*,%zmm(\d+)$", re.MULTILINE)
     widest = max(functions, key=lambda text: len(set(accumulate.findall(text))))
     assert len(set(accumulate.findall(widest))) >= 24
@@ -118,6 +125,7 @@ def test_the_wide_tile_keeps_24_accumulators_in_registers(core):
 
 
 # --- what is installed ----------------------------------------------------------------------------------------------
+
 
 def pinned(name: str) -> dict[str, str]:
     """package -> version, in a file of constraints; of a package with several versions the last one."""

@@ -35,8 +35,17 @@ LAYERS = [
     ["mixed_precision"],
     ["cli"],
 ]
-# Headers of functions that a file for one instruction set may include: each file has its own copy of them.
-INTERNAL = ("half.h", "float_type.h", "prefetch.h", "lanes_avx2.h", "lanes_avx512.h")
+# The folders of csrc/. Includes point down, too: a file may include the files of its own folder and of the lines above.
+FLOORS = [
+    ["base", "contract"],
+    ["isa/common", "registry"],
+    ["isa/float/vector"],
+    ["isa/float/tile"],
+    ["isa/float/attention"],
+    ["isa/integer", "isa/float", "drivers"],
+    ["bindings"],
+    ["bindings/numpy", "bindings/torch", "tests"],
+]
 # Longer than the limit, and why.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
@@ -114,23 +123,45 @@ def includes_of(path: Path) -> list[str]:
     return re.findall(r'^#include [<"](.*)[>"]', text_of(path), re.MULTILINE)
 
 
+def folder_of(path: Path) -> str:
+    return path.parent.relative_to(CSRC).as_posix()
+
+
+def floor_of(folder: str) -> int:
+    found = [level for level, folders in enumerate(FLOORS) if folder in folders]
+    assert found, f"csrc/{folder} has no place in FLOORS: give it one"
+    return found[0]
+
+
+@pytest.mark.parametrize("path", cpp_files(), ids=name_of)
+def test_includes_point_down(path):
+    """Files of the same folder are included by their bare names, all others by their paths from csrc/."""
+    own = folder_of(path)
+    for name in re.findall(r'^#include "(.*)"', text_of(path), re.MULTILINE):
+        if "/" not in name:
+            assert (path.parent / name).exists(), (
+                f"{name} is not in csrc/{own}: say where it is, from csrc/ on"
+            )
+            continue
+        assert (CSRC / name).exists(), f"{name} does not exist"
+        assert folder_of(CSRC / name) != own, f"{name} is in the same folder: its bare name is enough"
+        assert floor_of(folder_of(CSRC / name)) < floor_of(own), f"csrc/{own} may not include {name}"
+
+
 @pytest.mark.parametrize("path", cpp_files(), ids=name_of)
 def test_includes_stay_in_their_family(path):
-    includes, folder = includes_of(path), path.relative_to(CSRC).parts[0]
+    includes, folder = includes_of(path), folder_of(path)
     torch_headers = [name for name in includes if name.startswith(("torch/", "ATen/", "c10/"))]
     python_headers = [name for name in includes if name.startswith(("pybind11/", "Python.h"))]
     assert not (torch_headers and python_headers), "torch's headers and pybind11's never meet"
-    assert folder == "bindings" or not (torch_headers or python_headers), (
-        "the core knows neither torch nor Python"
-    )
+    assert folder == "bindings/torch" or not torch_headers, "the core does not know torch"
+    assert folder == "bindings/numpy" or not python_headers, "the core does not know Python"
     assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers)
-    if folder in ("isa", "float_isa"):
-        ours = {name for name in includes if "/" in name or name.endswith(".h") and name != "immintrin.h"}
-        siblings = {header.name for header in path.parent.glob("*.h")}
-        assert ours <= {"../kernel.h", "../float_kernel.h", *(f"../{name}" for name in INTERNAL), *siblings}
+    if folder.startswith("isa/"):
+        assert {name.split("/")[0] for name in includes if "/" in name} <= {"contract", "isa"}
 
 
-@pytest.mark.parametrize("path", [*(CSRC / name for name in INTERNAL), *CSRC.glob("*isa/*.h")], ids=name_of)
+@pytest.mark.parametrize("path", sorted(CSRC.glob("isa/**/*.h")), ids=name_of)
 def test_headers_of_one_instruction_set_have_internal_linkage(path):
     """What two files include with different compile flags must not be one function for the linker."""
     opening = "\nnamespace octavo {\nnamespace {"
@@ -185,9 +216,22 @@ def test_a_cpp_function_fits_a_screen(path):
             start = None
 
 
+def test_a_type_name_of_csrc_means_one_thing():
+    """But for what each instruction set defines in its own way: Vector in vector_avx2.h and vector_avx512.h."""
+    homes: dict[str, set[str]] = {}
+    for path in cpp_files():
+        family = f"{folder_of(path)}/{path.stem.split('_')[0]}"
+        for name in re.findall(
+            r"^\s*(?:struct|class|enum class|enum) (\w+)[^;(]*\{", text_of(path), re.MULTILINE
+        ):
+            homes.setdefault(name, set()).add(family)
+    assert {"TileProduct", "OutputTile", "Vector"} <= homes.keys()
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
 # --- operators and instruction sets ---------------------------------------------------------------------------------
 
-BINDING = "".join(path.read_text() for path in sorted(CSRC.glob("bindings/torch_*.cpp")))
+BINDING = "".join(path.read_text() for path in sorted(CSRC.glob("bindings/torch/*.cpp")))
 FAKES = "".join(path.read_text() for path in sorted(PACKAGE.glob("ops/*.py")))
 OPERATORS = re.findall(r'm\.def\(\s*"(\w+)\(', BINDING)
 
@@ -206,12 +250,12 @@ def test_an_operator_has_schema_cpu_fake_and_reference(name):
         assert list(inspect.signature(getattr(module, name)).parameters) == schema, module.__name__
 
 
-@pytest.mark.parametrize("path", sorted(CSRC.glob("*isa/*.cpp")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(CSRC.glob("isa/*/*.cpp")), ids=name_of)
 def test_each_compile_flag_has_its_feature_bit(path):
     """Else the file's code could run on a CPU that lacks what the flag switched on."""
     text = text_of(path)
     flags = re.search(r"^// compile-flags:(.*)$", text, re.MULTILINE).group(1).split()
-    table = text[re.search(rf"const \w+ (float_)?kernel_{path.stem} = ", text).start() :].lower()
+    table = text[text.index("make_table() {") :].lower()
     for flag in flags:
         if flag.startswith("-m"):
             assert re.search(rf"kfeature{flag[2:].replace('-', '')}\b", table), flag

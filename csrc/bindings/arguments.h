@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argument checks that both faces share. Plain C++: no torch type, no pybind11 type.
+// Argument checks that the bindings of torch and of NumPy share. Plain C++, without types of torch and pybind11.
 #pragma once
 
 #include <cstdint>
 
-#include "../check.h"
+#include "base/check.h"
 
 namespace octavo {
 
@@ -14,7 +14,7 @@ inline void check_code_range(const char* op, std::int64_t qmin, std::int64_t qma
           " <= qmin < qmax <= ", high);
 }
 
-// For choose_qparams, which does not know the dtype of the codes: any range of 16 bits.
+// choose_qparams does not know the dtype of the codes, so it accepts any range of 16 bits.
 inline void check_qparams_range(std::int64_t qmin, std::int64_t qmax, bool symmetric) {
   check_code_range("choose_qparams", qmin, qmax, -65536, 65535);
   require(!symmetric || (qmin + qmax) % 2 == 0, "choose_qparams: symmetric needs qmin + qmax even, got ", qmin, " and ",

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A software model of the AMX tile instructions that isa/amx_int8.cpp uses, from their description in Intel's
-// "Instruction Set Extensions Programming Reference", chapter 3. Force-included before that file, it takes the place of
-// the intrinsics, so that the kernel is tested on every machine. It refuses what the CPU would refuse: a tile that is
-// not configured, shapes that do not fit, one tile in two roles.
+// A software model of the AMX tile instructions that isa/integer/amx_int8.cpp uses, written from their description in Intel's
+// "Instruction Set Extensions Programming Reference", chapter 3. amx_model.cpp includes the model before the kernel, where it
+// takes the place of the intrinsics, so that every machine can test the kernel. The model refuses what the CPU would refuse: a
+// tile that is not configured, shapes that do not fit, one tile in two roles.
 #pragma once
 
 #include <immintrin.h>
@@ -14,14 +14,14 @@
 
 namespace octavo_amx_model {
 
-struct Tile {
+struct TileRegister {
   std::uint8_t bytes[16][64];
 };
 
 struct State {
   bool configured = false;
   int rows[8] = {}, row_bytes[8] = {};
-  Tile tiles[8] = {};
+  TileRegister tiles[8] = {};
 };
 
 inline State& state() {
@@ -35,7 +35,7 @@ inline void refuse(bool wrong, const char* what) {
   std::abort();
 }
 
-inline Tile& configured_tile(int tile) {
+inline TileRegister& configured_tile(int tile) {
   refuse(!state().configured || state().rows[tile] == 0, "a tile that is not configured");
   return state().tiles[tile];
 }
@@ -52,16 +52,17 @@ inline void loadconfig(const void* memory) {
     s.row_bytes[tile] = row_bytes;
     s.rows[tile] = bytes[48 + tile];
     refuse(row_bytes > 64 || s.rows[tile] > 16, "a tile has at most 16 rows of 64 bytes");
-    std::memset(&s.tiles[tile], 0xcd, sizeof(Tile));  // not zero: reading before _tile_zero must show
+    std::memset(&s.tiles[tile], 0xcd,
+                sizeof(TileRegister));  // not 0, so that a tile that is read before _tile_zero shows
   }
 }
 
 inline void release() { state() = State{}; }
 
-inline void zero(int tile) { std::memset(&configured_tile(tile), 0, sizeof(Tile)); }
+inline void zero(int tile) { std::memset(&configured_tile(tile), 0, sizeof(TileRegister)); }
 
 inline void loadd(int tile, const void* base, std::ptrdiff_t stride) {
-  Tile& t = configured_tile(tile);
+  TileRegister& t = configured_tile(tile);
   for (int row = 0; row < state().rows[tile]; ++row) {
     std::memcpy(t.bytes[row], static_cast<const char*>(base) + row * stride,
                 static_cast<std::size_t>(state().row_bytes[tile]));
@@ -69,7 +70,7 @@ inline void loadd(int tile, const void* base, std::ptrdiff_t stride) {
 }
 
 inline void stored(int tile, void* base, std::ptrdiff_t stride) {
-  const Tile& t = configured_tile(tile);
+  const TileRegister& t = configured_tile(tile);
   for (int row = 0; row < state().rows[tile]; ++row) {
     std::memcpy(static_cast<char*>(base) + row * stride, t.bytes[row],
                 static_cast<std::size_t>(state().row_bytes[tile]));
@@ -77,7 +78,7 @@ inline void stored(int tile, void* base, std::ptrdiff_t stride) {
 }
 
 inline void dpbusd(int c, int a, int b) {
-  Tile &tc = configured_tile(c), &ta = configured_tile(a), &tb = configured_tile(b);
+  TileRegister &tc = configured_tile(c), &ta = configured_tile(a), &tb = configured_tile(b);
   const State& s = state();
   refuse(c == a || a == b || c == b, "the three tiles of a product must differ");
   refuse(s.rows[c] != s.rows[a] || s.row_bytes[c] != s.row_bytes[b] || s.row_bytes[a] != 4 * s.rows[b],

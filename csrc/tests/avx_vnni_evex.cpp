@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// isa/avx_vnni.cpp once more, in EVEX encoding, under a name of its own.
+// Compiles isa/integer/avx_vnni.cpp once more, in EVEX encoding and under another name.
 #define OCTAVO_VPDPBUSD "%{evex%} vpdpbusd"
 #define kernel_avx_vnni kernel_avx_vnni_evex
-#include "../isa/avx_vnni.cpp"
+#include "isa/integer/avx_vnni.cpp"

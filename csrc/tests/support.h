@@ -13,9 +13,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "half.h"
-#include "kernel.h"
-#include "quantize.h"
+#include "contract/kernel.h"
+#include "drivers/quantize.h"
+#include "isa/common/half.h"
 
 // Prints where and what, and fails the program.
 #define EXPECT(condition, ...)                                             \
@@ -32,7 +32,7 @@ namespace octavo::test {
 
 constexpr FloatType kTypes[] = {FloatType::f32, FloatType::bf16, FloatType::f16};
 
-// An emulator may fault where a CPU's masked load does not: QEMU loads the whole vector. It gets some bytes to spare.
+// QEMU loads a whole vector where a CPU's masked load reads only some lanes, and may fault. It gets some spare bytes.
 inline std::size_t spare_bytes() {
   static const std::size_t spare = std::getenv("OCTAVO_TEST_EMULATED") ? 64 : 0;
   return spare;
@@ -69,19 +69,19 @@ class Guarded {
 
 using Random = std::mt19937;
 
-enum class Codes { random, extremes, alternating };
+enum class CodePattern { random, extremes, alternating };
 
-// Fills with codes of T (int8 or uint8); the two other modes reach the largest sums of either sign.
+// Fills a buffer of int8 or uint8 with codes. The modes `extremes` and `alternating` reach the largest sums of either sign.
 template <class Buffer>
-void fill_codes(Buffer& buffer, Codes mode, Random& random) {
+void fill_codes(Buffer& buffer, CodePattern mode, Random& random) {
   using T = std::remove_reference_t<decltype(buffer[0])>;
   constexpr bool is_signed = std::is_signed_v<T>;
   const int low = is_signed ? -128 : 0, high = is_signed ? 127 : 255;
   std::size_t i = 0;
   for (T& code : buffer) {
-    if (mode == Codes::random) {
+    if (mode == CodePattern::random) {
       code = static_cast<T>(std::uniform_int_distribution<int>(low, high)(random));
-    } else if (mode == Codes::extremes) {
+    } else if (mode == CodePattern::extremes) {
       code = static_cast<T>(is_signed ? low : high);
     } else {
       code = static_cast<T>(i % 2 ? low : high);
@@ -94,7 +94,7 @@ inline const char* name_of(FloatType type) {
   return type == FloatType::f32 ? "f32" : type == FloatType::bf16 ? "bf16" : "f16";
 }
 
-// The values of `reals` in `type`, cut off (not rounded) to it: tests need the same values everywhere, not the nearest.
+// The values of `reals` in `type`, cut off and not rounded: tests need the same values everywhere, not the nearest ones.
 inline std::vector<std::uint8_t> as_type(const std::vector<float>& reals, FloatType type) {
   std::vector<std::uint8_t> bytes(reals.size() * static_cast<std::size_t>(bytes_of(type)));
   for (std::size_t i = 0; i < reals.size(); ++i) {

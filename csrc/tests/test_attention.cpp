@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "attention.h"
-#include "cpu.h"
+#include "drivers/attention.h"
+#include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
 
@@ -17,7 +17,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Two heads of queries that share one head of keys, all tensors up to a guard page.
+// Two heads of queries that share one head of keys. All tensors end at a guard page.
 struct Problem {
   Problem(std::int64_t queries, std::int64_t keys, std::int64_t dimension, unsigned seed)
       : shape{1, 2, 1, queries, keys, dimension},
@@ -123,7 +123,7 @@ void expect_close(Problem& p, MaskKind kind, bool causal, const std::vector<floa
   }
 }
 
-// What a row of queries gives, in float64, and what (55) allows each of its scores to be off with products of codes.
+// The scores of one query in float64, and by how much (55) allows each score to be off with products of codes.
 struct CodeRow {
   CodeRow(Problem& p, std::int64_t head, std::int64_t i, MaskKind kind, bool causal)
       : scores(Problem::size(p.shape.keys), -kInfinity), errors(scores.size()) {

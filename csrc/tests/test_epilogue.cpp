@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// From exact sums to outputs: the epilogue of every kernel that can run here gives the bits of isa/scalar.cpp, also where
-// it is one function with the product, for columns around every vector edge and buffers that end at a guard page.
+// From exact sums to outputs: the epilogue of every kernel that can run here gives the bits of isa/integer/scalar.cpp, also
+// where product and epilogue are one function, for columns around every edge of a vector and buffers that end at a guard page.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo::test {
@@ -79,8 +79,8 @@ void multiply_to_float_equals_scalar(const Kernel& kernel, int m, int n, std::in
   Guarded<std::int8_t> weight(static_cast<std::size_t>(acc_stride * k));
   Guarded<std::int32_t> column_sum(static_cast<std::size_t>(n));
   Guarded<float> column_scale(static_cast<std::size_t>(n)), bias(static_cast<std::size_t>(n));
-  fill_codes(codes, Codes::random, random);
-  fill_codes(weight, Codes::random, random);
+  fill_codes(codes, CodePattern::random, random);
+  fill_codes(weight, CodePattern::random, random);
   for (auto& value : column_sum) value = std::uniform_int_distribution<std::int32_t>(-500000, 500000)(random);
   for (auto& value : column_scale) value = std::uniform_real_distribution<float>(1e-6f, 1e-2f)(random);
   for (auto& value : bias) value = std::uniform_real_distribution<float>(-1.0f, 1.0f)(random);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every table of float operators that can run here gives the bits of float_isa/scalar.cpp, for sizes around every vector
-// edge and with buffers that end at a guard page; activations are within their bounds of double.
+// Every table of float operators that can run here gives the bits of isa/float/scalar.cpp, for sizes around every edge of a
+// vector and with buffers that end at a guard page. Activations and norms are within their bounds of results in double.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo::test {
@@ -133,7 +133,7 @@ void test_rotate(const FloatKernel& kernel) {
   }
 }
 
-// numerics.md, eq. 49: 2 ulp above -1 and 3e-7 below, for each 4999th float32 up to 100 in size.
+// docs/numerics.md, eq. 49: 2 ulp above -1 and 3e-7 below, for each 4999th float32 up to 100 in size.
 void test_gelu_is_within_its_bound(const FloatKernel& kernel) {
   for (std::uint32_t bits = 0; bits < 0x42c80000u; bits += 4999) {
     for (const std::uint32_t sign : {0u, 0x80000000u}) {
@@ -150,7 +150,7 @@ void test_gelu_is_within_its_bound(const FloatKernel& kernel) {
   }
 }
 
-// numerics.md, eq. 52, with |t - mean| <= 2 max |t| and mean |t| <= max |t|.
+// docs/numerics.md, eq. 52, with |t - mean| <= 2 max |t| and mean |t| <= max |t|.
 void test_norm_is_within_its_bound(const FloatKernel& kernel) {
   Random random(5);
   for (const int count : kCounts) {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kernel that can run here gives the bits of isa/scalar.cpp, for every function of its table, for sizes around
-// every tile and vector edge, with buffers that end at a guard page. Kernels that this CPU lacks are tested in other
-// clothes where that is possible: AMX on a software model of the tile instructions, AVX-VNNI in EVEX encoding.
+// Every kernel that can run here gives the bits of isa/integer/scalar.cpp, in every function of its table, for sizes around
+// every edge of a tile or a vector, with buffers that end at a guard page. Two kernels are also tested where the CPU cannot run
+// them: AMX on a software model of the tile instructions, AVX-VNNI in EVEX encoding.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 
-#include "cpu.h"
+#include "registry/registry.h"
 #include "support.h"
 
 namespace octavo {
@@ -24,8 +24,8 @@ namespace {
 
 const Kernel& scalar() { return *built_kernels().front(); }
 
-const char* name_of(Codes mode) {
-  return mode == Codes::random ? "random" : mode == Codes::extremes ? "extremes" : "alternating";
+const char* name_of(CodePattern mode) {
+  return mode == CodePattern::random ? "random" : mode == CodePattern::extremes ? "extremes" : "alternating";
 }
 
 // Rows of m activations in the form the kernel reads, the last one ending at the guard page.
@@ -50,7 +50,7 @@ struct ActivationRows {
 };
 
 void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int strips, std::int64_t k_tiles,
-                            Codes mode) {
+                            CodePattern mode) {
   Random random(static_cast<unsigned>(m * 1000 + strips * 100) + static_cast<unsigned>(k_tiles));
   const std::int64_t k = k_tiles * kTileK;
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(m * k));
@@ -83,7 +83,7 @@ void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int st
 }
 
 void test_multiply(const Kernel& kernel) {
-  for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
+  for (const CodePattern mode : {CodePattern::random, CodePattern::extremes, CodePattern::alternating}) {
     for (const TileShape shape : {kernel.tile, kernel.tall_tile}) {
       for (int m = 1; shape.rows > 0 && m <= shape.rows + 1; ++m) {
         for (int strips = 1; strips <= shape.strips; ++strips) {
@@ -232,7 +232,7 @@ void test_dequantize(const Kernel& kernel) {
   for (const FloatType type : kTypes) {
     for (const int count : kCounts) {
       Guarded<std::uint8_t> codes(static_cast<std::size_t>(count));
-      fill_codes(codes, Codes::random, random);
+      fill_codes(codes, CodePattern::random, random);
       for (const bool is_signed : {true, false}) {
         for (const float scale : {1.0f, 0.0123f, 1e-38f, 3e37f}) {
           const std::size_t bytes = static_cast<std::size_t>(count * bytes_of(type));
@@ -261,7 +261,7 @@ void test_multiply_16_bit(const Kernel& kernel) {
         code =
             static_cast<std::int16_t>(extremes ? -kMax16 : std::uniform_int_distribution<int>(-kMax16, kMax16)(random));
       }
-      fill_codes(weight, extremes ? Codes::extremes : Codes::random, random);
+      fill_codes(weight, extremes ? CodePattern::extremes : CodePattern::random, random);
       std::vector<std::int32_t> acc(static_cast<std::size_t>(m * kStripColumns));
       kernel.multiply({rows.data(), 2 * k, weight.data(), 0, k / kTileK, m, 1, false, acc.data(), kStripColumns});
       for (std::size_t i = 0; i < acc.size(); ++i) {

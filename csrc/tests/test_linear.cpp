@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drivers: int8_mm equals int64 sums; both linears give the same bits on every kernel, with every thread count and
+// The drivers: int8_mm equals int64 sums; linear layers give the same bits on every kernel, with every thread count and
 // every way of cutting the batch; non-finite rows stay alone; k beyond int32 stays exact; packing is a permutation.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 
-#include "cpu.h"
-#include "linear.h"
-#include "pack.h"
+#include "drivers/linear.h"
+#include "drivers/pack.h"
+#include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
 
@@ -18,7 +18,7 @@ namespace {
 struct Layer {
   Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
     Random random(seed);
-    fill_codes(codes, Codes::random, random);
+    fill_codes(codes, CodePattern::random, random);
     strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
     column_sum.resize(static_cast<std::size_t>(n));
     pack_weight(codes.data(), n, k, k, 1, strips.data(), column_sum.data());
@@ -238,7 +238,7 @@ void test_k_beyond_int32_is_exact() {
   use_kernel("");
 }
 
-// An integer bias is added to the exact sum, which is rounded once: codes of x are known here, as its scale is 1.
+// An integer bias is added to the exact sum, which is rounded once. The codes of x are known here, because the scale is 1.
 void integer_bias_is_exact(const Layer& layer, std::int64_t m, const std::vector<std::int32_t>& bias) {
   Random random(24);
   std::uniform_int_distribution<int> code(-128, 127);
@@ -318,7 +318,7 @@ void test_int8_mm_equals_int64() {
   for (const auto& [m, n, k] : {Shape{1, 1, 1}, {3, 17, 65}, {13, 70, 129}, {5, 3, 4097}}) {
     std::vector<std::int8_t> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
     std::vector<std::int32_t> c(static_cast<std::size_t>(m * n));
-    for (const Codes mode : {Codes::random, Codes::extremes, Codes::alternating}) {
+    for (const CodePattern mode : {CodePattern::random, CodePattern::extremes, CodePattern::alternating}) {
       fill_codes(a, mode, random);
       fill_codes(b, mode, random);
       for (const bool is_signed : {true, false}) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// parallel.h for the test programs: one std::thread for each contiguous range, as torch's pool deals them out.
+// base/parallel.h for the test programs: one std::thread for each contiguous range, dealt out as torch's pool does.
 #include "threads.h"
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "parallel.h"
+#include "base/parallel.h"
 
 namespace octavo {
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled module's NumPy half (csrc/bindings/numpy.cpp). Its operators for torch are torch.ops.octavo.*."""
+"""The compiled module's NumPy half (csrc/bindings/numpy/module.cpp). Its operators for torch are torch.ops.octavo.*."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a packed weight lies in memory: the layout "S16", which every instruction set reads and drivers/pack.cpp writes.
+//
+// A weight of n rows and k columns, int8, is cut into strips of 16 rows of the weight, which are 16 columns of the
+// product. Each strip is contiguous over all of k:
+//
+//   strip 0                      strip 1                ...      [n / 16]
+//   +--------+--------+-- ...    +--------+-- ...
+//   | tile 0 | tile 1 |          | tile 0 |                      [k / 64]  a tile is 64 k x 16 columns, 1024 bytes
+//   +--------+--------+-- ...    +--------+-- ...
+//
+//   tile = 16 lines of 64 bytes; line j holds k = 4j .. 4j + 3 of all 16 columns, byte 4 * column + (k mod 4):
+//   | c0: k k+1 k+2 k+3 | c1: k k+1 k+2 k+3 | ... | c15: k k+1 k+2 k+3 |
+//
+// A line is one zmm operand of vpdpbusd and half a line is one ymm operand. A quarter of a line widens to one ymm of int16,
+// and a whole tile is a B operand of AMX: one layout serves every instruction set. n is padded to a multiple of 16 and k to
+// a multiple of 64 with zero codes.
+#pragma once
+
+namespace octavo {
+
+constexpr int kStripColumns = 16;
+constexpr int kLineK = 4;
+constexpr int kTileK = 64;
+constexpr int kLineBytes = kStripColumns * kLineK;
+constexpr int kTileBytes = kStripColumns * kTileK;
+
+}  // namespace octavo
