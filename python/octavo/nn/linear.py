@@ -18,6 +18,7 @@ from .. import ops
 from ..cpu import cpu_info
 from ..qparams import FLOAT_DTYPES, Granularity
 from . import packed_memory
+from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .scales import SCALES, is_scale_of
 
 
@@ -203,9 +204,12 @@ class QuantLinear(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        key = prefix + "weight"
         if self.is_packed:
-            destination[prefix + "weight"] = self.codes()
+            destination[key] = self.codes()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_packed or not keep_vars:
+            destination[key] = StoredCodes.of(destination[key])
 
     def _load_from_state_dict(
         self,
@@ -219,7 +223,8 @@ class QuantLinear(nn.Module):
     ) -> None:
         """torch would cast floats into int8 codes silently, so dtypes are checked; a refused layer stays as it is."""
         key = prefix + "weight"
-        errors = _loading_errors(self, state_dict, prefix)
+        errors = form_errors(self._expected_state(), state_dict, prefix)
+        errors = errors or self.value_errors(state_dict, prefix)
         if errors:
             error_msgs.extend(errors)
             return
@@ -234,6 +239,8 @@ class QuantLinear(nn.Module):
             )
         elif was_packed and strict:
             missing_keys.append(key)
+        if isinstance(state_dict.get(key), StoredCodes):
+            state_dict = {**state_dict, key: state_dict[key].as_subclass(torch.Tensor)}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -248,7 +255,12 @@ class QuantLinear(nn.Module):
             if scale is not None and scale.dtype != torch.float32:
                 setattr(self, name, frozen(scale.float()))
 
-    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    def value_errors(self, state: dict[str, Any], prefix: str) -> list[str]:
+        """What is wrong with the values of this layer's tensors in `state`, a state_dict of names with `prefix`: one
+        sentence for each tensor, none if the layer can compute with them."""
+        return value_errors(self._expected_state(), state, prefix)
+
+    def _expected_state(self) -> Expected:
         """The shape and the dtypes that each name in a state_dict may have."""
         n, k = self.out_features, self.in_features
         return {
@@ -290,22 +302,3 @@ def _check_codes(codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Te
             f"QuantLinear: bias has shape {tuple(bias.shape)}, "
             f"codes of shape {tuple(codes.shape)} need {(n,)}"
         )
-
-
-def _loading_errors(layer: QuantLinear, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    errors = []
-    for name, (shape, dtypes) in layer._expected_state().items():
-        value = state_dict.get(prefix + name)
-        if not isinstance(value, torch.Tensor):
-            continue
-        if value.dtype not in dtypes:
-            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            remedy = (
-                "; load a float checkpoint into the float model, then quantize that"
-                if name == "weight"
-                else ""
-            )
-            errors.append(f"{prefix}{name} is {value.dtype}, QuantLinear needs {accepted}{remedy}")
-        if tuple(value.shape) != shape:
-            errors.append(f"{prefix}{name} has shape {tuple(value.shape)}, QuantLinear needs {shape}")
-    return errors
