@@ -187,6 +187,56 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == files
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_save_that_was_killed_while_its_files_moved_is_read_as_the_new_one(folder, monkeypatch, moved):
+    """Whatever has its place already; the old one had buffers, the new one has none."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    model = octavo.quantized(nn.Sequential(nn.Linear(4, 4)), octavo.Int8Dynamic())
+    replace = os.replace
+    moves = iter([replace] * moved + [killed] * 3)
+    monkeypatch.setattr(os, "replace", lambda *paths: next(moves)(*paths))
+    monkeypatch.setattr("octavo.files.shutil.rmtree", lambda *_, **__: None)
+    if moved < 2:
+        with pytest.raises(KeyboardInterrupt):
+            octavo.save(model, folder)
+    else:
+        octavo.save(model, folder)
+    monkeypatch.undo()
+    loaded = octavo.load(folder, nn.Sequential(nn.Linear(4, 4)))
+    assert torch.equal(loaded(torch.ones(1, 4)), model(torch.ones(1, 4)))
+    assert [layer.name for layer in octavo.inspect_checkpoint(folder).layers] == ["0"]
+    octavo.save(quantized_model(), folder)
+    assert sorted(os.listdir(folder)) == ["buffers.safetensors", "model.safetensors", "octavo.json"]
+    assert torch.equal(octavo.load(folder, meta_skeleton())(IDS), quantized_model()(IDS))
+
+
+def test_a_folder_without_a_name_is_refused_and_the_current_one_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: octavo.save(quantized_model(), ""),
+        lambda: octavo.load("", meta_skeleton()),
+        lambda: octavo.inspect_checkpoint(""),
+    ):
+        with pytest.raises(ValueError, match="folder is ''; give a name, or '.' for the current folder"):
+            call()
+    assert os.listdir(tmp_path) == []
+    octavo.save(quantized_model(), ".")
+    assert "octavo.json" in os.listdir(tmp_path)
+
+
+def test_a_failed_save_leaves_no_folder(tmp_path, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("octavo.shards.write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        octavo.save(quantized_model(), tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == []
+
+
 def test_equal_models_give_equal_files(tmp_path):
     for name in ("a", "b"):
         octavo.save(quantized_model(), tmp_path / name)
