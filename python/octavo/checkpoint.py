@@ -196,7 +196,10 @@ def _prepared_maker(name: str, fields: dict[str, Any]) -> Maker:
     scheme = from_dict(options.pop("scheme", {}))
 
     def make(linear: nn.Linear) -> OurLinear:
-        layer = scheme.prepare_linear(linear, **options)
+        try:
+            layer = scheme.prepare_linear(linear, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"load: layer {name!r} in {CONFIG}: {error}") from error
         layer.name = name
         return layer
 
