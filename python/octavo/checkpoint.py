@@ -24,10 +24,12 @@ from torch import nn
 from . import compressed_tensors, manifest, shards
 from .files import current, folder_argument, save_into
 from .nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
+from .qparams import FLOAT_DTYPES
 from .schemes import Scheme, from_dict
 from .swap import undone_on_error
 
 Maker = Callable[[nn.Linear], OurLinear]
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
 WEIGHTS, BUFFERS, CONFIG = shards.WEIGHTS, "buffers.safetensors", manifest.NAME
 
 
@@ -52,6 +54,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     quantized = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
     _check_values("save", quantized, state)
     layers = {name: layer.scheme.to_dict() for name, layer in quantized.items()}
+    dtypes = {name: _NAMES[layer.weight_dtype] for name, layer in quantized.items()}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
     prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
     buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
     with save_into(folder, (WEIGHTS, BUFFERS, CONFIG)) as temporary:
@@ -60,7 +64,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
             shards.write(temporary / BUFFERS, buffers, buffers.items())
         files = {path.name: shards.fingerprint(path) for path in sorted(temporary.iterdir())}
         config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
-        manifest.write(temporary, config)
+        manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 
 
 def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
@@ -83,16 +87,19 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
     folder = folder_argument("load", folder)
     is_foreign = (folder / compressed_tensors.CONFIG).exists() and not current(folder, CONFIG).exists()
+    dtypes: dict[str, str] | None = None
     if is_foreign:
         schemes, tensors = compressed_tensors.read(folder, skeleton)
         makers = {name: _frozen_maker(scheme) for name, scheme in schemes.items()}
     else:
-        makers, tensors = _read_ours(folder)
+        makers, tensors, dtypes = _read_ours(folder)
     buffers_file = current(folder, BUFFERS)
     buffers = shards.read_file(buffers_file) if buffers_file.exists() else {}
     layers = _unfilled_layers(skeleton, makers)
     for name, layer in layers.items():
         layer.take_shapes_(tensors, f"{name}." if name else "")
+        if isinstance(layer, QuantLinear):
+            layer.weight_dtype = _weight_dtype(name, dtypes, tensors, skeleton.get_submodule(name))
     _check_tensors(_expected_tensors(skeleton, layers), tensors, set(layers))
     _check_values(
         "load", {n: layer for n, layer in layers.items() if isinstance(layer, QuantLinear)}, tensors
@@ -153,7 +160,8 @@ def _storable(name: str, value: Any) -> torch.Tensor:
 # Reading
 
 
-def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor]]:
+def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor], dict[str, str] | None]:
+    """What makes each layer, all tensors, and the dtypes that weights read as, if the file says so."""
     config = manifest.read(folder)
     for name, fingerprint in config["files"].items():
         path = current(folder, name)
@@ -167,7 +175,7 @@ def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor]]
         if name not in tensors:
             raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
         tensors[alias] = tensors[name]
-    return _makers(config), tensors
+    return _makers(config), tensors, config.get("weight_dtypes")
 
 
 def _makers(config: dict[str, Any]) -> dict[str, Maker]:
@@ -204,6 +212,20 @@ def _prepared_maker(name: str, fields: dict[str, Any]) -> Maker:
         return layer
 
     return make
+
+
+def _weight_dtype(
+    name: str, saved: dict[str, str] | None, tensors: dict[str, torch.Tensor], linear: Any
+) -> torch.dtype:
+    """What the weight of a layer read as when it was saved. Where no file says it, as the bias, else the skeleton's."""
+    if saved is not None:
+        found = {text: dtype for dtype, text in _NAMES.items()}.get(saved.get(name, "float32"))
+        if found is None:
+            raise ValueError(f"load: {CONFIG} gives {name!r} the dtype {saved[name]!r}; the file is damaged")
+        return found
+    bias = tensors.get(f"{name}.bias" if name else "bias")
+    candidates = (bias.dtype if bias is not None else None, linear.weight.dtype)
+    return next((dtype for dtype in candidates if dtype in FLOAT_DTYPES), torch.float32)
 
 
 def _unfilled_layers(skeleton: nn.Module, makers: dict[str, Maker]) -> dict[str, OurLinear]:

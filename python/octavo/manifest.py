@@ -4,6 +4,7 @@
     format, format_version, octavo_version
     layers, prepared     {name of a layer: fields of its scheme}, and what else a prepared layer is made of
     aliases              {name of a tensor: name of the tensor that it shares memory with}
+    weight_dtypes        {name of a layer: what its weight reads as}, of layers where that is not float32
     files                {name: fingerprint} of the files that were written together with this one
     crc32                of all the rest; files of before there were any have none, and are read
 
@@ -23,6 +24,13 @@ from .files import current, read_json
 NAME = "octavo.json"
 FORMAT_VERSION = 1
 CHECKSUM = "crc32"
+KINDS: dict[str, type] = {
+    "layers": dict,
+    "prepared": dict,
+    "aliases": str,
+    "files": str,
+    "weight_dtypes": str,
+}
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
@@ -61,7 +69,9 @@ def read(folder: Path) -> dict[str, Any]:
         )
     content.setdefault("prepared", {})  # files of before there were any
     content.setdefault("files", {})
-    for key, kind in (("layers", dict), ("prepared", dict), ("aliases", str), ("files", str)):
+    for key, kind in KINDS.items():
+        if key == "weight_dtypes" and key not in content:
+            continue  # an older file does not know
         entries = content.get(key)
         if not isinstance(entries, dict):
             raise ValueError(f"{path} has no {key!r}; the file is damaged, save the model again")

@@ -19,6 +19,7 @@ from ..cpu import cpu_info
 from ..qparams import FLOAT_DTYPES, Granularity
 from . import packed_memory
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
+from .packed_weight import PackedWeight
 from .scales import SCALES, is_scale_of
 
 
@@ -55,13 +56,15 @@ class QuantLinear(nn.Module):
 
     A new layer is unfilled (zero codes): `from_codes`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
     `weight` int8 [n, k], `weight_scale` float32 [n, 1] and, if there is one, `bias` [n]. All of them are frozen; the
-    gradient reaches x. Once packed, `.weight` reads as the dequantized float32 matrix, a copy.
+    gradient reaches x. Once packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had:
+    its values are dequantized for each operation that needs them, and it cannot be written to.
 
     `activation` is None or one of octavo.ops.ACTIVATIONS, which then is part of the call. It says how a layer is used,
     as the modules around it do, so it is in no state_dict and no file; copies and pickles have it.
     """
 
     activation: str | None = None
+    weight_dtype: torch.dtype = torch.float32  # what `.weight` reads as
 
     weight_scale: nn.Parameter
     packed: torch.Tensor  # None while canonical, as column_sum is
@@ -178,21 +181,26 @@ class QuantLinear(nn.Module):
         return self.packed, self.column_sum
 
     def __getattr__(self, name: str) -> Any:  # reached only when the ordinary lookup fails
-        if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
-            return self.dequantize()
-        return super().__getattr__(name)
+        packed = self.__dict__.get("_buffers", {}).get("packed") if name == "weight" else None
+        if packed is None:
+            return super().__getattr__(name)
+        dtype = self.weight_dtype
+        if torch.compiler.is_compiling():  # a graph has no place for a tensor that computes itself
+            return self.dequantize(dtype)
+        form = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        return PackedWeight(form, lambda: self.dequantize(dtype), packed.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
             raise AttributeError(
-                "QuantLinear.weight is read-only once packed: what it returns is a dequantized copy. "
+                "QuantLinear.weight is read-only once packed: its values are dequantized when they are read. "
                 "Load int8 codes with load_state_dict, or make a new layer with QuantLinear.from_codes"
             )
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
-        """.half(), .to(dtype) and the like change the bias only, and that to what the operators take: a scale keeps
-        all its bits, and .double() does nothing."""
+        """.half(), .to(dtype) and the like change the bias and what `.weight` reads as, and both to what the operators
+        take: a scale keeps all its bits, and .double() does nothing."""
 
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
@@ -201,6 +209,8 @@ class QuantLinear(nn.Module):
                 return result
             return tensor.to(result.device)
 
+        dtype = fn(torch.empty(0, dtype=self.weight_dtype)).dtype
+        self.weight_dtype = dtype if dtype in FLOAT_DTYPES else self.weight_dtype
         return super()._apply(keep_dtype, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
