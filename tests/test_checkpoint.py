@@ -7,62 +7,21 @@ import os
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import octavo
+from checkpoints import IDS, Model, check_refused, edit_config, edit_tensors, meta_skeleton, quantized_model
 from octavo.nn import QuantLinear
 
 SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Dynamic(symmetric=False), octavo.Int8WeightOnly()]
-
-
-class Model(nn.Module):
-    """A Linear kept float, tied weights, buffers of both kinds, odd sizes, a layer without bias."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(11, 21)
-        self.body = nn.Sequential(
-            nn.Linear(21, 35), nn.ReLU(), nn.Linear(35, 21, bias=False), nn.BatchNorm1d(21)
-        )
-        self.head = nn.Linear(21, 11, bias=False)
-        self.head.weight = self.embed.weight
-        self.register_buffer("offset", torch.arange(21.0), persistent=False)
-
-    def forward(self, ids):
-        return self.head(self.body(self.embed(ids) + self.offset))
-
-
-IDS = torch.arange(11)
-
-
-def quantized_model(scheme=SCHEMES[0]) -> nn.Module:
-    torch.manual_seed(0)
-    return octavo.quantized(Model().eval(), scheme)
-
-
-def meta_skeleton() -> nn.Module:
-    with torch.device("meta"):
-        return Model().eval()
 
 
 @pytest.fixture
 def folder(tmp_path):
     octavo.save(quantized_model(), tmp_path)
     return tmp_path
-
-
-def edit_config(folder, change):
-    config = json.loads((folder / "octavo.json").read_text())
-    change(config)
-    (folder / "octavo.json").write_text(json.dumps(config))
-
-
-def edit_tensors(folder, change, file="model.safetensors"):
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / file).items()}
-    change(tensors)
-    save_file(tensors, folder / file)
 
 
 def test_a_loaded_model_is_packed_so_that_requires_grad_may_be_set_on_all_of_it(folder):
@@ -228,6 +187,56 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == files
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_save_that_was_killed_while_its_files_moved_is_read_as_the_new_one(folder, monkeypatch, moved):
+    """Whatever has its place already; the old one had buffers, the new one has none."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    model = octavo.quantized(nn.Sequential(nn.Linear(4, 4)), octavo.Int8Dynamic())
+    replace = os.replace
+    moves = iter([replace] * moved + [killed] * 3)
+    monkeypatch.setattr(os, "replace", lambda *paths: next(moves)(*paths))
+    monkeypatch.setattr("octavo.files.shutil.rmtree", lambda *_, **__: None)
+    if moved < 2:
+        with pytest.raises(KeyboardInterrupt):
+            octavo.save(model, folder)
+    else:
+        octavo.save(model, folder)
+    monkeypatch.undo()
+    loaded = octavo.load(folder, nn.Sequential(nn.Linear(4, 4)))
+    assert torch.equal(loaded(torch.ones(1, 4)), model(torch.ones(1, 4)))
+    assert [layer.name for layer in octavo.inspect_checkpoint(folder).layers] == ["0"]
+    octavo.save(quantized_model(), folder)
+    assert sorted(os.listdir(folder)) == ["buffers.safetensors", "model.safetensors", "octavo.json"]
+    assert torch.equal(octavo.load(folder, meta_skeleton())(IDS), quantized_model()(IDS))
+
+
+def test_a_folder_without_a_name_is_refused_and_the_current_one_is_not_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: octavo.save(quantized_model(), ""),
+        lambda: octavo.load("", meta_skeleton()),
+        lambda: octavo.inspect_checkpoint(""),
+    ):
+        with pytest.raises(ValueError, match="folder is ''; give a name, or '.' for the current folder"):
+            call()
+    assert os.listdir(tmp_path) == []
+    octavo.save(quantized_model(), ".")
+    assert "octavo.json" in os.listdir(tmp_path)
+
+
+def test_a_failed_save_leaves_no_folder(tmp_path, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("octavo.shards.write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        octavo.save(quantized_model(), tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path) == []
+
+
 def test_equal_models_give_equal_files(tmp_path):
     for name in ("a", "b"):
         octavo.save(quantized_model(), tmp_path / name)
@@ -262,125 +271,6 @@ def test_a_tensor_left_on_meta_is_an_error_and_not_a_silence(folder):
     skeleton = Model()
     skeleton.body.table = torch.zeros(3, device="meta")  # a plain attribute, which nothing could fill
     check_refused(folder, skeleton, ValueError, "'body.table' of skeleton is on the meta device")
-
-
-# Bad files: each a clear error, the skeleton as it was
-
-
-def check_refused(folder, skeleton, error, message):
-    modules = dict(skeleton.named_modules())
-    parameters, buffers = dict(skeleton.named_parameters()), dict(skeleton.named_buffers())
-    with pytest.raises(error, match=message):
-        octavo.load(folder, skeleton)
-    assert dict(skeleton.named_modules()) == modules
-    assert all(value is parameters[name] for name, value in skeleton.named_parameters())
-    assert all(value is buffers[name] for name, value in skeleton.named_buffers())
-
-
-@pytest.mark.parametrize("missing", ["octavo.json", "model.safetensors"])
-def test_a_missing_file_is_named(folder, missing):
-    (folder / missing).unlink()
-    check_refused(folder, meta_skeleton(), FileNotFoundError, missing)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    check_refused(tmp_path / "nowhere", meta_skeleton(), FileNotFoundError, "nowhere")
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "buffers.safetensors"])
-@pytest.mark.parametrize("keep", [0, 4, 20, -1])
-def test_a_truncated_file_is_refused(folder, file, keep):
-    size = (folder / file).stat().st_size
-    os.truncate(folder / file, keep if keep >= 0 else size + keep)
-    check_refused(folder, meta_skeleton(), ValueError, f"{file} is truncated or not a safetensors file")
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "buffers.safetensors"])
-def test_a_flipped_bit_is_noticed(folder, file):
-    data = bytearray((folder / file).read_bytes())
-    data[-10] ^= 16
-    (folder / file).write_bytes(data)
-    check_refused(folder, meta_skeleton(), ValueError, "is damaged: its checksum")
-
-
-@pytest.mark.parametrize("text", ["", "{", "not json", "\0\0", "[" * 100_000])
-def test_a_damaged_config_is_refused(folder, text):
-    (folder / "octavo.json").write_text(text)
-    check_refused(folder, meta_skeleton(), ValueError, "octavo.json is not JSON")
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda c: c.update(format="other"), "is not a file written by octavo.save"),
-        (
-            lambda c: c.update(format_version=2, octavo_version="9.9"),
-            "version 2, written by octavo 9.9.*upgrade",
-        ),
-        (lambda c: c.update(format_version="1"), "format version 1"),
-        (lambda c: c.update(format_version=0), "format version 0"),
-        (lambda c: c.pop("layers"), "has no 'layers'"),
-        (lambda c: c.pop("aliases"), "has no 'aliases'"),
-        (lambda c: c["layers"].update({"body.0": {"name": "Int3"}}), "Int3"),
-        (lambda c: c["layers"].update({"body.0": 7}), "body.0"),
-        (
-            lambda c: c["layers"].update({"body.9": c["layers"]["body.0"]}),
-            "layer 'body.9' is missing in skeleton",
-        ),
-        (
-            lambda c: c["layers"].update({"body.1": c["layers"]["body.0"]}),
-            "layer 'body.1' is a ReLU in skeleton",
-        ),
-        (lambda c: c["layers"].pop("body.0"), "unexpected tensors: body.0.weight_scale"),
-        (lambda c: c["aliases"].update({"head.weight": "nothing"}), "names 'nothing'"),
-        (lambda c: c["aliases"].clear(), "lacks tensors: head.weight"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused(folder, change, message):
-    edit_config(folder, change)
-    check_refused(folder, meta_skeleton(), ValueError, message)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda t: t.pop("body.0.weight"), "lacks tensors: body.0.weight"),
-        (lambda t: t.pop("body.3.running_mean"), "lacks tensors: body.3.running_mean"),
-        (lambda t: t.update(extra=torch.ones(1)), "unexpected tensors: extra"),
-        (
-            lambda t: t.update({"body.0.weight": torch.zeros(35, 22, dtype=torch.int8)}),
-            r"\(35, 22\) in the checkpoint",
-        ),
-        (
-            lambda t: t.update({"body.0.weight": torch.zeros(35, 21)}),
-            "torch.float32 in the checkpoint, torch.int8",
-        ),
-        (
-            lambda t: t.update({"body.0.weight_scale": torch.ones(35)}),
-            r"\(35,\) in the checkpoint and \(35, 1\)",
-        ),
-        (
-            lambda t: t.update({"body.0.weight_scale": torch.ones(35, 1).half()}),
-            "torch.float16 in the checkpoint",
-        ),
-        (
-            lambda t: t.update({"embed.weight": torch.zeros(11, 21, dtype=torch.int8)}),
-            "torch.int8 in the checkpoint",
-        ),
-    ],
-)
-def test_tensors_that_do_not_fit_are_refused(folder, change, message):
-    edit_tensors(folder, change)
-    check_refused(folder, meta_skeleton(), ValueError, message)
-
-
-def test_another_skeleton_is_refused(folder):
-    check_refused(
-        folder, nn.Sequential(nn.Linear(21, 35)), ValueError, "layer 'body.0' is missing in skeleton"
-    )
-    check_refused(
-        folder, quantized_model(), ValueError, "'body.0' is a QuantLinear in skeleton.*the float model"
-    )
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):

@@ -183,7 +183,7 @@ def without_weights(folder: Path) -> None:
         (truncated, ValueError, "model.safetensors is truncated or not a safetensors file"),
         (not_json, ValueError, "octavo.json is not JSON"),
         (not_octavo, ValueError, "is not a file written by octavo.save"),
-        (too_new, ValueError, "format version 99; this octavo reads up to 1: upgrade"),
+        (too_new, ValueError, "format version 99.*this octavo reads up to 1: upgrade"),
         (without_weights, FileNotFoundError, "model.safetensors does not exist"),
     ],
 )

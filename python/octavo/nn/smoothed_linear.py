@@ -18,6 +18,7 @@ from .. import observers
 from ..observers import Observer
 from ..qparams import FLOAT_DTYPES
 from .float_input import fits, in_float32
+from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
 from .prepared import PreparedLinear, PreparedScheme
 from .static_linear import StaticQuantLinear
@@ -59,7 +60,7 @@ class SmoothedLinear(QuantLinear):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return (super().dequantize() * self.input_multiplier.detach()).to(dtype)
 
-    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    def _expected_state(self) -> Expected:
         return {**super()._expected_state(), "input_multiplier": ((self.in_features,), FLOAT_DTYPES)}
 
 

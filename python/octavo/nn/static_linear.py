@@ -13,6 +13,7 @@ import torch
 from .. import ops
 from ..fake_quantize import quantize_bias
 from ..qparams import FLOAT_DTYPES, QParams
+from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
 
 
@@ -101,7 +102,7 @@ class StaticQuantLinear(QuantLinear):
             self.activation,
         )
 
-    def _expected_state(self) -> dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]:
+    def _expected_state(self) -> Expected:
         return {
             **super()._expected_state(),
             "bias": ((self.out_features,), (torch.int32,) if self.scheme.int32_bias else FLOAT_DTYPES),

@@ -97,6 +97,7 @@ class Scheme(ABC):
         q = prepared.quantized_weight
         bias = None if prepared.bias is None else prepared.bias.detach().clone()
         layer = self.layer.from_codes(q.codes, q.scale[:, None], bias, self)
+        layer.weight_dtype = prepared.weight.dtype
         return layer.train(prepared.training).pack_()
 
     def weight_qparams(self, weight: torch.Tensor) -> QParams:
