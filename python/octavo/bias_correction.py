@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .absorbing import reason_to_keep_bias
 from .batches import calls, evaluating
 from .nn import OurLinear, PreparedLinear, StaticQuantLinear
 from .progress import with_bar
+from .sharing import Holders, sole_owners
 from .swap import undone_on_error
 
 Call = tuple[tuple, dict]
@@ -34,11 +36,14 @@ def correct_bias_(
     data       one batch or an iterable of them, as `octavo.compare` takes; both models run on them in eval mode
     progress   a tqdm bar over the layers
     returns    {name: float32 [n], what was subtracted from the bias}, in the order of running
-    raises     ValueError if a layer has no counterpart in reference, runs in one model only, or gives NaN or Inf, and
-               if data is empty; TypeError for what is no module or no batch. The model is then unchanged
+    raises     ValueError if a layer has no counterpart in reference, runs in one model only, gives NaN or Inf, or has
+               hooks, a forward of its own or a pruned bias, and if data is empty; TypeError for what is no module or no
+               batch. The model is then unchanged
     source     Nagel et al. 2019 (arXiv:1906.04721), section 4.2 and appendix D, the empirical form
     """
     layers = _layers(model, reference)
+    _require_plain(layers)
+    writable = _writable(model, layers)
     batches = list(calls(data, "correct_bias_: data"))
     if not batches:
         raise ValueError("correct_bias_: data is empty; give at least one batch")
@@ -52,7 +57,7 @@ def correct_bias_(
             shift = found[name].mean - expected[name].mean
             if not shift.isfinite().all():
                 raise ValueError(f"correct_bias_: layer {name!r} gives NaN or Inf on this data")
-            _subtract_(layers[name], shift, reference.get_submodule(name))
+            _subtract_(layers[name], shift, reference.get_submodule(name), in_place=name in writable)
             shifts[name] = shift.float()
     return shifts
 
@@ -116,13 +121,33 @@ def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
     return layers
 
 
-def _subtract_(layer: Any, shift: torch.Tensor, reference: Any) -> None:
-    """A new Parameter: the old one may be another model's."""
+def _require_plain(layers: dict[str, Any]) -> None:
+    """Raises ValueError for a layer whose output would not follow the bias."""
+    for name, layer in layers.items():
+        reason = reason_to_keep_bias(layer)
+        if reason:
+            raise ValueError(f"correct_bias_: the bias of layer {name!r} cannot be changed: {reason}")
+
+
+def _writable(model: nn.Module, layers: dict[str, Any]) -> set[str]:
+    """The layers whose bias nobody else has: it keeps the Parameter, which an optimizer may train."""
+    owners, holders = sole_owners(model), Holders(model)
+    return {
+        name
+        for name, layer in layers.items()
+        if layer in owners and not holders.have(layer, [layer.bias], or_view=False)
+    }
+
+
+def _subtract_(layer: Any, shift: torch.Tensor, reference: Any, *, in_place: bool) -> None:
+    """`in_place`: nobody else has the Parameter. Else there is a new one, for the old one may be another model's."""
     is_static = isinstance(layer, StaticQuantLinear)
     old = layer.float_bias() if is_static else layer.bias
     if old is None:
         dtype = reference.weight.dtype
         layer.bias = nn.Parameter((-shift).to(dtype), requires_grad=isinstance(layer, PreparedLinear))
+    elif in_place and not is_static and not old.is_inference():
+        old.copy_(old.double() - shift)
     else:
         layer.bias = nn.Parameter((old.double() - shift).to(old.dtype), requires_grad=old.requires_grad)
     if is_static:

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .absorbing import reason_to_stay
 from .batches import calls, evaluating
-from .tracing import sole_owners, traced
+from .folding import Change, powers_of_two, proven, undone
+from .sharing import Holders, sole_owners
+from .tracing import traced
 
 SWEEPS, SETTLED = 20, 0.01  # a layer in the middle of a chain is in two pairs: until no s is further from 1
 
@@ -49,11 +52,15 @@ def equalize_(
         raise ValueError("equalize_: give data, to find the pairs, or pairs, their names")
     names = _linears(model)
     found = _told(model, names, pairs) if pairs is not None else _found(model, list(names), data)
-    for first, second in found:
-        for layer in (first, *second):
-            if not layer.weight.isfinite().all():
-                raise ValueError(f"equalize_: {names[layer]}.weight holds NaN or Inf; repair it first")
-    with torch.no_grad():
+    layers = dict.fromkeys(layer for first, second in found for layer in (first, *second))
+    for layer in layers:
+        if not layer.weight.isfinite().all():
+            raise ValueError(f"equalize_: {names[layer]}.weight holds NaN or Inf; repair it first")
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        undone([Change(layer, in_place=True) for layer in layers]),
+    ):
         for _ in range(SWEEPS):
             if max((_equalize_pair_(*pair) for pair in found), default=0.0) <= SETTLED:
                 break
@@ -77,30 +84,62 @@ def _equalize_pair_(first: nn.Linear, second: Sequence[nn.Linear]) -> float:
     """Returns how far s was from 1 at most."""
     second_absmax = torch.stack([layer.weight.abs().amax(0) for layer in second]).amax(0)
     s = equalizing_scales(first.weight.abs().amax(1), second_absmax)
+    _move_(first, second, s)
+    return (s - 1).abs().max().item()
+
+
+def _move_(first: nn.Linear, second: Sequence[nn.Linear], s: torch.Tensor) -> None:
+    """`first` gives its output divided by `s`, and `second` multiply it by `s`."""
     first.weight.div_(s[:, None])
     if first.bias is not None:
         first.bias.div_(s)
     for layer in second:
         layer.weight.mul_(s)
-    return (s - 1).abs().max().item()
 
 
 def _linears(model: nn.Module) -> dict[nn.Linear, str]:
     """The layers that can take part, by name: plain ones whose parameters are nobody else's."""
-    owners = sole_owners(model)
+    owners, holders = sole_owners(model), Holders(model)
     return {
         module: name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and not module.weight.is_meta and module in owners
+        if type(module) is nn.Linear
+        and not reason_to_stay(module)
+        and not module.weight.is_meta
+        and module in owners
+        and not holders.have(module, module._parameters.values())
     }
 
 
 def _found(model: nn.Module, linears: list[nn.Linear], data: Any) -> list[Pair]:
-    with torch.no_grad(), evaluating(model), traced(model, linears) as trace:
-        for args, kwargs in calls(data, "equalize_: data"):
-            model(*args, **kwargs)
-    pairs: list[Any] = [(group.producer, group.consumers) for group in trace.groups()]
-    return [pair for pair in pairs if pair[0] in linears]
+    with torch.no_grad(), evaluating(model):
+        with traced(model, linears) as trace:
+            for args, kwargs in calls(data, "equalize_: data"):
+                model(*args, **kwargs)
+        takes_part = set(linears) - trace.read_elsewhere
+        pairs: list[Any] = [(group.producer, group.consumers) for group in trace.groups()]
+        found = [_Trial(pair, i) for i, pair in enumerate(pairs) if takes_part >= {pair[0], *pair[1]}]
+        with torch.inference_mode(False), torch.no_grad():
+            return [trial.pair for trial in proven(model, found, trace.replay)]
+
+
+class _Trial:
+    """A pair that moves powers of two between its weights."""
+
+    def __init__(self, pair: Pair, number: int):
+        self.pair, self.number = pair, number
+        self.changes: list[Change] = []
+
+    def try_(self) -> bool:
+        first, second = self.pair
+        self.changes = [Change(layer, in_place=True) for layer in (first, *second)]
+        _move_(first, second, powers_of_two(first.out_features, self.number))
+        return True
+
+    def undo_(self) -> None:
+        for change in self.changes:
+            change.undo_()
+        self.changes = []
 
 
 def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[str, str]]) -> list[Pair]:
@@ -111,8 +150,8 @@ def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[s
         for name in pair:
             if name not in modules:
                 raise ValueError(
-                    f"equalize_: {name!r} is no nn.Linear of the model, or its weight is tied; those that can take "
-                    f"part are {', '.join(modules) or 'none'}"
+                    f"equalize_: {name!r} {_why_not(model, name)}; those that can take part are "
+                    f"{', '.join(modules) or 'none'}"
                 )
         if modules[first].out_features != modules[second].in_features:
             raise ValueError(
@@ -121,3 +160,11 @@ def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[s
             )
         result.append((modules[first], [modules[second]]))
     return result
+
+
+def _why_not(model: nn.Module, name: str) -> str:
+    """Why the layer called `name` cannot take part."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(name)
+    if not isinstance(module, nn.Linear):
+        return "is no nn.Linear of the model"
+    return f"cannot be changed: {reason_to_stay(module) or 'somebody else has its weight, a tie or a view'}"

@@ -15,16 +15,25 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
+from .absorbing import HOOKS, has_hooks, reason_to_stay
 from .matching import Selection
 from .nn import PreparedLinear, QuantLinear
 from .report import QuantizationReport, Row
 from .schemes import Scheme
 
+__all__ = [
+    "Layer",
+    "bytes_of",
+    "has_hooks",
+    "plan_freezing",
+    "plan_quantization",
+    "plan_skeleton",
+    "report_of",
+]
+
 _log = logging.getLogger("octavo")
 
-HOOKS = "has hooks: remove them, quantize, and register them on the new layer"
 Decision = tuple[Scheme | None, str]  # the scheme that serves a module, or None and the reason to keep it
 
 
@@ -165,29 +174,13 @@ def _decide(
 
 def _reason_to_keep(linear: nn.Linear, name: str, owners: dict[object, list[str]]) -> str | None:
     """Why a replacement would change what the model does, whatever the scheme; None if it would not."""
-    weight: Any = linear._parameters.get("weight")
     if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight without calling it"
-    if parametrize.is_parametrized(linear):
-        return "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it an ordinary layer"
-    if is_lazy(weight):
-        return "not initialized yet: run the model once"
-    if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-        return f"{type(linear).__name__} has a forward of its own"
-    if weight is None:
-        return "its weight is no parameter: remove weight_norm, spectral_norm or pruning first"
-    if type(weight.data) is not torch.Tensor:
-        return f"its weight is a {type(weight.data).__name__}"
-    if has_hooks(linear):
-        return HOOKS
-    others = [owner for owner in owners[_identity(weight)] if owner != f"{name}.weight"]
+    obstacle = reason_to_stay(linear)
+    if obstacle:
+        return obstacle
+    others = [owner for owner in owners[_identity(linear.weight)] if owner != f"{name}.weight"]
     return f"weight is tied to {', '.join(others)}" if others else None
-
-
-def has_hooks(module: nn.Module) -> bool:
-    return any(
-        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    )
 
 
 def _owners(modules: dict[nn.Module, list[str]]) -> dict[object, list[str]]:

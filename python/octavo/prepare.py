@@ -117,18 +117,19 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
         batches = list(batches)  # they may come from a generator
     watched = [layer.module for layer in layers if layer.scheme is not None]
     for _ in range(passes):
-        with torch.no_grad(), evaluating(model), _watching(model, watched):
+        # Until they are frozen the layers hold the Parameters of the float model, which must not change.
+        with torch.no_grad(), evaluating(model), _watching(model, watched, in_place=False):
             for args, kwargs in with_bar(batches, "calibrating", "batch", progress):
                 model(*args, **kwargs)
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: list[PreparedLinear]) -> Iterator[None]:
+def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool = True) -> Iterator[None]:
     before = [layer.is_calibrating for layer in layers]
     for layer in layers:
         layer.is_calibrating = True
     try:
-        with smoothing(model, layers):
+        with smoothing(model, layers, in_place=in_place):
             yield
     finally:
         for layer, was_calibrating in zip(layers, before, strict=True):

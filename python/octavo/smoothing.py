@@ -15,16 +15,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from .absorbing import is_linear, is_norm_like, reason_to_stay
+from .folding import Divided, powers_of_two, proven, undone
 from .nn import PreparedLinear, PreparedSmoothed
-from .tracing import Group, Trace, is_linear, is_norm_like, sole_owners, traced
+from .sharing import Holders, sole_owners
+from .swap import undone_on_error
+from .tracing import Group, Trace, traced
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
 
 
 @contextmanager
-def smoothing(model: nn.Module, calibrated: Sequence[nn.Module]) -> Iterator[None]:
+def smoothing(model: nn.Module, calibrated: Sequence[nn.Module], *, in_place: bool = True) -> Iterator[None]:
     """Inside, the layers `calibrated` of `model` are; on leaving, those of SmoothQuant that saw a batch are smoothed.
 
+    in_place   linear layers that absorb an s keep their Parameters, which an optimizer may have; False: they get
+               others, because the Parameters are another model's, too
     raises   ValueError if a scheme's `fold` names what is not there. After an error no layer is smoothed
     """
     layers = [m for m in calibrated if isinstance(m, PreparedSmoothed) and not m.is_smoothed]
@@ -34,14 +40,26 @@ def smoothing(model: nn.Module, calibrated: Sequence[nn.Module]) -> Iterator[Non
     told = _told_groups(model, layers)
     with traced(model, [layer for layer in layers if _scheme(layer).fold is True]) as trace:
         yield
-    with torch.inference_mode(False), torch.no_grad():
-        owners = sole_owners(model)
-        for group in [*told, *_found_groups(trace)]:
-            if group.producer in owners:
-                _smooth_group_(group)
+    for group in told:
+        group.calls = trace.calls_of(group.producer)
+    with torch.inference_mode(False), torch.no_grad(), undone_on_error(model):
+        _fold_(model, [*told, *_found_groups(trace)], trace, in_place)
         for layer in layers:
             if not layer.is_smoothed and layer.channel_observer.is_initialized:
                 layer.smooth_(choose_smoothing([layer]), folded=False)
+
+
+def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bool) -> None:
+    """Folds one s for all layers of a group into the producer, where that is shown to change nothing."""
+    candidates = _candidates(model, groups, in_place)
+    folds = [fold for fold in candidates if fold.divided.find_form()]
+    if (
+        trace.replay.calls or trace.replay.is_lost
+    ):  # else the user has told the groups, and nothing can be tried
+        folds = proven(model, folds, trace.replay)
+    with undone(folds):
+        for fold in folds:
+            fold.smooth_()
 
 
 # --- who shares an s ------------------------------------------------------------------------------------------------
@@ -67,71 +85,79 @@ def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[G
                     f"SmoothQuant: fold names {name!r}, a {kind}; it must be a linear layer, or a norm whose "
                     "parameters are a weight [k] and perhaps a bias [k]"
                 )
+            obstacle = reason_to_stay(modules[name])
+            if obstacle:
+                raise ValueError(f"SmoothQuant: fold names {name!r}, which cannot be changed: {obstacle}")
             if not set(found) <= set(layers):
                 raise ValueError(f"SmoothQuant: not all of {list(consumers)} are layers that it smooths")
             groups.append(Group(modules[name], found, False))
     return groups
 
 
-def _smooth_group_(group: Group) -> None:
-    """Folds one s for all into the producer, if that can be done; else nothing happens."""
-    layers: list[Any] = group.consumers
-    if all(not layer.is_smoothed and layer.channel_observer.is_initialized for layer in layers):
-        s = choose_smoothing(layers)
-        if fold_(group.producer, s):
-            for layer in layers:
-                layer.smooth_(s, folded=True)
+def _candidates(model: nn.Module, groups: Sequence[Group], in_place: bool) -> list[_SmoothFold]:
+    """The groups that can be tried: nobody else has the producer, and no module is in two of them."""
+    owners, holders = sole_owners(model), None
+    taken: set[nn.Module] = set()
+    result = []
+    for number, group in enumerate(groups):
+        producer, layers = group.producer, set(group.consumers)
+        width: Any = producer._parameters.get("weight")
+        is_ready = width is not None and all(_waits_for(layer, len(width)) for layer in group.consumers)
+        may_change = not any(reason_to_stay(module) for module in (producer, *layers))
+        if not (is_ready and may_change and producer in owners) or producer in taken or layers & taken:
+            continue
+        writes = in_place or not is_linear(producer)
+        if writes:
+            holders = holders or Holders(model)
+            if holders.have(producer, producer._parameters.values()):
+                continue
+        taken |= layers
+        result.append(_SmoothFold(group, number, in_place=writes))
+    return result
+
+
+def _waits_for(layer: Any, k: int) -> bool:
+    """Whether `layer` has seen data and can be given an s [k]."""
+    return layer.channel_observer.is_initialized and layer.in_features == k and not layer.is_smoothed
 
 
 def _scheme(layer: Any) -> Any:
     return layer.scheme
 
 
-# --- who divides by it ----------------------------------------------------------------------------------------------
+class _SmoothFold:
+    """The producer of a group divides by s, its layers multiply their weights by it."""
 
+    def __init__(self, group: Group, number: int, *, in_place: bool):
+        self.layers: list[Any] = group.consumers
+        self.divided = Divided(group.producer, group.calls, in_place=in_place)
+        self.number = number
+        self.before: list[dict[str, torch.Tensor]] = []
 
-def fold_(producer: nn.Module, s: torch.Tensor) -> bool:
-    """Makes `producer` give its output divided by `s` [k]; False, and nothing is changed, if it cannot.
-
-    Parameters are replaced, not written to: they may be another model's, or tied.
-    """
-    module: Any = producer
-    weight, bias = module.weight.detach(), module._parameters.get("bias")
-    if len(weight) != len(s):
-        return False
-    new_bias = None if bias is None else bias.detach() / s
-    if is_linear(producer):
-        _put(module, weight / s[:, None], new_bias)
-        if isinstance(producer, PreparedLinear):
-            producer.reset_weight_scale_()
+    def try_(self) -> bool:
+        s = self.divided.exact(powers_of_two(self.divided.k, self.number))
+        if not self.divided.by_(s):
+            return False
+        self.before = [dict(layer._buffers) for layer in self.layers]
+        for layer in self.layers:
+            layer.smoothing, layer.is_smoothed, layer.is_folded = s, torch.tensor(True), torch.tensor(True)
         return True
-    # Gemma's norm multiplies by 1 + weight.
-    return any(_put_if_right(module, new, new_bias, s) for new in (weight / s, (1 + weight) / s - 1))
 
+    def undo_(self) -> None:
+        self.divided.undo_()
+        for layer, buffers in zip(self.layers, self.before, strict=False):
+            layer._buffers.update(buffers)
+        self.before = []
 
-def _put_if_right(module: Any, weight: torch.Tensor, bias: torch.Tensor | None, s: torch.Tensor) -> bool:
-    """Keeps the new parameters if `module` then gives what it gave divided by s, to float rounding."""
-    before = dict(module._parameters)
-    dtype = module.weight.dtype
-    x = torch.randn(16, len(s), generator=torch.Generator().manual_seed(0)).to(dtype)
-    try:
-        y = module.forward(x)
-        _put(module, weight, bias)
-        error = (module.forward(x).double() * s.double() - y.double()).abs()
-        bound = 4 * torch.finfo(dtype).eps * y.double().abs().amax(0)
-        is_right = bool((error <= bound).all())
-    except Exception:  # a module that wants another shape, or more arguments
-        is_right = False
-    if not is_right:
-        module._parameters.update(before)
-    return is_right
-
-
-def _put(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    for name, value in (("weight", weight), ("bias", bias)):
-        old = module._parameters.get(name)
-        if old is not None and value is not None:
-            module._parameters[name] = nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
+    def smooth_(self) -> None:
+        """For good, if the producer does as it should."""
+        s = choose_smoothing(self.layers)
+        if self.divided.by_(s):
+            producer = self.divided.producer
+            if isinstance(producer, PreparedLinear):
+                producer.reset_weight_scale_()
+            for layer in self.layers:
+                layer.smooth_(s, folded=True)
 
 
 # --- s --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 Places = dict[int, list[tuple[nn.Module, str]]]
 
@@ -32,17 +34,29 @@ def replace_at(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """After an exception every module of `model` has the attributes, parameters, buffers and children it had before.
 
-    Tensors are put back, not copied: values that were changed in place stay changed.
+    Tensors are put back as they are, and vectors (the Parameters of norms, biases, scales) with the values they had.
+    Matrices that were changed in place stay changed: there is no room for a copy.
     """
     before: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (references, dict(references))
         for module in model.modules()
         for references in (module.__dict__, module._parameters, module._buffers, module._modules)
     ]
+    vectors = [(p, p.detach().clone(), p._version) for p in model.parameters() if _is_vector(p)]
     try:
         yield
     except BaseException:
         for references, entries in before:
             references.clear()
             references.update(entries)
+        with torch.no_grad():
+            for parameter, value, version in vectors:
+                if parameter._version != version:
+                    parameter.copy_(value)
         raise
+
+
+def _is_vector(parameter: torch.Tensor) -> bool:
+    if is_lazy(parameter) or parameter.is_meta or parameter.is_inference():
+        return False
+    return parameter.numel() == max(parameter.shape, default=1)

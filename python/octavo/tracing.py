@@ -3,15 +3,19 @@
 
 A module's output is known by the identity of its tensor. Modules' hooks see who calls whom; what is done to a tensor
 outside of modules (a residual sum, a slice) passes through a TorchFunctionMode. Whatever is not understood counts as
-another use of the tensor, so a group that is found is one in every batch that was run.
+another use of the tensor, so a group that is found is one in every batch that was run. What can be called or asked for
+counts as read, whether it was or not: the output of a module that is a model by itself, a tensor that is kept.
+What no mode sees, functions in C++ or in other threads, is left to replay.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,21 +23,31 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .absorbing import has_global_hooks, has_hooks, is_norm_like, may_absorb
 from .batches import float_tensors
-from .nn import PreparedLinear
+from .replay import Replay
+
+__all__ = ["Group", "Source", "Trace", "is_norm_like", "traced"]
 
 # Functions that read no values, and those that may give their argument back as it is.
 QUESTIONS = {"__get__", "size", "dim", "numel", "stride", "is_floating_point", "is_contiguous", "__len__"}
 PASSING_ON = {"dropout", "contiguous", "to", "float"}
+MOST_SHAPES = 4  # of the inputs of one producer are kept, for trials
+
+Shapes = tuple[tuple, dict]  # arguments of a call, with tensors on the meta device
 
 
 @dataclass
 class Group:
-    """`consumers` read what `producer` gives, in some cases through a ReLU, and nobody else does."""
+    """`consumers` read what `producer` gives, in some cases through a ReLU, and nobody else does.
+
+    calls   arguments that the producer was called with, with tensors on the meta device
+    """
 
     producer: nn.Module
     consumers: list[nn.Module]
     through_relu: bool
+    calls: list[Shapes] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -43,6 +57,8 @@ class Source:
     producer: nn.Module
     consumers: dict[nn.Module, bool] = field(default_factory=dict)  # through a ReLU?
     has_other_use: bool = False
+    may_be_read: bool = False  # it was not, but somebody can get at it
+    calls: dict[object, Shapes] = field(default_factory=dict)  # one for each number of axes
 
 
 @dataclass
@@ -51,23 +67,38 @@ class Trace:
 
     sources: dict[nn.Module, Source] = field(default_factory=dict)
     inputs: dict[nn.Module, set[Source | None]] = field(default_factory=dict)  # of each layer; None: others
+    read_elsewhere: set[nn.Module] = field(default_factory=set)  # modules whose Parameters others read
+    is_lost: bool = False  # modules ran in several threads
+    replay: Replay = field(default_factory=Replay)
 
     def groups(self) -> list[Group]:
         """In the order in which the producers ran. A layer is in one group at most."""
         result = []
-        for source in self.sources.values():
+        for source in () if self.is_lost else self.sources.values():
             through_relu = set(source.consumers.values())
             fed_by_it_alone = all(self.inputs[consumer] == {source} for consumer in source.consumers)
-            if len(through_relu) == 1 and fed_by_it_alone and not source.has_other_use:
-                result.append(Group(source.producer, list(source.consumers), through_relu.pop()))
+            is_read = source.has_other_use or source.may_be_read or source.producer in self.read_elsewhere
+            if len(through_relu) == 1 and fed_by_it_alone and not is_read:
+                result.append(
+                    Group(
+                        source.producer,
+                        list(source.consumers),
+                        through_relu.pop(),
+                        self.calls_of(source.producer),
+                    )
+                )
         return result
+
+    def calls_of(self, module: nn.Module) -> list[Shapes]:
+        source = self.sources.get(module)
+        return [] if source is None else list(source.calls.values())
 
 
 @contextmanager
 def traced(
     model: nn.Module,
     layers: Sequence[nn.Module],
-    is_producer: Callable[[nn.Module], bool] = lambda module: is_linear(module) or is_norm_like(module),
+    is_producer: Callable[[nn.Module], bool] = may_absorb,
 ) -> Iterator[Trace]:
     """Inside, runs of `model` are watched; `layers` are the modules whose inputs are asked for, and
     `is_producer` says whose output is followed.
@@ -79,11 +110,12 @@ def traced(
         yield trace
         return
     with ExitStack() as stack:
-        watcher = stack.enter_context(_Watcher(trace, is_producer))
+        watcher = stack.enter_context(_Watcher(trace, model, is_producer))
         for module in model.modules():
             for handle in watcher.hook(module):
                 stack.callback(handle.remove)
         yield trace
+    watcher.mark_kept()
 
 
 def _hides_what_it_does(module: nn.Module) -> bool:
@@ -91,37 +123,26 @@ def _hides_what_it_does(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule"
 
 
-def sole_owners(model: nn.Module) -> set[nn.Module]:
-    """The modules whose parameters are nobody else's: changing those of others would change more, or untie them."""
-    owners = Counter(
-        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
-    )
-    return {
-        m for m in model.modules() if all(p is None or owners[id(p)] == 1 for p in m._parameters.values())
-    }
-
-
-def is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or isinstance(module, PreparedLinear)
-
-
-def is_norm_like(module: nn.Module) -> bool:
-    """A module of its own with a weight [k], perhaps a bias [k], and nothing else: LayerNorm, RMSNorm and their kin."""
-    parameters = {name: p for name, p in module._parameters.items() if p is not None}
-    has_more = bool(module._modules or any(b is not None for b in module._buffers.values()))
-    vectors = all(p.dim() == 1 and not p.is_meta for p in parameters.values())
-    return "weight" in parameters and parameters.keys() <= {"weight", "bias"} and vectors and not has_more
-
-
 class _Watcher(TorchFunctionMode):
-    """Sees every torch function, in Python, that is called while the mode is on."""
+    """Sees every torch function, in Python, that is called in this thread while the mode is on."""
 
-    def __init__(self, trace: Trace, is_producer: Callable[[nn.Module], bool]):
+    def __init__(self, trace: Trace, model: nn.Module, is_producer: Callable[[nn.Module], bool]):
         super().__init__()
-        self.trace, self.is_producer = trace, is_producer
+        self.trace = trace
         self.known: Any = WeakTensorKeyDictionary()  # tensor -> (its source, through a ReLU?)
-        self.depth = 0  # of modules that are running
+        self.running: list[nn.Module] = []
         self.blind = 0  # inside of a layer, or of a hook
+        self.thread = threading.get_ident()
+        modules = list(model.modules())
+        self.producers = {module for module in modules if is_producer(module)}
+        # Hooks of users, who may do anything with what they are shown.
+        everywhere = has_global_hooks()
+        self.hooked = {module for module in modules if everywhere or has_hooks(module)}
+        self.weighted = {m: {part for part in m.modules() if _has_parameters(part)} for m in modules}
+        self.owners: dict[int, list[nn.Module]] = {}
+        for module in modules:
+            for parameter in module._parameters.values():
+                self.owners.setdefault(id(parameter), []).append(module)
 
     # --- modules ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +151,15 @@ class _Watcher(TorchFunctionMode):
         yield module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.depth += 1
+        if threading.get_ident() != self.thread:
+            self.trace.is_lost = True
+            return
+        if not self.running:
+            with self._blinded():
+                self.trace.replay.begin(module, args, kwargs)
+        self.running.append(module)
+        if module in self.hooked:
+            self._mark_shown(module, args, kwargs)
         if module in self.trace.inputs:
             self.blind += 1
             for x in float_tensors((args, kwargs)):
@@ -140,38 +169,123 @@ class _Watcher(TorchFunctionMode):
                     source.has_other_use = True
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        self.depth -= 1
+        if threading.get_ident() != self.thread or module not in self.running:
+            return
+        while self.running.pop() is not module:  # an error has passed through those
+            pass
         self.blind -= module in self.trace.inputs
         if module in self.trace.inputs and isinstance(output, torch.Tensor):
             self.known.pop(output, None)  # changed in place, it is no longer what the producer gave
-        if isinstance(output, torch.Tensor) and self.is_producer(module):
-            source = self.trace.sources.setdefault(module, Source(module))
-            if output not in self.known:
-                self.known[output] = (source, False)
-        if self.depth == 0:  # what the outermost module gives is in the user's hands
-            for tensor in float_tensors(output):
-                self._mark_other_use(tensor)
+        for tensor in float_tensors(output) if self.known else ():
+            self._mark_returned(module, tensor)
+        if isinstance(output, torch.Tensor) and module in self.producers:
+            self._follow(module, args, kwargs, output)
+        if not self.running:
+            self._end(output)
+
+    def _follow(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
+        source = self.trace.sources.setdefault(module, Source(module))
+        if len(source.calls) < MOST_SHAPES:
+            with self._blinded():
+                source.calls.setdefault(output.dim(), _shapes((args, kwargs)))
+        if output not in self.known:
+            self.known[output] = (source, False)
+        if module in self.hooked:
+            source.may_be_read = True
+
+    def _mark_returned(self, module: nn.Module, tensor: torch.Tensor) -> None:
+        """What a module with other weights than the producer's gives is the output of a model that may be called."""
+        source, _ = self.known.get(tensor, (None, False))
+        if source is not None and source.producer is not module:
+            if module in self.hooked or not self.weighted[module] <= {source.producer}:
+                source.may_be_read = True
+
+    def _mark_shown(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        with_kwargs = (module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs)
+        # Every module has ours, which take keywords.
+        sees_keywords = any(len(hooks) > 1 for hooks in with_kwargs) or has_global_hooks()
+        for tensor in float_tensors((args, kwargs if sees_keywords else {})):
+            self._mark_may_be_read(tensor)
+
+    def _end(self, output: Any) -> None:
+        """What the outermost module gives is in the user's hands, and so is what is still there when it is done."""
+        for tensor in float_tensors(output):
+            self._mark_other_use(tensor)
+        for tensor in () if torch.is_grad_enabled() else list(self.known):  # a graph keeps tensors, too
+            self._mark_may_be_read(tensor)
+        with self._blinded():
+            self.trace.replay.end(output)
+
+    def mark_kept(self) -> None:
+        """Tensors that something in Python refers to, in an attribute or a list, are read by somebody, some day."""
+        kept = list(self.known)
+        if kept:
+            ids = {id(tensor): tensor for tensor in kept}
+            for holder in gc.get_referrers(*kept):
+                is_ours = isinstance(holder, FrameType) and holder.f_globals is globals()
+                if holder is not kept and holder is not ids and not is_ours:
+                    for item in gc.get_referents(holder):
+                        if id(item) in ids:
+                            self._mark_may_be_read(item)
+
+    @contextmanager
+    def _blinded(self) -> Iterator[None]:
+        self.blind += 1
+        try:
+            yield
+        finally:
+            self.blind -= 1
 
     # --- functions --------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.blind and self.known:
+        if not self.blind:
             for x in float_tensors((args, kwargs or {})):
-                if x in self.known:
+                if id(x) in self.owners:
+                    self._look_at_parameter(getattr(func, "__name__", ""), x, result)
+                elif self.known and x in self.known:
                     self._look(getattr(func, "__name__", ""), x, result)
         return result
 
     def _look(self, name: str, x: torch.Tensor, result: Any) -> None:
-        holds_tensors = any(True for _ in float_tensors(result))
-        if name in QUESTIONS and not holds_tensors or name in PASSING_ON and result is x:
+        if _is_question(name, result) or name in PASSING_ON and result is x:
             return
         if name in ("relu", "relu_") and isinstance(result, torch.Tensor):
             self.known[result] = (self.known[x][0], True)
             return
         self._mark_other_use(x)
 
+    def _look_at_parameter(self, name: str, parameter: torch.Tensor, result: Any) -> None:
+        owners = self.owners[id(parameter)]
+        if not _is_question(name, result) and not any(owner in self.running for owner in owners):
+            self.trace.read_elsewhere.update(owners)
+
     def _mark_other_use(self, x: torch.Tensor) -> None:
         source, _ = self.known.get(x, (None, False))
         if source is not None:
             source.has_other_use = True
+
+    def _mark_may_be_read(self, x: torch.Tensor) -> None:
+        source, _ = self.known.get(x, (None, False))
+        if source is not None:
+            source.may_be_read = True
+
+
+def _is_question(name: str, result: Any) -> bool:
+    return name in QUESTIONS and not any(True for _ in float_tensors(result))
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def _shapes(value: Any) -> Any:
+    """`value` with tensors on the meta device, so that nothing is kept alive."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if type(value) in (tuple, list):
+        return type(value)(map(_shapes, value))
+    if type(value) is dict:
+        return {key: _shapes(item) for key, item in value.items()}
+    return value
