@@ -70,7 +70,7 @@ class Decoding:
     def __init__(self, model: Any):
         self.model = model
         self.cache = transformers.DynamicCache(config=model.config)
-        logits = model(random_tokens(CONTEXT), past_key_values=self.cache, logits_to_keep=1).logits
+        logits = model(random_tokens(CONTEXT), cache=self.cache, logits_to_keep=1).logits
         self.first = logits.argmax(-1)
 
     def __call__(self) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Decoding:
             self.cache.crop(-decoded)
         token = self.first
         for _ in range(DECODED):
-            token = self.model(token, past_key_values=self.cache, logits_to_keep=1).logits.argmax(-1)
+            token = self.model(token, cache=self.cache, logits_to_keep=1).logits.argmax(-1)
         return token
 
 

@@ -29,7 +29,7 @@ class Decoding:
         self.model, self.cache, self.context = model, cache, context
         generator = torch.Generator().manual_seed(1)
         prompt = torch.randint(0, SIZES["vocab_size"], (1, context), generator=generator)
-        self.first = model(prompt, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+        self.first = model(prompt, cache=cache, logits_to_keep=1).logits.argmax(-1)
 
     def __call__(self) -> list[int]:
         decoded = self.cache.get_seq_length() - self.context
@@ -37,7 +37,7 @@ class Decoding:
             self.cache.crop(-decoded)
         token, tokens = self.first, []
         for _ in range(DECODED):
-            token = self.model(token, past_key_values=self.cache, logits_to_keep=1).logits.argmax(-1)
+            token = self.model(token, cache=self.cache, logits_to_keep=1).logits.argmax(-1)
             tokens.append(int(token))
         return tokens
 

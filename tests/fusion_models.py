@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from octavo.nn.attention_call import cache_parameter
+
 transformers = pytest.importorskip("transformers")
 
 IDS = torch.arange(24).reshape(2, 12) % 60 + 1
@@ -15,6 +17,11 @@ DECODER = dict(**WIDTHS, num_attention_heads=4, num_key_value_heads=2, head_dim=
 def _made(kind: str, config: str, sizes=None, **options):
     torch.manual_seed(0)
     return getattr(transformers, kind)(getattr(transformers, config)(**{**(sizes or {}), **options})).eval()
+
+
+def with_cache(cache) -> dict:
+    """The argument for transformers' cache, by the name that the installed version has for it."""
+    return {cache_parameter(transformers.LlamaForCausalLM.forward): cache}
 
 
 def bert(**options):

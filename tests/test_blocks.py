@@ -16,9 +16,11 @@ from octavo.fusion import patterns, step
 from octavo.fusion.blocks import Blocks
 from octavo.fusion.fuse import run_steps
 from octavo.nn import FusedBlock
+from octavo.nn.attention_call import cache_parameter
 
 transformers = pytest.importorskip("transformers")
 
+CACHE = cache_parameter(transformers.LlamaModel.forward)
 SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
 IDS = torch.arange(14).reshape(2, 7)
 PADDED = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
@@ -299,7 +301,7 @@ def test_a_compiler_traces_the_original(calls, monkeypatch):
         (lambda: _bert().bfloat16(), "computes in bfloat16, float32 is served"),
         (
             lambda: transformers.LlamaModel(transformers.LlamaConfig(vocab_size=64, **SIZES)),
-            "its argument past_key_values is a DynamicCache: such calls are left to the original",
+            f"its argument {CACHE} is a DynamicCache: such calls are left to the original",
         ),
     ],
     ids=["gpt2", "t5", "bfloat16", "cache"],

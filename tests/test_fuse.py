@@ -13,6 +13,7 @@ import octavo
 from asserts import assert_bits_equal, assert_unchanged, model_state
 from fusion_models import DECODERS, IDS, MODELS, PADDED, batch_of, bert, llama, outputs, transformers
 from octavo.fusion.fuse import RECORD
+from octavo.nn.attention_call import AttentionCall
 
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 # What is fused in each of the two layers; a decoder has one norm more, at its end.
@@ -305,3 +306,22 @@ def test_a_model_with_nothing_to_fuse_says_so():
     report = octavo.fuse_(nn.Sequential(nn.Linear(3, 3)).eval(), torch.ones(2, 3))
     (row,) = report.rows
     assert (row.step, row.action) == ("attention", "kept") and "no model of transformers" in row.reason
+
+
+def test_a_model_that_loses_its_cache_is_noticed(monkeypatch):
+    """The example is a whole text: only writing with the cache shows it."""
+    update = AttentionCall.updated
+    monkeypatch.setattr(
+        AttentionCall,
+        "updated",
+        lambda self, cache, given, options, *states: (update(self, cache, given, options, *states), states)[
+            1
+        ][:2],
+    )
+    model = llama()
+    expected = outputs(model, {"input_ids": IDS})
+    report = octavo.fuse_(model, {"input_ids": IDS}, attention="float32")
+    rows = [row for row in report.rows if row.step == "rotary"]
+    assert [row.action for row in rows] == ["kept", "kept"]
+    assert all("for tokens that it reads with its cache" in row.reason for row in rows), report
+    assert (outputs(model, {"input_ids": IDS}) - expected).norm() <= 2**-14 * expected.norm()

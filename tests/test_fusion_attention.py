@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 import octavo
 from asserts import assert_bits_equal
-from fusion_models import DECODER, IDS, PADDED, bert, llama, mistral, outputs, transformers
+from fusion_models import DECODER, IDS, PADDED, bert, llama, mistral, outputs, transformers, with_cache
 from octavo import ops
 from octavo.fusion.interface import attention_forward, is_native
+from octavo.nn.attention_call import cache_of
 
 
 def attention_rows(model, example=PADDED, **options):
@@ -73,9 +74,9 @@ def test_one_query_sees_every_key(calls):
     model = llama()
     octavo.fuse_(model, PADDED)
     with torch.no_grad():
-        cache = model(IDS).past_key_values
+        cache = cache_of(model(IDS))
         calls.clear()
-        model(IDS[:, :1], past_key_values=cache)
+        model(IDS[:, :1], **with_cache(cache))
     assert [(call["causal"], call["mask"]) for call in calls] == [(False, None)] * 2
 
 

@@ -9,7 +9,7 @@ import torch
 
 import octavo
 from asserts import assert_bits_equal
-from fusion_models import IDS, PADDED, llama, mistral, transformers
+from fusion_models import IDS, PADDED, llama, mistral, transformers, with_cache
 from octavo.nn.kv_cache import SPARE, GrowingLayer, KVCache
 
 
@@ -131,8 +131,8 @@ def test_generate_gives_the_tokens_of_the_default_cache(options, fused):
     if fused:
         octavo.fuse_(model, PADDED, attention="float32")
     expected = generated(model, **options)
-    assert torch.equal(generated(model, past_key_values=KVCache(), **options), expected)
-    assert torch.equal(generated(model, past_key_values=KVCache(model.config), **options), expected)
+    assert torch.equal(generated(model, **with_cache(KVCache()), **options), expected)
+    assert torch.equal(generated(model, **with_cache(KVCache(model.config)), **options), expected)
 
 
 @torch.no_grad()
@@ -141,8 +141,8 @@ def test_a_fused_model_reads_bfloat16_keys():
     expected = model(IDS).logits
     octavo.fuse_(model, PADDED, attention="float32")
     cache = KVCache(dtype=torch.bfloat16)
-    first = model(IDS[:, :8], past_key_values=cache).logits
-    second = model(IDS[:, 8:], past_key_values=cache).logits
+    first = model(IDS[:, :8], **with_cache(cache)).logits
+    second = model(IDS[:, 8:], **with_cache(cache)).logits
     found = torch.cat([first, second], 1)
     assert cache.layers[0].keys.dtype == torch.bfloat16
     assert torch.cosine_similarity(found.flatten(), expected.flatten(), 0) >= 0.9999
@@ -157,7 +157,7 @@ def test_an_encoder_decoder_model_takes_two():
     model = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **counts)).eval()
     expected = generated(model)
     cache = transformers.EncoderDecoderCache(KVCache(), KVCache())
-    assert torch.equal(generated(model, past_key_values=cache), expected)
+    assert torch.equal(generated(model, **with_cache(cache)), expected)
 
 
 def test_layers_with_a_window_are_transformers_own():
@@ -165,9 +165,9 @@ def test_layers_with_a_window_are_transformers_own():
     cache = KVCache(model.config)
     assert [type(layer).__name__ for layer in cache.layers] == ["DynamicSlidingWindowLayer"] * 2
     expected = generated(model)
-    assert torch.equal(generated(model, past_key_values=cache), expected)
+    assert torch.equal(generated(model, **with_cache(cache)), expected)
     # All tokens, and the mask hides them.
-    assert torch.equal(generated(model, past_key_values=KVCache()), expected)
+    assert torch.equal(generated(model, **with_cache(KVCache())), expected)
     assert type(KVCache(llama().config).layers[0]) is GrowingLayer
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..batches import evaluating
 from ..metrics import Forced, ForcedAccumulator
+from ..nn.attention_call import cache_of, cache_parameter
 from .kinds import logits_of
 
 BATCH = 16  # prompts of one length that run together: bounds the logits that exist at once
@@ -32,7 +33,7 @@ class Prompts:
     new_tokens   tokens to write after each prompt
     top_n        tokens that the Fireworks method keeps at each position
     end_token    ends a completion where the reference writes it; it still counts
-    cache        "auto": decode with the model's cache if its forward takes past_key_values and use_cache;
+    cache        "auto": decode with the model's cache if its forward takes one, and use_cache;
                  False: run the whole text for each token
     """
 
@@ -158,14 +159,16 @@ class Decoder:
     def _run(self, ids: torch.Tensor) -> torch.Tensor:
         if not self._cached:
             return logits_of(self.model(ids))
-        output = self.model(ids, past_key_values=self.past, use_cache=True)
-        self.past = getattr(output, "past_key_values", None)
+        given = {cache_parameter(self.model.forward): self.past}
+        output = self.model(ids, use_cache=True, **given)
+        self.past = cache_of(output)
         return logits_of(output)
 
 
 def offers_cache(model: nn.Module) -> bool:
     """Whether forward takes transformers' cache."""
-    return {"past_key_values", "use_cache"} <= inspect.signature(model.forward).parameters.keys()
+    takes_flag = "use_cache" in inspect.signature(model.forward).parameters
+    return takes_flag and cache_parameter(model.forward) != ""
 
 
 class _Follower:

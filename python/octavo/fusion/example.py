@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..batches import calls, float_tensors
+from .decoding import decodings
 
 
 class Example:
@@ -17,6 +18,7 @@ class Example:
 
     batches    the arguments of each call: [(args, kwargs), ...], at least one
     outputs    floating-point tensors of each batch's output, of the model as it was when the example was made
+    decodings  models in it that write with a cache, and what they wrote then
     """
 
     def __init__(self, model: nn.Module, example: Any):
@@ -27,6 +29,7 @@ class Example:
                 "fuse_: example is empty; give at least one batch (a used-up generator is empty)"
             )
         self.outputs = self.run()
+        self.decodings = decodings(model, self.run)
 
     def run(self) -> list[list[torch.Tensor]]:
         """Runs the model, as it is now, on all batches; returns the floating-point tensors of each output."""

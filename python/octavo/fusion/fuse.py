@@ -114,9 +114,10 @@ def _apply(
     replaced = [old for _, _, old, _ in changes.done[before:] if isinstance(old, nn.Module)]
     try:
         output, reason = _look_at_output(example, replaced)
+        reason = reason or _look_at_decoding(example, min_cosine)
     except Exception as error:  # a path through the model that the parts alone did not show
         output, reason = None, failure(error)
-    if output is not None and not output.cosine >= min_cosine:  # NaN is too low as well
+    if not reason and output is not None and not output.cosine >= min_cosine:  # NaN is too low as well
         reason = f"the output's cosine falls to {output.cosine:.4f}, below min_cosine"
     if not reason:
         return output
@@ -141,6 +142,16 @@ def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[Output
     if called:
         return None, f"the model calls a {type(called[0]).__name__} by another way than its place"
     return compare_outputs(example.outputs, found)
+
+
+def _look_at_decoding(example: Example, min_cosine: float) -> str:
+    """Why the step must be taken back: a model in there writes something else with its cache; "" if none does."""
+    for decoding in example.decodings:
+        output, reason = compare_outputs(decoding.outputs, decoding.run())
+        if reason or output is None or not output.cosine >= min_cosine:
+            kind = type(decoding.model).__name__
+            return f"{kind} gives something else then for tokens that it reads with its cache"
+    return ""
 
 
 def _row(step: Step, candidate: Candidate) -> FusionRow:

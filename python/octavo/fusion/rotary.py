@@ -16,12 +16,15 @@ from torch import nn
 from ..nn import QuantLinear, RotaryAttention
 from ..nn.rotary_attention import NORMS, PROJECTIONS
 from ..plan import has_hooks
+from .attention_call import TRIALS, read_call, recorded
 from .example import Example
+from .graph import NotUnderstood
 from .interface import NAMES, attention_forward
 from .step import HOOKS, Candidate, Changes
+from .verify import failure
 
 CHILDREN = {*PROJECTIONS, "o_proj"}
-ATTRIBUTES = ("head_dim", "layer_idx", "scaling", "config")
+ATTRIBUTES = ("head_dim", "layer_idx", "config")
 
 
 class Rotary:
@@ -35,13 +38,16 @@ class Rotary:
 
     def _candidate(self, model: nn.Module, name: str, module: Any) -> Candidate:
         candidate = Candidate(name, type(module).__name__, obstacle(module))
+        replacement = None
         if not candidate.reason:
             precision = next(
                 key for key, value in NAMES.items() if value == module.config._attn_implementation
             )
             candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
             candidate.bound = partial(_bound, precision)
-            replacement = RotaryAttention(module, partial(attention_forward, precision=precision))
+            attend = partial(attention_forward, precision=precision)
+            replacement, candidate.reason = _replacement(module, attend)
+        if replacement is not None:
             candidate.compute = partial(_compute, replacement)
             candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
         return candidate
@@ -71,10 +77,39 @@ def obstacle(module: Any) -> str:
     return HOOKS if has_hooks(module) else ""
 
 
+def _replacement(module: Any, attend: Any) -> tuple[RotaryAttention | None, str]:
+    """What stands for `module`, held against it on random inputs; or the reason why it may not."""
+    try:
+        replacement = RotaryAttention(module, attend, read_call(module))
+        for size, position in TRIALS:
+            run = recorded(module, replacement.call, size, position)
+            (keys, values, *_), _ = run.updates[0]
+            expected = (run.attended[0][0][0], keys, values)
+            with torch.autocast("cpu", enabled=False):
+                found = replacement.states(run.given["hidden_states"], run.given["position_embeddings"])
+            if not all(map(_agrees, expected, found)):
+                return None, "its queries, keys or values differ on random angles and positions"
+    except NotUnderstood as error:
+        return None, str(error)
+    except Exception as error:  # whatever a replacement does not take is a reason to keep the original
+        return None, failure(error)
+    return replacement, ""
+
+
+def _agrees(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    """Up to eight roundings on each side, of the row's largest element: two products and their sum make three."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    size = expected.abs().amax(-1, keepdim=True)
+    return bool(((expected - found).abs() <= 8 * torch.finfo(expected.dtype).eps * size).all())
+
+
 def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.Tensor:
     """Beside the original, which writes into the cache itself. Behind o_proj a rounding could move an int8 code."""
-    kwargs["past_key_values"] = copy.deepcopy(kwargs.get("past_key_values"))
-    return replacement.attended(*args, **kwargs)[0]
+    given, options = replacement.call.named(args, kwargs)
+    cache = replacement.call.cache
+    given[cache] = copy.deepcopy(given.get(cache))
+    return replacement.attended(**given, **options)[0]
 
 
 def _bound(precision: str, expected: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

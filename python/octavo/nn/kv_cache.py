@@ -19,7 +19,9 @@ DTYPES = (None, torch.float32, torch.bfloat16)
 
 
 class KVCache(DynamicCache):
-    """A transformers Cache for `generate(past_key_values=octavo.nn.KVCache(...))` and for calls of a model.
+    """A transformers Cache for `generate(cache=octavo.nn.KVCache(...))` and for calls of a model.
+
+    Before transformers 5.24 the argument is called `past_key_values`.
 
     config   of the model; layers with a sliding window or a state of another kind are then transformers' own. Without
              it every layer keeps all tokens

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from .attention_call import AttentionCall
 from .shared_input import SharedInput
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -25,16 +26,18 @@ class RotaryAttention(nn.Module):
 
     original   has q_proj, k_proj, v_proj, o_proj and may have q_norm, k_norm, which become children of this module too
     attend     transformers' AttentionInterface: (module, query, key, value, mask, scaling=..., ...) -> (y, weights)
+    call       the arguments that `original` takes, and what it hands to its cache and to `attend`
+
+    raises   TypeError in a call with an argument that `original` would not take
     """
 
-    def __init__(self, original: Any, attend: Callable[..., tuple[torch.Tensor, Any]]):
+    def __init__(self, original: Any, attend: Callable[..., tuple[torch.Tensor, Any]], call: AttentionCall):
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
-        self.attend = attend
+        self.attend, self.call = attend, call
         self.head_dim: int = original.head_dim
         self.layer_idx: int = original.layer_idx
-        self.scaling: float = original.scaling
         self.is_causal: bool = getattr(original, "is_causal", True)
         # Asked for by transformers' function for torch's SDPA.
         self.num_key_value_groups: int = getattr(original, "num_key_value_groups", 1)
@@ -42,22 +45,31 @@ class RotaryAttention(nn.Module):
         self._shared = SharedInput([getattr(self, name) for name in PROJECTIONS])
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        """The arguments of `attended` -> ([B, L, k], weights or None)."""
+        """The arguments of the original -> ([B, L, k], weights or None)."""
         y, weights = self.attended(*args, **kwargs)
         o_proj: Any = self._modules["o_proj"]
         return o_proj(y), weights
 
-    def attended(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        **options: Any,
-    ) -> tuple[torch.Tensor, Any]:
-        """What o_proj reads, [B, L, heads * head_dim], and the attention weights or None.
+    def attended(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+        """What o_proj reads, [B, L, heads * head_dim], and the attention weights or None."""
+        call = self.call
+        given, options = call.named(args, kwargs)
+        hidden_states, angles = given["hidden_states"], given["position_embeddings"]
+        q, k, v = self.states(hidden_states, angles)
+        cache = given.get(call.cache)
+        if cache is not None:
+            given["cos"], given["sin"] = angles
+            k, v = call.updated(cache, given, options, k, v, self.layer_idx)
+        handed_on = call.options_of(given, options)
+        y, weights = self.attend(self, q, k, v, given.get("attention_mask"), **handed_on)
+        return y.reshape(*hidden_states.shape[:2], -1), weights
 
-        hidden_states [B, L, k]; position_embeddings: cos and sin, [B or 1, L, head_dim] each
+    def states(
+        self, hidden_states: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries and keys, and values, [B, heads, L, head_dim] each.
+
+        hidden_states [B, L, k]; angles: cos and sin, [B or 1, L, head_dim] each
         """
         batch, length, _ = hidden_states.shape
         modules: dict[str, Any] = self._modules
@@ -65,12 +77,8 @@ class RotaryAttention(nn.Module):
         q, k, v = (x.view(batch, length, -1, self.head_dim) for x in shared(hidden_states))
         if "q_norm" in modules:
             q, k = modules["q_norm"](q), modules["k_norm"](k)
-        q, k = ops.rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
-        v = v.transpose(1, 2)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-        y, weights = self.attend(self, q, k, v, attention_mask, scaling=self.scaling, **options)
-        return y.reshape(batch, length, -1), weights
+        q, k = ops.rope(q.transpose(1, 2), k.transpose(1, 2), *angles)
+        return q, k, v.transpose(1, 2)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._shared.forget()
