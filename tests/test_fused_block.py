@@ -68,14 +68,18 @@ def test_parts_of_a_batch_give_the_bits_of_all_of_it(name, threads, batch_sizes,
 
 
 def test_a_mask_of_other_axes_is_not_cut(batch_sizes, monkeypatch):
-    """[length, length] of as many positions as items: cut along its first axis it would be rows of queries."""
+    """[length, length] of as many positions as items: cut along its first axis it would be rows of queries. The block
+    was exported with a mask of four axes, so this call is the original's."""
     make, inputs = MODELS["padded bert"]
     model = fused_model(make, inputs)
     block = model.encoder.layer[0]
     x, mask = torch.randn(7, 7, 64), torch.ones(7, 7, dtype=torch.bool).tril()
     with torch.no_grad():
-        expected = copy.deepcopy(block)(x, mask)
+        expected = copy.deepcopy(block)(x, mask.expand(7, 1, 7, 7))
         monkeypatch.setattr(BlockProgram, "rows_at_a_time", 7)
         batch_sizes.clear()
-        assert torch.equal(block(x, mask), expected) and batch_sizes == [7]
-        assert torch.equal(block(x, mask.expand(7, 1, 7, 7)), expected) and batch_sizes == [7, *[1] * 7]
+        by_original = block(x, mask)
+        assert (
+            batch_sizes == [] and (by_original - expected).norm() <= 2**-6 * expected.norm()
+        )  # of other codes
+        assert torch.equal(block(x, mask.expand(7, 1, 7, 7)), expected) and batch_sizes == [1] * 7

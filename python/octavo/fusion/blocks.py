@@ -135,10 +135,13 @@ class _Plans:
         return _Plan(block_call, {False: self._pattern(block, call, block_call)}, tuple_size)
 
     def _pattern(self, block: nn.Module, call: _Call, block_call: BlockCall) -> Pattern:
-        nodes = normal_form(export_block(block, call.args, call.kwargs))
+        exported = export_block(block, call.args, call.kwargs)
+        nodes = normal_form(exported)
         if len(nodes) != 1 or nodes[0] is None:
             raise NotUnderstood("returns more than one tensor")
-        return find_pattern(nodes[0], block, block_call.slot_names(), self.precision)
+        pattern = find_pattern(nodes[0], block, block_call.slot_names(), self.precision)
+        pattern.guards = _of_slots(exported.guards, block_call.slot_names())
+        return pattern
 
 
 def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None, plans: _Plans) -> Candidate:
@@ -198,6 +201,13 @@ def _block_call(block: nn.Module, call: _Call) -> BlockCall:
         return BlockCall.like(block, call.args, call.kwargs)
     except TypeError as error:
         raise NotUnderstood(f"{error}: such calls are left to the original") from error
+
+
+def _of_slots(guards: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
+    """Guards of a program: the shape of an input is the shape of its slot."""
+    for slot, name in enumerate(names):
+        guards = tuple(guard.replace(f"{{{name}}}", f"slots[{slot}].shape") for guard in guards)
+    return guards
 
 
 def _tuple_size(output: Any) -> int:

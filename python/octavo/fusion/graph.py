@@ -8,6 +8,7 @@ inputs, all other arguments are constants of it. `lowering.py` then reads the at
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config
 
 from .. import ops
 from ..nn import QuantLinear
 from ..nn.block_call import Parameters
 from ..nn.shared_input import SharedInput
 
+_SIZE = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 Shape = tuple[Any, ...]  # ints, and sympy expressions for what is open
 
 
@@ -49,11 +52,14 @@ class Node:
 class Exported:
     """An aten graph, and what its placeholders are.
 
-    names   placeholder -> ("linear", module), ("parameter", name) or ("input", leaf of the arguments)
+    names    placeholder -> ("linear", module), ("parameter", name) or ("input", leaf of the arguments)
+    guards   what must hold for the sizes of the inputs, in Python, with {leaf} for the shape of an input: the block
+             looked at them, and other sizes may take another path
     """
 
     program: ExportedProgram
     names: dict[str, tuple[str, str]]
+    guards: tuple[str, ...] = ()
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -64,10 +70,12 @@ def is_linear(module: nn.Module) -> bool:
 def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
     """The graph of `block` called like this, for all batch sizes and lengths.
 
-    raises   NotUnderstood if torch cannot export it
+    raises   NotUnderstood if torch cannot export it, or the block is called with one token, of which nothing is learnt
     """
     tensors = _tensors(Parameters.of(block.forward).named(args, kwargs))
     inputs = tuple(_at_least_two_items(tensors))
+    if inputs and inputs[0].dim() == 3 and inputs[0].shape[1] == 1:
+        raise NotUnderstood("the example has one token only, give a longer one")
     dims = tuple({i: Dim.AUTO for i, size in enumerate(x.shape[:-1]) if size > 1} for x in inputs)
     for x, sizes in zip(inputs, dims, strict=True):
         is_mask = not x.is_floating_point()  # its last axis is a length, too
@@ -75,12 +83,14 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
             sizes[x.dim() - 1] = Dim.AUTO
     call = _Call(_skeleton(block), args, kwargs)
     try:
-        with torch.no_grad():
+        # Else torch takes every size for more than 1, and a block that asks whether it is would not be found out.
+        with torch.no_grad(), _config.patch(backed_size_oblivious=True):
             program = torch.export.export(call, inputs, dynamic_shapes=(dims,), strict=False)
     except Exception as error:  # whatever a block does that cannot be traced
         line = (str(error).strip().splitlines() or [""])[0]
         raise NotUnderstood(f"torch.export fails: {type(error).__name__}: {line[:120]}") from error
-    return Exported(program, _placeholders(program, block, list(tensors)))
+    names = _placeholders(program, block, list(tensors))
+    return Exported(program, names, _guards(program, tensors))
 
 
 class _LinearLeaf(nn.Module):
@@ -153,6 +163,17 @@ def _at_least_two_items(tensors: dict[str, torch.Tensor]) -> Iterator[torch.Tens
     for number, tensor in enumerate(tensors.values()):
         alone = number == 0 and tensor.dim() == 3 and tensor.shape[0] == 1
         yield torch.cat([tensor, tensor]) if alone else tensor
+
+
+def _guards(program: ExportedProgram, tensors: dict[str, torch.Tensor]) -> tuple[str, ...]:
+    leaves = list(tensors)
+    guards = [f"len({{{name}}}) == {x.dim()}" for name, x in tensors.items()]
+    for text in program._guards_code:
+        guard = _SIZE.sub(lambda match: f"{{{leaves[int(match[1])]}}}[{match[2]}]", text)
+        if "L[" in guard:
+            raise NotUnderstood(f"torch.export serves calls only where {text}")
+        guards.append(guard)
+    return tuple(guards)
 
 
 def _placeholders(

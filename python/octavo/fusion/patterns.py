@@ -44,11 +44,12 @@ class Pattern:
     size: int
     output: int
     batched: dict[int, int] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
 
     def bind(self, block: nn.Module) -> BlockProgram:
         """The steps with the layers and parameters of `block`."""
         return BlockProgram(
-            [_bound(step, block) for step in self.steps], self.size, self.output, self.batched
+            [_bound(step, block) for step in self.steps], self.size, self.output, self.batched, self.guards
         )
 
 

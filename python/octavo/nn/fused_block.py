@@ -32,16 +32,22 @@ class BlockProgram:
 
     A large batch goes through all of them in parts. `batched` has the tensors to be cut: slot -> number of axes, the
     first of which is the batch, or 1 where all items share the tensor. Empty: batches are not cut.
+    `guards` are conditions on the shapes of slots, in Python: the block computes something else where one is not met.
     """
 
     steps: Sequence[BlockStep]
     size: int
     output: int
     batched: dict[int, int] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
 
     # For each thread. A part's tensors then nearly fit its L2 cache, and have the memory of those of the part before:
     # large batches take 2 to 11 % less time. With 256, reading weights more often costs as much (BERT base, Zen 4).
     rows_at_a_time: ClassVar[int] = 512
+
+    def fits(self, slots: list[Any]) -> bool:
+        """Whether it computes what the block does for tensors of these shapes."""
+        return not self.guards or bool(_condition(self.guards)(slots))
 
     def run(self, slots: list[Any]) -> Any:
         """The result; `slots` holds the call's tensors, and is used up. Raises: LayersChanged."""
@@ -80,6 +86,13 @@ class BlockProgram:
         return whole
 
 
+@functools.cache
+def _condition(guards: tuple[str, ...]) -> Callable[[list[Any]], bool]:
+    """All of them, as a function of the slots. Text is what can be copied and pickled with a block."""
+    condition: Callable[[list[Any]], bool] = eval(f"lambda slots: {' and '.join(map('({})'.format, guards))}")
+    return condition
+
+
 class BlockPlan:
     """What a fused block runs, and when.
 
@@ -115,7 +128,7 @@ class BlockPlan:
         if slots is None or not self._applies(block, slots[0]):
             return NotImplemented
         program = self.programs.get(self.mask_slot >= 0 and slots[self.mask_slot] is None)
-        if program is None:
+        if program is None or not program.fits(slots):
             return NotImplemented
         try:
             result = program.run(slots)
