@@ -71,6 +71,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+@torch.inference_mode(False)  # inference tensors could take no part in training later
 def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from .batches import calls, evaluating
 from .compressed_tensors import set_quantization_config
+from .distributed import require_unwrapped
 from .matching import LayerFilter, Patterns, SchemeLike, Selection
 from .nn import PreparedLinear, leave_fused_paths
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
@@ -48,9 +49,12 @@ def prepare_(
     estimator      the gradient of rounding while training: "clipped" is 0 for values out of range, "pure" 1 everywhere
     learn_scales   train the scales and zero points, too: they become Parameters, so make the optimizer after this call
     returns        QuantizationReport, whose rows say "prepared" or "kept"
-    raises         as `quantize_`; ValueError for another estimator. The model is then unchanged
+    raises         as `quantize_`; ValueError for another estimator, and for learned scales if the model is wrapped for
+                   several processes already. The model is then unchanged
     """
     require_root("prepare_", model, nn.Linear, "wrap it: nn.Sequential(layer)")
+    if learn_scales:
+        require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
     layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
     with undone_on_error(model):
         prepare_layers(model, layers, estimator=estimator, learn_scales=learn_scales)
@@ -64,7 +68,8 @@ def calibrating(model: nn.Module) -> Iterator[None]:
     Several blocks add up: what was seen before still counts. SmoothQuant chooses its smoothing on leaving the first one
     and folds it into norms and linear layers; with Int8Static it needs a second one, over the same data. Training mode
     is left as it is: call model.eval() first if there is dropout, and torch.no_grad() saves memory.
-    raises   ValueError if the model has no prepared layers; TypeError if it is no module
+    raises   ValueError if the model has no prepared layers, and if DistributedDataParallel or FSDP holds it in several
+             processes, which would find different scales: calibrate, then wrap; TypeError if it is no module
     """
     require_module("calibrating", model)
     layers = [module for module in model.modules() if isinstance(module, PreparedLinear)]
@@ -72,6 +77,7 @@ def calibrating(model: nn.Module) -> Iterator[None]:
         raise ValueError(
             "calibrating: the model has no prepared layers; call octavo.prepare_(model, scheme) first"
         )
+    require_unwrapped("calibrating", model, "ranges of its own, from its own batches")
     with _watching(model, layers):
         yield
 
@@ -120,6 +126,7 @@ def prepare_layer(layer: Layer, **options: Any) -> PreparedLinear:
 
 def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
     """Runs the batches of `data` through the model in eval mode while the prepared ones of `layers` watch."""
+    require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
     batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data")
     schemes = [layer.scheme for layer in layers if layer.scheme is not None]
     passes = max(scheme.calibration_passes for scheme in schemes if scheme.needs_data)

@@ -113,7 +113,7 @@ def _put_if_right(module: Any, weight: torch.Tensor, bias: torch.Tensor | None, 
     """Keeps the new parameters if `module` then gives what it gave divided by s, to float rounding."""
     before = dict(module._parameters)
     dtype = module.weight.dtype
-    x = torch.randn(16, len(s), generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(16, len(s), generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
     try:
         y = module.forward(x)
         _put(module, weight, bias)

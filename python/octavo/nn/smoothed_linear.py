@@ -131,7 +131,8 @@ class PreparedSmoothed(PreparedLinear):
     def smooth_(self, smoothing: torch.Tensor, *, folded: bool) -> None:
         """Takes `smoothing` float32 [k]; `folded`: what comes before the layer gives x / smoothing from now on."""
         self.smoothing = smoothing
-        self.is_smoothed, self.is_folded = torch.tensor(True), torch.tensor(folded)
+        self.is_smoothed = torch.tensor(True, device="cpu")
+        self.is_folded = torch.tensor(folded, device="cpu")
         self.sample = []
         self.reset_weight_scale_()
 

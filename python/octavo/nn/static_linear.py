@@ -109,12 +109,6 @@ class StaticQuantLinear(QuantLinear):
             "input_zero_point": ((1,), (torch.int8,)),
         }
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        """A symmetric zero point is in no state_dict, and `to_empty` makes another number of it."""
-        super()._load_from_state_dict(*args)
-        if self.scheme.symmetric:
-            self.input_zero_point = torch.zeros(1, dtype=torch.int32, device="cpu")
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         key = prefix + "input_zero_point"
@@ -124,3 +118,5 @@ class StaticQuantLinear(QuantLinear):
     def _restore_dtypes(self) -> None:
         super()._restore_dtypes()
         self.input_zero_point = self.input_zero_point.to(torch.int32)
+        if self.scheme.symmetric:  # it is in no state_dict, and `to_empty` has made any number of it
+            self.input_zero_point = torch.zeros(1, dtype=torch.int32, device="cpu")
