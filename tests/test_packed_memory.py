@@ -2,6 +2,7 @@
 """Packed weights share chunks of memory, and nothing else: storages, copies and lifetimes are their own."""
 
 import copy
+import ctypes
 import gc
 import mmap
 
@@ -50,6 +51,55 @@ def test_a_chunk_is_freed_with_the_last_of_its_layers():
     layers.clear()
     gc.collect()
     assert chunk() is None
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Pages of its memory that the kernel holds."""
+    page = mmap.PAGESIZE
+    first = tensor.data_ptr() // page * page
+    count = -(-(tensor.data_ptr() + tensor.numel() - first) // page)
+    seen = (ctypes.c_ubyte * count)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(count * page), seen) == 0
+    return sum(byte & 1 for byte in seen)
+
+
+def test_a_layer_that_goes_gives_its_pages_back():
+    """All but the two at its ends, of which a neighbour may have a part: one small layer of a model holds little."""
+    pages, size = 64, 64 * mmap.PAGESIZE
+    before, large, after = (packed_memory.empty((n,)).fill_(1) for n in (100, size, 100))
+    view = large[:]
+    address = large.data_ptr()
+    place = torch.frombuffer(chunk(), dtype=torch.int8, count=size, offset=address - chunk_address())
+    assert resident(place) == pages + 1
+    del large
+    assert resident(place) == pages + 1  # the view holds the storage
+    del view
+    gc.collect()
+    assert resident(place) <= 2
+    assert (before == 1).all() and (after == 1).all()
+
+
+def chunk_address() -> int:
+    return torch.frombuffer(chunk(), dtype=torch.int8, count=1).data_ptr()
+
+
+def test_pages_stay_as_long_as_a_joined_tensor_reads_them():
+    parts = [packed_memory.empty((4 * mmap.PAGESIZE // 64, 64)).fill_(value) for value in (1, 2)]
+    both = packed_memory.joined(parts)
+    assert both is not None
+    del parts
+    gc.collect()
+    assert both.view(2, -1).float().mean(1).tolist() == [1, 2]
+
+
+def test_without_address_space_memory_is_ordinary(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    for size in (16, packed_memory.CHUNK_BYTES + 1):
+        assert packed_memory.empty((size,)).shape == (size,) and chunk() is None
 
 
 def test_a_copied_layer_has_memory_of_its_own():

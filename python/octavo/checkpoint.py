@@ -67,6 +67,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 
 
+@torch.inference_mode(False)  # inference tensors could take no part in training later
 def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replaces the linear layers of a model by quantized ones and reports on every layer: prepare_ to freeze_ in one call.
 
-Everything is looked at before anything is changed, and until the last layer is calibrated everything can be undone, so
+Everything is looked at before anything is changed, and until the first layer is frozen everything can be undone, so
 that bad input leaves the model as it was. Layers are then frozen one by one: in place the peak is the model plus one.
 """
 
@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .malloc import give_back
@@ -18,6 +19,7 @@ from .matching import LayerFilter, Patterns, SchemeLike, Selection
 from .nn import leave_fused_paths
 from .plan import Layer, plan_quantization, report_of
 from .prepare import (
+    NAMED,
     calibrate,
     freeze_layers,
     prepare_layer,
@@ -52,15 +54,17 @@ def quantize_(
                        hooks, subclasses with a forward of their own, and what the scheme cannot serve
     raises             ValueError for NaN or Inf in a weight, for a pattern that matches nothing, for missing data, for
                        a layer that no batch reached, and if the model is itself an nn.Linear; TypeError for other
-                       arguments. The model is then unchanged
+                       arguments. The model is then unchanged. An interrupt that comes when float weights are gone
+                       already is raised when all layers are quantized: the model is never half converted
     """
     require_root("quantize_", model, nn.Linear, "use layer = octavo.quantized(layer, scheme)")
     layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
     _require_data("quantize_", layers, data)
-    with undone_on_error(model):
+    originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
+    with undone_on_error(model) as undo:
         prepare_layers(model, layers)
         _calibrate(model, layers, data, progress)
-    freeze_layers(model, layers, progress)
+        freeze_layers(model, layers, progress, undo, originals)
     give_back()  # else the process stays as large as with the float weights: 540 MB for 134 MB of codes
     return report_of(layers)
 
@@ -87,13 +91,36 @@ def quantized(
         if layer.scheme is not None:
             key = id(layer.module)
             copies[key] = prepare_layer(layer)
-    result = copy.deepcopy(model, copies)
+    result = _copied(model, copies)
     leave_fused_paths(result)
     _calibrate(result, layers, data, progress)
     result = freeze_layers(result, layers, progress)
     give_back()
     report_of(layers)
     return result
+
+
+def _copied(model: nn.Module, copies: dict[int, object]) -> nn.Module:
+    """copy.deepcopy, with tensors that can be trained. Raises: ValueError, which names what torch cannot copy."""
+    with torch.inference_mode(False):
+        try:
+            return copy.deepcopy(model, copies)
+        except RuntimeError as error:
+            computed = [
+                f"{name}.{key}".removeprefix(".")
+                for name, module in model.named_modules()
+                for key, value in {**module.__dict__, **module._buffers}.items()
+                if isinstance(value, torch.Tensor) and value.grad_fn is not None
+            ]
+            if not computed:
+                raise
+            names = ", ".join(map(repr, computed[:NAMED])) + (", ..." if len(computed) > NAMED else "")
+            raise ValueError(
+                f"quantized: torch cannot copy tensors that were computed from parameters: {names}. If they come from "
+                "torch.nn.utils.weight_norm or spectral_norm, call torch.nn.utils.remove_weight_norm(layer) or "
+                "remove_spectral_norm(layer), or use those of torch.nn.utils.parametrizations; or convert the model "
+                "itself, in place: octavo.quantize_(model, scheme)"
+            ) from error
 
 
 def _require_data(who: str, layers: list[Layer], data: Any) -> None:

@@ -45,7 +45,10 @@ def fake_quantize(
             f"fake_quantize: zero_point has shape {list(zero_point.shape)}, it must be that of scale, "
             f"{list(scale.shape)}"
         )
-    return _FakeQuantize.apply(x, scale.detach(), zero_point, qmin, qmax, estimator)
+    scale, within = scale.detach(), None
+    if estimator == "clipped" and _may_be_derived(x):
+        within = _is_within(x, scale, zero_point, qmin, qmax)
+    return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, within)
 
 
 def fake_quantize_per_token(x: torch.Tensor, symmetric: bool = True) -> torch.Tensor:
@@ -76,11 +79,14 @@ def quantize_bias(
     codes = (bias.detach().double() / step).round_()
     room = 2**31 - 1 - 255 * 128 * k
     fits = codes.abs() <= room
-    if not fits.all():
+    remedy = f"int32 sums over k = {k} leave room for {room}; use int32_bias=False"
+    if torch.compiler.is_compiling():
+        torch._assert_async(fits.all(), f"the bias is more steps of input_scale * weight_scale than {remedy}")
+    elif not fits.all():
         j = int((~fits).nonzero()[0])
         raise ValueError(
             f"bias[{j}] is {bias[j].item():g}, which is {codes[j].item():g} steps of input_scale * weight_scale, and "
-            f"int32 sums over k = {k} leave room for {room}; use int32_bias=False"
+            f"{remedy}"
         )
     return codes.int()
 
@@ -126,7 +132,10 @@ def lsq(
         )
     if grad_factor is None:
         grad_factor = 1 / math.sqrt(max(x.numel() // scale.numel(), 1) * qmax) if scale.numel() else 1.0
-    return _LSQ.apply(x, scale, offset, qmin, qmax, grad_factor)
+    zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    if offset is not None:
+        zero_point = offset_zero_point(scale, offset, qmin, qmax)
+    return _LSQ.apply(x, scale, offset, zero_point.reshape(-1), qmin, qmax, grad_factor)
 
 
 def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.Tensor:
@@ -207,30 +216,71 @@ def _steps(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (rows.float() * (1 / scale)[:, None]).round_()
 
 
+# --- gradients ------------------------------------------------------------------------------------------------------
+#
+# `setup_context` is there for the transforms of torch.func. Tensors are kept by save_for_backward and read once, for
+# checkpointing hands each of them out a single time. What a gradient is multiplied by is a constant: rounding has no
+# second derivative. There is no `jvp`, with which torch.compile would refuse the functions.
+
+
+def _may_be_derived(x: torch.Tensor) -> bool:
+    """Whether somebody may want a derivative by x. A tensor inside of `torch.vmap` does not say what is outside."""
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _is_within(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int
+) -> torch.Tensor:
+    """Where x gets a code without being clipped: bool, a byte for each element, x's shape."""
+    scale = scale.reshape(-1)
+    code = _steps(_rows(x, scale), scale).add_(zero_point.reshape(-1)[:, None])
+    return ((code >= qmin) & (code <= qmax)).view(x.shape)
+
+
 class _FakeQuantize(torch.autograd.Function):
+    """`within` says where the gradient passes; None: everywhere."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, scale, zero_point, qmin, qmax, estimator):
+    def forward(x, scale, zero_point, qmin, qmax, within):
         scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
-        rows = _rows(x, scale)
-        if estimator == "clipped" and ctx.needs_input_grad[0]:
-            code = _steps(rows, scale).add_(zero_point[:, None])
-            ctx.save_for_backward(((code >= qmin) & (code <= qmax)).view(x.shape))  # a byte for each element
-        return _values(rows, scale, zero_point, qmin, qmax).view(x.shape)
+        return _values(_rows(x, scale), scale, zero_point, qmin, qmax).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *_, within = inputs
+        ctx.is_clipped = within is not None
+        if within is not None:
+            ctx.save_for_backward(within)
 
     @staticmethod
     def backward(ctx, grad):
-        return (grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad), None, None, None, None, None
+        if ctx.is_clipped:
+            (within,) = ctx.saved_tensors
+            grad = grad * within
+        return grad, None, None, None, None, None
 
 
 class _FakeQuantizePerToken(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, symmetric):
+    def forward(x, symmetric):
         qmin, qmax = (1, 255) if symmetric else (0, 255)
         rows = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])
         finite = rows.isfinite().all(1, keepdim=True)
-        rows = rows if finite.all() else torch.where(finite, rows, 0.0)
+        rows = torch.where(finite, rows, 0.0)
         scale, zero_point = ops.choose_qparams(rows, qmin, qmax, symmetric)
         return torch.where(finite, _values(rows, scale, zero_point, qmin, qmax), torch.nan).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, grad):
@@ -238,9 +288,17 @@ class _FakeQuantizePerToken(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
+    """`value`, and the gradient of x."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, value):
+    def forward(x, value):
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, grad):
@@ -248,29 +306,32 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class _LSQ(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, scale, offset, qmin, qmax, grad_factor):
+    def forward(x, scale, offset, zero_point, qmin, qmax, grad_factor):
         positive = positive_scale(scale).reshape(-1)
-        zero_point = torch.zeros_like(positive, dtype=torch.int32)
-        if offset is not None:
-            zero_point = offset_zero_point(positive, offset.reshape(-1), qmin, qmax)
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = qmin, qmax, grad_factor
         return _values(_rows(x, positive), positive, zero_point, qmin, qmax).view(x.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, scale, _, zero_point, *ctx.options = inputs
+        ctx.save_for_backward(x, scale, zero_point)
 
     @staticmethod
     def backward(ctx, grad):
         x, scale, zero_point = ctx.saved_tensors
         qmin, qmax, grad_factor = ctx.options
         positive = positive_scale(scale).reshape(-1)
-        rows, grad_rows = _rows(x, positive), _rows(grad, positive)
+        rows = _rows(x, positive)
+        grad_rows = grad.reshape(rows.shape)
         steps = _steps(rows, positive)
         code = steps + zero_point[:, None]
         inside = (code >= qmin) & (code <= qmax)
         slope = torch.where(inside, steps - rows / positive[:, None], code.clamp(qmin, qmax))
         grad_scale = (grad_rows.float() * slope).sum(1) * grad_factor
-        grad_scale = torch.where(scale.reshape(-1) < 0, -grad_scale, grad_scale).view(scale.shape)
+        grad_scale = torch.where(scale.detach().reshape(-1) < 0, -grad_scale, grad_scale).view(scale.shape)
         grad_offset = None
         if ctx.needs_input_grad[2]:
             grad_offset = ((grad_rows.float() * ~inside).sum(1) * grad_factor).view(scale.shape)
-        return (grad_rows * inside).view(x.shape), grad_scale, grad_offset, None, None, None
+        return (grad_rows * inside).view(x.shape), grad_scale, grad_offset, None, None, None, None

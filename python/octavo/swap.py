@@ -30,10 +30,38 @@ def replace_at(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
         parent._modules[attribute] = module
 
 
+class Undo:
+    """What every module of a model had: attributes, parameters, buffers, children. Tensors are held, not copied."""
+
+    def __init__(self, model: nn.Module):
+        self._before: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (references, dict(references))
+            for module in model.modules()
+            for references in (module.__dict__, module._parameters, module._buffers, module._modules)
+        ]
+
+    @property
+    def is_possible(self) -> bool:
+        return bool(self._before)
+
+    def let_go(self) -> None:
+        """Holds nothing any more, and so undoes nothing any more."""
+        self._before = []
+
+    def undo(self) -> None:
+        try:
+            for references, entries in self._before:
+                references.clear()
+                references.update(entries)
+        except KeyboardInterrupt:  # another one, while the first is answered
+            self.undo()
+
+
 @contextmanager
-def undone_on_error(model: nn.Module) -> Iterator[None]:
+def undone_on_error(model: nn.Module) -> Iterator[Undo]:
     """After an exception every module of `model` has the attributes, parameters, buffers and children it had before.
 
+<<<<<<< HEAD
     Tensors are put back as they are, and vectors (the Parameters of norms, biases, scales) with the values they had.
     Matrices that were changed in place stay changed: there is no room for a copy.
     """
@@ -43,9 +71,15 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
         for references in (module.__dict__, module._parameters, module._buffers, module._modules)
     ]
     vectors = [(p, p.detach().clone(), p._version) for p in model.parameters() if _is_vector(p)]
+=======
+    Values of tensors that were changed in place stay changed. Gives the Undo, which can be let go before the end.
+    """
+    undo = Undo(model)
+>>>>>>> training
     try:
-        yield
+        yield undo
     except BaseException:
+<<<<<<< HEAD
         for references, entries in before:
             references.clear()
             references.update(entries)
@@ -53,6 +87,9 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
             for parameter, value, version in vectors:
                 if parameter._version != version:
                     parameter.copy_(value)
+=======
+        undo.undo()
+>>>>>>> training
         raise
 
 

@@ -254,7 +254,8 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self._restore_dtypes()
+        with torch.inference_mode(False):
+            self._restore_dtypes()
         if was_packed:
             self.pack_()
 

@@ -198,6 +198,9 @@ class PreparedOutliers(PreparedLinear):
     def _fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
         y = F.linear(self.fake_quantized_input(x), self.fake_quantized_weight(), bias)
+        if torch.compiler.is_compiling():  # a graph must not depend on how many columns there are
+            rest = ~self.is_outlier
+            return y + F.linear(x.masked_fill(rest, 0.0), self.weight.float().masked_fill(rest, 0.0))
         columns = self.outlier_columns
         if not len(columns):
             return y
@@ -220,9 +223,8 @@ class PreparedOutliers(PreparedLinear):
 
     # --- calibration ------------------------------------------------------------------------------------------------
 
-    @property
-    def is_calibrated(self) -> bool:
-        return self.channel_observer.is_initialized
+    def _calibrated(self) -> torch.Tensor | None:
+        return self.channel_observer.batches > 0
 
     def take_input_qparams_(self) -> None:
         """Marks the columns that hold outliers in all that was seen so far."""

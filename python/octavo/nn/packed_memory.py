@@ -8,11 +8,13 @@ are packed one after another lie in one chunk. Only what they fill is resident. 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import threading
 import weakref
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 
@@ -30,9 +32,14 @@ def empty(shape: tuple[int, ...]) -> torch.Tensor:
     """An uninitialized int8 tensor of `shape`, with a storage of its own."""
     count = prod(shape)
     if not hasattr(mmap, "MADV_HUGEPAGE") or count == 0:
-        return torch.empty(shape, dtype=torch.int8)
-    chunk, offset = _new_chunk(count) if count > CHUNK_BYTES else _place(count)
-    return torch.frombuffer(chunk, dtype=torch.int8, count=count, offset=offset).view(shape)
+        return torch.empty(shape, dtype=torch.int8, device="cpu")
+    try:
+        chunk, offset = _new_chunk(count) if count > CHUNK_BYTES else _place(count)
+    except OSError:  # no address space for a chunk, or a chunk too many: there may be room for the layer
+        return torch.empty(shape, dtype=torch.int8, device="cpu")
+    tensor, room = _tensor(chunk, offset, count)
+    weakref.finalize(room, _give_back, chunk, offset, count).atexit = False
+    return tensor.view(shape)
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -46,10 +53,24 @@ def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
     for chunk in list(_chunks):
         offset = first.data_ptr() - _address(chunk)
         if 0 <= offset and offset + total <= len(chunk):
-            return torch.frombuffer(chunk, dtype=torch.int8, count=total, offset=offset).view(
-                -1, *first.shape[1:]
-            )
+            tensor, room = _tensor(chunk, offset, total)
+            room.parts = tuple(tensors)  # their pages must stay
+            return tensor.view(-1, *first.shape[1:])
     return None
+
+
+def _tensor(chunk: mmap.mmap, offset: int, count: int) -> tuple[torch.Tensor, Any]:
+    """`count` bytes of the chunk, and an object that lives exactly as long as their storage, and holds the chunk."""
+    room = (ctypes.c_int8 * count).from_buffer(chunk, offset)
+    return torch.frombuffer(room, dtype=torch.int8), room
+
+
+def _give_back(chunk: mmap.mmap, offset: int, count: int) -> None:
+    """Frees the pages that lie wholly in these bytes; those at the ends may hold a neighbour's."""
+    first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (offset + count) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if size > 0:
+        chunk.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def _place(count: int) -> tuple[mmap.mmap, int]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..fake_quantize import (
     ESTIMATORS,
+    SMALLEST_SCALE,
     fake_quantize,
     first_weight_scale,
     lsq,
@@ -191,15 +192,47 @@ class PreparedLinear(nn.Module):
     @property
     def is_calibrated(self) -> bool:
         """True if the scheme needs no calibration, or if its observer has seen a finite value."""
-        return self.input_observer is None or self.input_observer.is_initialized
+        calibrated = self._calibrated()
+        return calibrated is None or bool(calibrated)
+
+    def _calibrated(self) -> torch.Tensor | None:
+        """The same as a bool tensor, for graphs; None if the scheme needs no calibration."""
+        return None if self.input_observer is None else self.input_observer.batches > 0
 
     def require_calibrated(self) -> None:
-        if not self.is_calibrated:
-            raise ValueError(
-                f"layer {self.name!r} is not calibrated: {self.scheme.name} needs its input's range, and no finite "
-                "batch has reached it. Give batches that do, as data or inside `with octavo.calibrating(model):`, or "
-                f"keep the layer float with exclude={self.name!r}"
-            )
+        """Raises: ValueError if the layer is not calibrated; in a compiled graph RuntimeError, when it runs."""
+        if torch.compiler.is_compiling():
+            calibrated = self._calibrated()
+            if calibrated is not None:
+                torch._assert_async(calibrated, self._not_calibrated())
+        elif not self.is_calibrated:
+            raise ValueError(self._not_calibrated())
+
+    def _not_calibrated(self) -> str:
+        return (
+            f"layer {self.name!r} is not calibrated: {self.scheme.name} needs its input's range, and no finite "
+            "batch has reached it. Give batches that do, as data or inside `with octavo.calibrating(model):`, or "
+            f"keep the layer float with exclude={self.name!r}"
+        )
+
+    def require_scales(self) -> None:
+        """Raises ValueError for a scale or an offset that no codes can have. Of a negative scale |scale| counts."""
+        for name in ("weight_scale", "input_scale", "input_offset"):
+            values = getattr(self, name, None)
+            if values is None:
+                continue
+            values = values.detach().reshape(-1)
+            steps = values.abs()
+            fits = (steps * -INPUT_QMIN).isfinite()
+            if name != "input_offset":
+                fits &= steps >= SMALLEST_SCALE
+            if not fits.all():
+                at = int((~fits).nonzero()[0])
+                raise ValueError(
+                    f"layer {self.name!r}: {name}[{at}] is {values[at].item():g}, with which nothing can be quantized; "
+                    "training has diverged. Go back to an earlier state, train scales with a smaller learning rate, or "
+                    "calibrate anew; layer.reset_weight_scale_() starts the scales of a weight anew"
+                )
 
     def take_input_qparams_(self) -> None:
         """Sets the scale and zero point of the input to what the observer has found; without a find they stay."""

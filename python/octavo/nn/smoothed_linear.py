@@ -132,7 +132,8 @@ class PreparedSmoothed(PreparedLinear):
     def smooth_(self, smoothing: torch.Tensor, *, folded: bool) -> None:
         """Takes `smoothing` float32 [k]; `folded`: what comes before the layer gives x / smoothing from now on."""
         self.smoothing = smoothing
-        self.is_smoothed, self.is_folded = torch.tensor(True), torch.tensor(folded)
+        self.is_smoothed = torch.tensor(True, device="cpu")
+        self.is_folded = torch.tensor(folded, device="cpu")
         self.sample = []
         self.reset_weight_scale_()
 
@@ -153,6 +154,8 @@ class PreparedSmoothed(PreparedLinear):
         return self.weight.float() * self.smoothing
 
     def smoothed_input(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():  # a graph must not depend on the value; x * 1 is x
+            return x.float() * torch.where(self.is_folded, 1.0, self.input_multiplier)
         return x if self.is_folded else x.float() * self.input_multiplier
 
     def fake_quantized_input(self, x: torch.Tensor) -> torch.Tensor:
@@ -161,15 +164,15 @@ class PreparedSmoothed(PreparedLinear):
 
     # --- calibration ------------------------------------------------------------------------------------------------
 
-    @property
-    def is_calibrated(self) -> bool:
-        return bool(self.is_smoothed) and super().is_calibrated
+    def _calibrated(self) -> torch.Tensor | None:
+        calibrated = super()._calibrated()
+        return self.is_smoothed if calibrated is None else self.is_smoothed & calibrated
 
-    def require_calibrated(self) -> None:
-        if self.is_smoothed and not self.is_calibrated:
-            raise ValueError(
-                f"layer {self.name!r} is not calibrated: {self.scheme.name} has found its smoothing, and now needs the "
-                "range of the smoothed input: run the data a second time in `with octavo.calibrating(model):`, or use "
-                "octavo.quantize_(model, scheme, data=batches), which does"
-            )
-        super().require_calibrated()
+    def _not_calibrated(self) -> str:
+        if torch.compiler.is_compiling() or not self.is_smoothed:
+            return super()._not_calibrated()
+        return (
+            f"layer {self.name!r} is not calibrated: {self.scheme.name} has found its smoothing, and now needs the "
+            "range of the smoothed input: run the data a second time in `with octavo.calibrating(model):`, or use "
+            "octavo.quantize_(model, scheme, data=batches), which does"
+        )

@@ -119,3 +119,5 @@ class StaticQuantLinear(QuantLinear):
     def _restore_dtypes(self) -> None:
         super()._restore_dtypes()
         self.input_zero_point = self.input_zero_point.to(torch.int32)
+        if self.scheme.symmetric:  # it is in no state_dict, and `to_empty` has made any number of it
+            self.input_zero_point = torch.zeros(1, dtype=torch.int32, device="cpu")

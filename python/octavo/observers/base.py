@@ -67,9 +67,9 @@ class Observer(nn.Module, ABC):
 
     def _allocate(self, rows: int) -> None:
         """Makes the buffers for `rows` ranges and nothing seen."""
-        self.register_buffer("low", torch.zeros(rows))
-        self.register_buffer("high", torch.zeros(rows))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("low", torch.zeros(rows, device="cpu"))
+        self.register_buffer("high", torch.zeros(rows, device="cpu"))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     @property
     def is_initialized(self) -> bool:

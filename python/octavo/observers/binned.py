@@ -48,7 +48,7 @@ class Bins:
 
     def edges(self) -> torch.Tensor:
         """float64 [b + 1], ascending; exact."""
-        steps = torch.arange(self.first, self.first + len(self.counts) + 1, dtype=torch.float64)
+        steps = torch.arange(self.first, self.first + len(self.counts) + 1, dtype=torch.float64, device="cpu")
         return steps * self.width
 
     def magnitudes(self) -> torch.Tensor:
@@ -95,8 +95,12 @@ class BinnedObserver(Observer):
 
     def _allocate(self, rows: int) -> None:
         super()._allocate(rows)
-        self.register_buffer("counts", torch.zeros(rows, 4 * self.config.bins, dtype=torch.int64))
-        self.register_buffer("exponent", torch.full((rows,), _SMALLEST_EXPONENT, dtype=torch.int32))
+        self.register_buffer(
+            "counts", torch.zeros(rows, 4 * self.config.bins, dtype=torch.int64, device="cpu")
+        )
+        self.register_buffer(
+            "exponent", torch.full((rows,), _SMALLEST_EXPONENT, dtype=torch.int32, device="cpu")
+        )
 
     def _count(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         is_first = not self.is_initialized
@@ -104,8 +108,8 @@ class BinnedObserver(Observer):
         self.high = high if is_first else torch.maximum(self.high, high)
         self._widen(torch.maximum(-low, high))
         columns = max(1, max(CHUNK, self.counts.numel()) // len(rows))
-        inverse = torch.tensor([2.0**-e for e in self.exponent.tolist()])[:, None]
-        middle = torch.arange(len(rows), dtype=torch.int32)[:, None] * self.counts.shape[1]
+        inverse = torch.tensor([2.0**-e for e in self.exponent.tolist()], device="cpu")[:, None]
+        middle = torch.arange(len(rows), dtype=torch.int32, device="cpu")[:, None] * self.counts.shape[1]
         middle += 2 * self.config.bins
         for part in rows.split(columns, dim=1):
             index = _bin_of(part.float(), inverse).add_(middle)
@@ -131,7 +135,7 @@ class BinnedObserver(Observer):
             if low < 0 or high > 0:
                 low, high = self.config.choose(self.bins_of(row), symmetric, qmin, qmax)
             ranges.append((low, high))
-        lows, highs = torch.tensor(ranges, dtype=torch.float32).reshape(-1, 2).unbind(1)
+        lows, highs = torch.tensor(ranges, dtype=torch.float32, device="cpu").reshape(-1, 2).unbind(1)
         return lows, highs
 
     def bins_of(self, row: int = 0) -> Bins:

@@ -37,7 +37,7 @@ def _threshold(counts: torch.Tensor, levels: int) -> int:
     if len(counts) < levels:
         return len(counts)
     counts = torch.cat([counts[1:2], counts[1:]])
-    candidates = torch.arange(levels, len(counts) + 1)
+    candidates = torch.arange(levels, len(counts) + 1, device="cpu")
     return int(candidates.flip(0)[divergences(counts, candidates, levels).flip(0).argmin()])
 
 
@@ -53,7 +53,7 @@ def divergences(counts: torch.Tensor, candidates: torch.Tensor, levels: int) -> 
     total, kept = counts.sum(), _sum_before(counts)[candidates]
     clipped = total - kept
     # Sums over a level are differences of running sums: every candidate costs O(levels), not O(bins).
-    ends = torch.arange(levels + 1) * candidates[:, None]
+    ends = torch.arange(levels + 1, device="cpu") * candidates[:, None]
     ends = -(-ends // levels)
     mass = _sum_before(counts)[ends].diff(dim=1)
     occupied = _sum_before((counts > 0).double())[ends].diff(dim=1)

@@ -80,7 +80,7 @@ def cut_error(counts: torch.Tensor, start: int, end: int, codes: int) -> float:
     The values of a bin are spread evenly over it. What lies outside takes the centre of the outer level.
     """
     level = (end - start + 1) / codes
-    left = torch.arange(len(counts), dtype=torch.float64) - start
+    left = torch.arange(len(counts), dtype=torch.float64, device="cpu") - start
     level_of_left, level_of_right = ((edge / level).floor().clamp(0, codes - 1) for edge in (left, left + 1))
     from_left = left - (level_of_left + 0.5) * level
     to_right = left + 1 - (level_of_right + 0.5) * level

@@ -36,9 +36,9 @@ class MSE(BinnedConfig):
             raise ValueError(f"MSE: steps must be an int of at least 2, got {self.steps!r}")
 
     def choose(self, bins: Bins, symmetric: bool, qmin: int, qmax: int) -> tuple[float, float]:
-        full = torch.tensor(bins.full_range(symmetric), dtype=torch.float64)
-        coarse = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
-        fine = torch.linspace(-1, 1, self.steps, dtype=torch.float64) / self.steps
+        full = torch.tensor(bins.full_range(symmetric), dtype=torch.float64, device="cpu")
+        coarse = torch.arange(1, self.steps + 1, dtype=torch.float64, device="cpu") / self.steps
+        fine = torch.linspace(-1, 1, self.steps, dtype=torch.float64, device="cpu") / self.steps
 
         def better(kept: torch.Tensor, end: slice, tried: torch.Tensor) -> torch.Tensor:
             """The best of `kept` [2], what is kept of the low and the high end, and of it with `tried` at `end`."""
@@ -47,7 +47,7 @@ class MSE(BinnedConfig):
             low, high = (candidates * full).unbind(1)
             return candidates[squared_errors(bins, low, high, symmetric, qmin, qmax).argmin()]
 
-        kept = torch.ones(2, dtype=torch.float64)
+        kept = torch.ones(2, dtype=torch.float64, device="cpu")
         for end in (BOTH,) if symmetric else (BOTH, HIGH, LOW):
             kept = better(kept, end, coarse)
             kept = better(kept, end, kept[end][0] + fine)

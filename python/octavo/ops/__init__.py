@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed wrappers of `torch.ops.octavo.*`, their fakes (shapes for torch.compile and torch.export) and gradients.
+"""Typed wrappers of `torch.ops.octavo.*`, their fakes (shapes for torch.compile and torch.export), gradients, batches.
 
 The C++ side holds the schemas and the kernels.
 """
 
+from . import batching
 from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
 from .attention import PRECISIONS, attention
 from .checks import CODE_TYPES, FLOAT_TYPES

@@ -8,6 +8,7 @@ The same lines open each function on purpose: one body for all of them costs 0.2
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 from .activations import activation_number, torch_activation
 from .checks import FLOAT_TYPES, check, wants_gradient
@@ -44,8 +45,8 @@ def linear_dynamic(
         x = x.to(torch.get_autocast_dtype("cpu"))
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_dynamic", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
-        y = _Linear.apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
+    if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
+        y = _linear_function().apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
         return torch_activation(y, activation)
     if activation is None:  # an argument that is not passed costs nothing
         return _linear_dynamic(x, packed, column_sum, weight_scale, bias, symmetric)
@@ -75,8 +76,8 @@ def linear_static(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_static", "x", x, FLOAT_TYPES)
     arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
-    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
-        return torch_activation(_Linear.apply(_linear_static, *arguments), activation)
+    if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
+        return torch_activation(_linear_function().apply(_linear_static, *arguments), activation)
     if activation is None:
         return _linear_static(*arguments)
     return _linear_static(*arguments, activation_number("linear_static", activation))
@@ -99,8 +100,8 @@ def linear_weight_only(
         x = x.to(torch.get_autocast_dtype("cpu"))
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("linear_weight_only", "x", x, FLOAT_TYPES)
-    if _is_grad_enabled() and wants_gradient(x, weight_scale, bias):
-        y = _Linear.apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
+    if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
+        y = _linear_function().apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
         return torch_activation(y, activation)
     if activation is None:
         return _linear_weight_only(x, packed, column_sum, weight_scale, bias)
@@ -141,6 +142,8 @@ class _Linear(torch.autograd.Function):
     weight_scale gets no gradient, but model.requires_grad_(True) marks it, and without this function torch would warn.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(operator, x, packed, column_sum, weight_scale, bias, *options):
         return operator(x, packed, column_sum, weight_scale, bias, *options)
@@ -158,12 +161,37 @@ class _Linear(torch.autograd.Function):
         packed, weight_scale = ctx.saved_tensors
         grad_x = grad_bias = None
         if ctx.needs_input_grad[1]:
-            codes = unpack_weight(packed, weight_scale.shape[0], ctx.k)
-            zero_point = torch.zeros(weight_scale.shape[0], dtype=torch.int32)
-            grad_x = grad_y @ dequantize(codes, weight_scale.detach().flatten(), zero_point, grad_y.dtype)
+            grad_x = grad_y @ dequantized(packed, weight_scale, ctx.k, grad_y.dtype)
         if ctx.needs_input_grad[5]:
             grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
         return None, grad_x, None, None, None, grad_bias, *[None] * ctx.option_count
+
+
+class _LinearForward(_Linear):
+    """With forward-mode derivatives, apart because torch.compile refuses functions that have them."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Linear.setup_context(ctx, inputs, output)
+        _, _, packed, _, weight_scale, *_ = inputs
+        ctx.save_for_forward(packed, weight_scale)
+
+    @staticmethod
+    def jvp(ctx, operator, x, packed, column_sum, weight_scale, bias, *options):
+        packed, weight_scale = ctx.saved_tensors
+        y = x @ dequantized(packed, weight_scale, ctx.k, x.dtype).T
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+def _linear_function() -> type[_Linear]:
+    return _Linear if forward_ad._current_level < 0 else _LinearForward
+
+
+def dequantized(packed: torch.Tensor, weight_scale: torch.Tensor, k: int, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [n, k] that a float layer would have, without gradient."""
+    scale = weight_scale.detach().flatten()
+    codes = unpack_weight(packed.detach(), len(scale), k)
+    return dequantize(codes, scale, torch.zeros_like(scale, dtype=torch.int32), dtype)
 
 
 @torch.library.register_fake("octavo::linear_codes")

@@ -92,8 +92,10 @@ class Scheme(ABC):
     def freeze(self, prepared: PreparedLinear) -> QuantLinear:
         """A packed layer with the codes that `prepared` has now; `prepared` is left as it is.
 
-        raises   ValueError if the weight holds NaN or Inf, and if the layer is not calibrated
+        raises   ValueError if the weight holds NaN or Inf, if a learned scale is NaN, Inf or 0, and if the layer is not
+                 calibrated
         """
+        prepared.require_scales()
         q = prepared.quantized_weight
         bias = None if prepared.bias is None else prepared.bias.detach().clone()
         layer = self.layer.from_codes(q.codes, q.scale[:, None], bias, self)
