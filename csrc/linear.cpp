@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "cpu.h"
+#include "memory.h"
 #include "pack.h"
 #include "parallel.h"
 #include "prefetch.h"
@@ -186,7 +187,7 @@ void linear(const Activations& x, const PackedWeight& weight, bool is_16_bit, Ou
 // The epilogue subtracts zero_point * column_sum from each sum. Where all rows have one zero point, an integer bias can be
 // part of that: 1 * (zero_point * column_sum - bias), and neither the epilogue nor the instruction sets know of it.
 PackedWeight with_bias_in_column_sums(const PackedWeight& weight, std::int32_t zero_point) {
-  const std::int64_t room = std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * weight.k;
+  const std::int64_t room = std::numeric_limits<std::int32_t>::max() - saturating_product({255 * 128, weight.k});
   auto* const column_sum =
       reinterpret_cast<std::int32_t*>(bias_scratch.get(weight.n * static_cast<std::int64_t>(sizeof(std::int32_t))));
   std::int64_t largest = 0;
@@ -240,8 +241,8 @@ void int8_mm(const IntegerProduct& product) {
   require(k <= kMaxExactK, "int8_mm: k is ", k, ", but int32 sums are exact only up to k = ", kMaxExactK,
           "; split k and add the parts in int64");
   if (product.m == 0 || n == 0) return;
-  std::vector<std::int8_t> strips(static_cast<std::size_t>(packed_bytes(n, k)));
-  std::vector<std::int32_t> column_sum(static_cast<std::size_t>(n));
+  std::vector<std::int8_t> strips = zeros<std::int8_t>(packed_bytes(n, k), "int8_mm: b, packed,");
+  std::vector<std::int32_t> column_sum = zeros<std::int32_t>(n, "int8_mm: a sum of each column");
   pack_weight(product.b, n, k, 1, n, strips.data(), column_sum.data());
 
   const RowBlock block{kernel_for(product.m), k, false};
