@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import torch
 
+from .. import reference
 from . import shapes
-from .checks import CODE_TYPES, FLOAT_TYPES, check, check_dtype
+from .checks import CODE_TYPES, FLOAT_TYPES, WIDE_CODE_TYPES, check, check_dtype
 from .registration import register_fake
 from .shapes import packed_shape
 
@@ -40,12 +41,15 @@ def quantize(
     """Codes of `x`: clamp(round_half_even(x / scale) + zero_point, qmin, qmax). NaN becomes zero_point.
 
     x        [rows, columns] float32, bfloat16 or float16; scale float32 [rows]; zero_point int32 [rows]
-    returns  [rows, columns], `dtype` int8 or uint8
+    returns  [rows, columns], `dtype` int8 or uint8; int16 and uint16 are computed by torch, as the reference does it
     raises   TypeError for another dtype; ValueError for shapes that do not fit and a range outside `dtype`
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
     check("quantize", "x", x, FLOAT_TYPES)
-    check_dtype("quantize", dtype, CODE_TYPES)
+    if dtype in WIDE_CODE_TYPES:
+        shapes.quantize(x, scale, zero_point, qmin, qmax, dtype)
+        return reference.quantize(x.detach(), scale.detach(), zero_point, qmin, qmax, dtype)
+    check_dtype("quantize", dtype, CODE_TYPES | WIDE_CODE_TYPES)
     return _quantize(x.detach(), scale.detach(), zero_point, qmin, qmax, dtype)
 
 
@@ -54,13 +58,17 @@ def dequantize(
 ) -> torch.Tensor:
     """Real values: scale * (code - zero_point), rounded once to float32 and then to `dtype`.
 
-    codes    [rows, columns] int8 or uint8; scale float32 [rows]; zero_point int32 [rows]
+    codes    [rows, columns] int8 or uint8, or int16 or uint16, which torch computes as the reference does;
+             scale float32 [rows]; zero_point int32 [rows]
     returns  [rows, columns], `dtype` float32, bfloat16 or float16
     raises   TypeError for another dtype; ValueError for shapes that do not fit
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
-    check("dequantize", "codes", codes, CODE_TYPES)
+    check("dequantize", "codes", codes, CODE_TYPES | WIDE_CODE_TYPES)
     check_dtype("dequantize", dtype, FLOAT_TYPES)
+    if codes.dtype in WIDE_CODE_TYPES:
+        shapes.dequantize(codes, scale, zero_point, dtype)
+        return reference.dequantize(codes, scale.detach(), zero_point, dtype)
     return _dequantize(codes, scale.detach(), zero_point, dtype)
 
 
@@ -127,21 +135,16 @@ def _(x, qmin, qmax, symmetric):
 
 @register_fake("octavo::quantize")
 def _(x, scale, zero_point, qmin, qmax, dtype):
-    rows, _ = shapes.matrix("quantize", "x", x)
-    shapes.float_type("quantize", "x", x)
     shapes.codes("quantize", "dtype", dtype)
-    limits = torch.iinfo(dtype)
-    shapes.code_range("quantize", qmin, qmax, limits.min, limits.max)
-    shapes.qparams("quantize", scale, zero_point, rows)
+    shapes.quantize(x, scale, zero_point, qmin, qmax, dtype)
     return x.new_empty(x.shape, dtype=dtype)
 
 
 @register_fake("octavo::dequantize")
 def _(codes, scale, zero_point, dtype):
-    rows, _ = shapes.matrix("dequantize", "codes", codes)
+    shapes.matrix("dequantize", "codes", codes)
     shapes.codes("dequantize", "codes", codes.dtype)
-    shapes.require(dtype in FLOAT_TYPES, "dequantize: dtype must be float32, bfloat16 or float16")
-    shapes.qparams("dequantize", scale, zero_point, rows)
+    shapes.dequantize(codes, scale, zero_point, dtype)
     return codes.new_empty(codes.shape, dtype=dtype)
 
 

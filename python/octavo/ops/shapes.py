@@ -75,6 +75,24 @@ def qparams(op: str, scale: torch.Tensor, zero_point: torch.Tensor, rows: int) -
         _vector(tensor, rows, text)
 
 
+def quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int, dtype: torch.dtype
+) -> None:
+    rows, _ = matrix("quantize", "x", x)
+    float_type("quantize", "x", x)
+    limits = torch.iinfo(dtype)
+    code_range("quantize", qmin, qmax, limits.min, limits.max)
+    qparams("quantize", scale, zero_point, rows)
+
+
+def dequantize(
+    codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: torch.dtype
+) -> None:
+    rows, _ = matrix("dequantize", "codes", codes)
+    require(dtype in FLOAT_TYPES, "dequantize: dtype must be float32, bfloat16 or float16")
+    qparams("dequantize", scale, zero_point, rows)
+
+
 def codes(op: str, name: str, dtype: torch.dtype) -> None:
     require(dtype in CODE_TYPES, f"{op}: {name} must be int8 or uint8")
 
@@ -214,8 +232,8 @@ def _attention_mask(mask: torch.Tensor, shape: Shape) -> None:
     require(1 <= mask.dim() <= 4, text)
     for axis, (size, needed) in enumerate(zip(mask.shape, shape[4 - mask.dim() :], strict=True)):
         text = (
-            f"attention: mask has size {size} where [batch, heads, queries, keys] has {needed}; give a mask that can be "
-            "broadcast, with all keys in its last dimension"
+            f"attention: mask has size {size} where [batch, heads, queries, keys] has {needed}; give a mask that can "
+            "be broadcast, with all keys in its last dimension"
         )
         if axis + 1 < mask.dim():
             _require_broadcast(size, needed, text)
