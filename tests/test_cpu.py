@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -75,6 +76,33 @@ def test_use_isa_restores_the_automatic_choice_after_an_error():
     with pytest.raises(KeyError), octavo.use_isa("scalar"):
         raise KeyError
     assert octavo.cpu_info() == before
+
+
+def test_blocks_that_overlap_leave_the_automatic_choice():
+    """As two threads may enter and leave them: first in, first out."""
+    automatic = octavo.cpu_info()
+    first, second = octavo.use_isa("scalar"), octavo.use_isa(automatic.isas[-1])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert octavo.cpu_info().active == automatic.isas[-1], "the block that is still open holds"
+    second.__exit__(None, None, None)
+    assert octavo.cpu_info() == automatic
+
+
+def test_threads_that_overlap_leave_the_automatic_choice():
+    automatic, entered = octavo.cpu_info(), threading.Barrier(8)
+
+    def run(i):
+        with octavo.use_isa(automatic.isas[i % len(automatic.isas)]):
+            entered.wait()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert octavo.cpu_info() == automatic
 
 
 def test_use_isa_explains_itself():

@@ -21,7 +21,7 @@ def random_array(*shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_quantize_is_that_of_tensors(isa, shape, granularity, dtype, symmetric):
     x = random_array(*shape)
@@ -114,7 +114,8 @@ def test_the_gil_is_released():
         (TypeError, "x is float64", lambda: octavo.numpy.quantize(np.zeros((2, 2)))),
         (TypeError, "x is byte-swapped float32", lambda: octavo.numpy.quantize(np.zeros((2, 2), ">f4"))),
         (TypeError, "octavo.quantize", lambda: octavo.numpy.quantize(torch.zeros(2, 2))),
-        (TypeError, "int8 or uint8", lambda: octavo.numpy.quantize(random_array(2, 2), dtype=np.int16)),
+        (TypeError, "int8, uint8, int16", lambda: octavo.numpy.quantize(random_array(2, 2), dtype=np.int32)),
+        (TypeError, "is byte-swapped int16", lambda: octavo.numpy.quantize(random_array(2, 2), dtype=">i2")),
         (
             TypeError,
             "granularity",
@@ -143,3 +144,79 @@ def test_the_gil_is_released():
 def test_bad_input_is_named(error, text, call):
     with pytest.raises(error, match=text):
         call()
+
+
+# --- kinds of arrays ------------------------------------------------------------------------------------------------
+
+
+class WithUnit(np.ndarray):
+    """As packages make them that give numbers a unit."""
+
+
+MASKED = np.ma.masked_array(np.ones((2, 3), np.float32), np.eye(2, 3, dtype=bool))
+
+
+@pytest.mark.parametrize("function", [octavo.numpy.quantize, lambda x: octavo.numpy.int8_mm(x, x)])
+@pytest.mark.parametrize("dtype", ["f4", "i1"])
+def test_arrays_that_mean_more_than_their_values_are_refused_with_the_remedy(function, dtype):
+    """The values under a mask would set the scale, and a unit would be lost."""
+    with pytest.raises(TypeError, match=r"is a masked array.*\.filled\(0\).*\.compressed\(\)"):
+        function(MASKED.astype(dtype))
+    with pytest.raises(TypeError, match=r"is a WithUnit.*np\.asarray"):
+        function(np.ones((2, 3), dtype).view(WithUnit))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f2", "f8", "g", "c8", "i4", "O", "M8[s]", "m8[s]", "?", "U3", [("a", "f4")]]
+)
+def test_other_dtypes_are_named(dtype):
+    with pytest.raises(TypeError, match="x is .*, accepted: float32; use x.astype"):
+        octavo.numpy.quantize(np.zeros((2, 3), dtype))
+
+
+def test_a_matrix_and_a_mapped_file_are_their_values(tmp_path):
+    x = random_array(4, 8)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for granularity in GRANULARITIES:
+        expected = octavo.numpy.quantize(x, granularity=granularity)
+        for array in (mapped, np.asmatrix(x)):
+            q = octavo.numpy.quantize(array, granularity=granularity)
+            np.testing.assert_array_equal(q.codes, expected.codes, strict=True)
+            np.testing.assert_array_equal(q.dequantize(), expected.dequantize(), strict=True)
+            by_hand = octavo.numpy.QuantizedArray(np.asmatrix(q.codes), q.scale, q.zero_point, granularity)
+            np.testing.assert_array_equal(by_hand.dequantize(), expected.dequantize(), strict=True)
+
+
+def test_an_array_without_axes_is_one_value():
+    q = octavo.numpy.quantize(np.array(-2.0, np.float32))
+    assert (q.shape, q.codes.item(), q.dequantize().item()) == ((), -127, -2.0)
+
+
+PARTS = {
+    "codes": np.ones((2, 3), np.int8),
+    "scale": np.ones(2, np.float32),
+    "zero_point": np.zeros(2, np.int32),
+    "granularity": PerToken(),
+}
+
+
+@pytest.mark.parametrize(
+    "error, text, change",
+    [
+        (TypeError, "codes is int32, accepted: int8", {"codes": PARTS["codes"].astype(np.int32)}),
+        (TypeError, "codes is a masked array", {"codes": MASKED.astype(np.int8)}),
+        (TypeError, "codes is a list", {"codes": [[1]]}),
+        (TypeError, "scale is float64, accepted: float32", {"scale": np.ones(2)}),
+        (TypeError, "scale is byte-swapped float32", {"scale": np.ones(2, ">f4")}),
+        (TypeError, "zero_point is int64, accepted: int32", {"zero_point": np.zeros(2, np.int64)}),
+        (TypeError, "granularity is 'token'", {"granularity": "token"}),
+        (ValueError, r"scale has shape \(3,\), .* need \(2,\)", {"scale": np.ones(3, np.float32)}),
+        (ValueError, r"zero_point has shape \(\), ", {"zero_point": np.zeros((), np.int32)}),
+        (ValueError, "scale has shape", {"granularity": PerTensor()}),
+    ],
+)
+def test_a_quantized_array_made_by_hand_is_checked(error, text, change):
+    octavo.numpy.QuantizedArray(**PARTS).dequantize()
+    with pytest.raises(error, match=f"QuantizedArray: {text}"):
+        octavo.numpy.QuantizedArray(**PARTS | change)

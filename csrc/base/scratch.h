@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
+
+#include "memory.h"
 
 namespace octavo {
 
@@ -18,7 +19,7 @@ class Scratch {
       data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(64, static_cast<std::size_t>(size_))));
       if (!data_) {
         size_ = 0;
-        throw std::bad_alloc();
+        throw OutOfMemory(bytes, "scratch of a kernel");
       }
     }
     return data_.get();

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "base/parallel.h"
-#include "base/scratch.h"
 #include "quantize.h"
 #include "registry/registry.h"
 
@@ -80,9 +80,11 @@ Attention attention_of(const AttentionShape& shape, const AttentionTensors& tens
 void attention(const AttentionShape& shape, const AttentionTensors& tensors, bool causal, float scale,
                Precision precision) {
   const Attend attend = attend_for(shape, precision);
+  if (shape.batch == 0 || shape.queries == 0) return;
   const std::int64_t queries = queries_of_unit(shape), chunks = (shape.queries + queries - 1) / queries;
   const std::int64_t group = shape.heads / shape.kv_heads;
-  const std::int64_t products = group * std::min(queries, shape.queries) * shape.keys * shape.dimension;
+  const std::int64_t products =
+      saturating_product({group, std::min(queries, shape.queries), shape.keys, shape.dimension});
   const auto grain = std::max<std::int64_t>(1, kGrain / std::max<std::int64_t>(products, 1));
   parallel(shape.batch * shape.kv_heads * chunks, grain, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t floats = attention_scratch(group, queries, shape.dimension);

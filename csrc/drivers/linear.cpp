@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "base/parallel.h"
-#include "base/scratch.h"
 #include "isa/common/prefetch.h"
 #include "pack.h"
 #include "registry/registry.h"
@@ -204,7 +204,7 @@ void linear(const Activations& x, const PackedWeight& weight, const RowQuantizat
 // be part of what is subtracted: the column sums become zero_point * column_sum - bias, and the factor becomes 1. Neither
 // the epilogue nor the instruction sets know of the bias.
 PackedWeight with_bias_in_column_sums(const PackedWeight& weight, std::int32_t zero_point) {
-  const std::int64_t room = std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * weight.k;
+  const std::int64_t room = std::numeric_limits<std::int32_t>::max() - saturating_product({255 * 128, weight.k});
   auto* const column_sum =
       reinterpret_cast<std::int32_t*>(bias_scratch.get(weight.n * static_cast<std::int64_t>(sizeof(std::int32_t))));
   std::int64_t largest = 0;
@@ -274,8 +274,8 @@ void int8_mm(const IntegerProduct& product) {
   require(k <= kMaxExactK, "int8_mm: k is ", k, ", but int32 sums are exact only up to k = ", kMaxExactK,
           "; split k and add the parts in int64");
   if (product.m == 0 || n == 0) return;
-  std::vector<std::int8_t> strips(static_cast<std::size_t>(packed_bytes(n, k)));
-  std::vector<std::int32_t> column_sum(static_cast<std::size_t>(n));
+  std::vector<std::int8_t> strips = zeros<std::int8_t>(packed_bytes(n, k), "int8_mm: b, packed,");
+  std::vector<std::int32_t> column_sum = zeros<std::int32_t>(n, "int8_mm: a sum of each column");
   pack_weight(product.b, n, k, 1, n, strips.data(), column_sum.data());
 
   const RowBlock block{kernel_for(product.m), k, false};

@@ -17,7 +17,7 @@ constexpr std::int64_t kCodesPerTask = 1 << 18;  // about 50 us of packing
 std::ptrdiff_t line_offset(std::int64_t k, int column) { return k / kLineK * kLineBytes + column * kLineK; }
 
 std::int64_t strips_per_task(std::int64_t k) {
-  return std::max<std::int64_t>(1, kCodesPerTask / (kStripColumns * std::max<std::int64_t>(k, 1)));
+  return std::max<std::int64_t>(1, kCodesPerTask / kStripColumns / std::max<std::int64_t>(k, 1));
 }
 
 // A matrix of codes in any layout. Strides count elements.

@@ -8,7 +8,8 @@
 
 namespace octavo {
 
-constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+// a is not negative; a + b - 1 could overflow.
+constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
 
 constexpr std::int64_t packed_bytes(std::int64_t n, std::int64_t k) {
   return ceil_divide(n, kStripColumns) * ceil_divide(k, kTileK) * kTileBytes;

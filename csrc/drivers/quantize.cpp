@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "pack.h"
 #include "registry/registry.h"
@@ -61,7 +62,7 @@ void choose_qparams(const void* x, FloatType type, Rows shape, CodeRange codes, 
                     std::int32_t* zero_point) {
   const Kernel& kernel = active_kernel();
   const std::int64_t per_row = segments_per_row(shape);
-  std::vector<RowRange> ranges(static_cast<std::size_t>(shape.rows * per_row));
+  std::vector<RowRange> ranges = zeros<RowRange>(shape.rows * per_row, "choose_qparams: a range of each row");
   for_each_segment(shape, [&](std::int64_t segment, std::int64_t, std::int64_t first, std::int64_t count) {
     const void* const values = element(x, type, first);
     if (symmetric) {

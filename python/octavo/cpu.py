@@ -6,13 +6,15 @@ The choice is made once, at first use, and holds for the whole process. OCTAVO_M
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from . import _C
 
-_chosen = ""  # what use_isa asked for; empty: the automatic choice
+_lock = threading.Lock()
+_choices: list[_Choice] = []  # of the `with` blocks that are open, in any thread; the last one entered holds
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,33 @@ def cpu_info() -> CpuInfo:
     )
 
 
+class _Choice:
+    """What one `with` block asked for; two blocks may ask for the same."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
     """Runs the kernels of one instruction set inside a `with` block, in the whole process; then the previous choice.
+
+    Blocks of several threads may overlap and end in any order: of those still open, the one entered last holds in all
+    threads, and after the last of them the automatic choice.
 
     name     one of `cpu_info().isas`
     raises   ValueError, listing what this CPU can run, if it cannot run `name`
     source   ours
     """
-    global _chosen
     if not name:
         raise ValueError(f"use_isa: name is empty; this CPU can run {', '.join(_C.runnable_isas())}")
-    previous = _chosen
-    _C.use_isa(name)
-    _chosen = name
+    choice = _Choice(name)
+    with _lock:
+        _C.use_isa(name)
+        _choices.append(choice)
     try:
         yield
     finally:
-        _C.use_isa(previous)
-        _chosen = previous
+        with _lock:
+            _choices.remove(choice)
+            _C.use_isa(_choices[-1].name if _choices else "")

@@ -16,20 +16,37 @@ from numpy.typing import DTypeLike, NDArray
 from . import _C
 from .qparams import Granularity, PerChannel, PerGroup, PerTensor
 
+_CODE_TYPES = ("int8", "uint8", "int16", "uint16")
+_PLAIN = (np.ndarray, np.memmap, np.matrix)  # arrays that are their values and nothing else
+
 __all__ = ["QuantizedArray", "dequantize", "int8_mm", "quantize"]
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedArray:
-    """Codes (int8 or uint8, of the real array's shape) and what gives them meaning: real = scale * (code - zero_point).
+    """Codes and what gives them meaning: real = scale * (code - zero_point).
 
+    codes               int8, uint8, int16 or uint16, of the real array's shape
     scale, zero_point   float32 and int32, of the shape `granularity` gives them, as in octavo.QParams
+    raises              TypeError for other dtypes and kinds of array; ValueError for shapes that do not fit
     """
 
     codes: NDArray
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int32]
     granularity: Granularity
+
+    def __post_init__(self):
+        _check("QuantizedArray", "codes", self.codes, *_CODE_TYPES)
+        _check("QuantizedArray", "scale", self.scale, "float32")
+        _check("QuantizedArray", "zero_point", self.zero_point, "int32")
+        expected = _check_granularity("QuantizedArray", self.granularity).qparams_shape(self.codes.shape)
+        for name, array in (("scale", self.scale), ("zero_point", self.zero_point)):
+            if array.shape != expected:
+                raise ValueError(
+                    f"QuantizedArray: {name} has shape {array.shape}, codes of shape {self.codes.shape} with "
+                    f"{self.granularity} need {expected}"
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,9 +60,9 @@ class QuantizedArray:
     def dequantize(self) -> NDArray[np.float32]:
         """scale * (codes - zero_point), float32."""
         rows = _to_rows(self.codes, self.granularity)
-        return _from_rows(
-            _C.dequantize(rows, self.scale.ravel(), self.zero_point.ravel()), self.shape, self.granularity
-        )
+        scale, zero_point = np.asarray(self.scale).ravel(), np.asarray(self.zero_point).ravel()
+        real = (_dequantize_wide if rows.itemsize > 1 else _C.dequantize)(rows, scale, zero_point)
+        return _from_rows(real, self.shape, self.granularity)
 
 
 def quantize(
@@ -57,23 +74,25 @@ def quantize(
 ) -> QuantizedArray:
     """`x` as integer codes with scales chosen from its range; the meaning of each argument is octavo.quantize's.
 
-    x        [...] float32, finite
-    raises   TypeError for another dtype; ValueError for NaN or Inf, and for a granularity that does not fit x's shape
+    x        [...] float32, finite; an ndarray, a memmap or a matrix
+    dtype    int8 or uint8, or int16 or uint16, which NumPy computes
+    raises   TypeError for another dtype and another kind of array, such as a masked one; ValueError for NaN or Inf, and
+             for a granularity that does not fit x's shape
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
     _check("quantize", "x", x, "float32")
-    if np.dtype(dtype).name not in ("int8", "uint8"):
-        raise TypeError(f"quantize: dtype is {np.dtype(dtype).name}, codes are int8 or uint8")
-    granularity = granularity() if isinstance(granularity, type) else granularity
-    if not isinstance(granularity, Granularity):
-        raise TypeError(
-            f"quantize: granularity is {granularity!r}, accepted: PerTensor, PerChannel, PerGroup, PerToken"
-        )
-    limits = np.iinfo(np.dtype(dtype))
+    x, dtype = np.asarray(x), np.dtype(dtype)
+    if dtype.name not in _CODE_TYPES or not dtype.isnative:
+        raise TypeError(f"quantize: dtype is {_name_of(dtype)}, codes are {', '.join(_CODE_TYPES)}")
+    granularity = _check_granularity("quantize", granularity)
+    limits = np.iinfo(dtype)
     qmin = int(limits.min) + bool(symmetric)  # one code less, so that the middle is an integer
     rows, shape = _to_rows(x, granularity), granularity.qparams_shape(x.shape)
     scale, zero_point = _C.choose_qparams(rows, qmin, int(limits.max), bool(symmetric))
-    codes = _C.quantize(rows, scale, zero_point, qmin, int(limits.max), limits.min < 0)
+    if dtype.itemsize > 1:
+        codes = _quantize_wide(rows, scale, zero_point, qmin, dtype)
+    else:
+        codes = _C.quantize(rows, scale, zero_point, qmin, int(limits.max), limits.min < 0)
     return QuantizedArray(
         _from_rows(codes, x.shape, granularity), scale.reshape(shape), zero_point.reshape(shape), granularity
     )
@@ -98,7 +117,7 @@ def int8_mm(a: NDArray, b: NDArray[np.int8]) -> NDArray[np.int32]:
     """
     _check("int8_mm", "a", a, "int8", "uint8")
     _check("int8_mm", "b", b, "int8")
-    return _C.int8_mm(np.ascontiguousarray(a), np.ascontiguousarray(b))
+    return _C.int8_mm(np.ascontiguousarray(np.asarray(a)), np.ascontiguousarray(np.asarray(b)))
 
 
 def _check(op: str, name: str, array: NDArray, *accepted: str) -> None:
@@ -106,12 +125,55 @@ def _check(op: str, name: str, array: NDArray, *accepted: str) -> None:
         raise TypeError(
             f"{op}: {name} is a {type(array).__name__}, an ndarray is needed; for tensors see octavo.{op}"
         )
-    if array.dtype.name not in accepted or not array.dtype.isnative:
-        order = "" if array.dtype.isnative else "byte-swapped "
+    if isinstance(array, np.ma.MaskedArray):
         raise TypeError(
-            f"{op}: {name} is {order}{array.dtype.name}, accepted: {', '.join(accepted)}; "
+            f"{op}: {name} is a masked array, and its mask would be lost; fill what is masked, {name}.filled(0), or "
+            f"take the rest, {name}.compressed()"
+        )
+    if type(array) not in _PLAIN:
+        raise TypeError(
+            f"{op}: {name} is a {type(array).__name__}, which may mean more than its values; use np.asarray({name}) if "
+            "they are what you mean"
+        )
+    if array.dtype.name not in accepted or not array.dtype.isnative:
+        raise TypeError(
+            f"{op}: {name} is {_name_of(array.dtype)}, accepted: {', '.join(accepted)}; "
             f"use {name}.astype(np.{accepted[0]})"
         )
+
+
+def _check_granularity(op: str, granularity: Granularity | type[Granularity]) -> Granularity:
+    granularity = granularity() if isinstance(granularity, type) else granularity
+    if not isinstance(granularity, Granularity):
+        raise TypeError(
+            f"{op}: granularity is {granularity!r}, accepted: PerTensor, PerChannel, PerGroup, PerToken"
+        )
+    return granularity
+
+
+def _name_of(dtype: np.dtype) -> str:
+    return dtype.name if dtype.isnative else f"byte-swapped {dtype.name}"
+
+
+# The kernels' codes are bytes. For 16 bits the reference's operations, in its order: the same bits as octavo.quantize.
+
+
+def _quantize_wide(
+    rows: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    qmin: int,
+    dtype: np.dtype,
+) -> NDArray:
+    steps = np.rint(rows * (np.float32(1) / scale)[:, None]).astype(np.float64)
+    return (steps + zero_point[:, None]).clip(qmin, np.iinfo(dtype).max).astype(dtype)
+
+
+def _dequantize_wide(
+    codes: NDArray, scale: NDArray[np.float32], zero_point: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    steps = codes.astype(np.int64) - zero_point.astype(np.int64)[:, None]
+    return scale[:, None] * steps.astype(np.float32)
 
 
 # Granularity.to_rows and from_rows for ndarrays. Not through torch.from_numpy: it refuses negative strides and warns
@@ -119,6 +181,7 @@ def _check(op: str, name: str, array: NDArray, *accepted: str) -> None:
 
 
 def _to_rows(x: NDArray, granularity: Granularity) -> NDArray:
+    x = np.asarray(x)
     rows = math.prod(granularity.qparams_shape(x.shape))
     if isinstance(granularity, PerChannel):
         x = np.moveaxis(x, granularity.axis, 0)

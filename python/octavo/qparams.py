@@ -26,6 +26,10 @@ _CODE_RANGES = {  # (dtype, symmetric): symmetric ranges have an integer middle,
     (torch.int8, False): (-128, 127),
     (torch.uint8, True): (1, 255),
     (torch.uint8, False): (0, 255),
+    (torch.int16, True): (-32767, 32767),
+    (torch.int16, False): (-32768, 32767),
+    (torch.uint16, True): (1, 65535),
+    (torch.uint16, False): (0, 65535),
 }
 
 
@@ -136,7 +140,7 @@ class QParams:
     scale        float32 > 0, real units per step; its shape is the granularity's: [] per tensor, [C] per channel,
                  [..., ceil(K / group_size)] per group, [...] per token
     zero_point   int32, same shape: the code that means 0.0
-    qmin, qmax   the codes in use: int8 if qmin is negative, else uint8
+    qmin, qmax   the codes in use; the smallest of int8, uint8, int16 and uint16 holds them
     """
 
     scale: torch.Tensor
@@ -148,7 +152,9 @@ class QParams:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the codes."""
-        return torch.int8 if self.qmin < 0 else torch.uint8
+        if self.qmin < 0:
+            return torch.int8 if -128 <= self.qmin and self.qmax <= 127 else torch.int16
+        return torch.uint8 if self.qmax <= 255 else torch.uint16
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +189,7 @@ class QParams:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """Codes (int8 or uint8, in the shape of the real tensor) and their qparams; dequantize it to compute with it."""
+    """Codes, of the dtype that qparams name and in the shape of the real tensor; dequantize it to compute with it."""
 
     codes: torch.Tensor
     qparams: QParams
@@ -261,7 +267,8 @@ def choose_qparams(
 
     x        [...] float32, bfloat16 or float16, finite
     dtype    of the codes, int8 or uint8. Symmetric codes are -127 .. 127 around 0, or 1 .. 255 around 128 (uint8);
-             affine ones are -128 .. 127 or 0 .. 255 with a zero_point of their own for each scale
+             affine ones are -128 .. 127 or 0 .. 255 with a zero_point of their own for each scale. int16 and uint16
+             likewise, for exchange with other programs: no layer multiplies them
     raises   TypeError for other dtypes; ValueError for NaN or Inf, and for a granularity that does not fit x's shape
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; symmetric: scale = max|x| / 127, never 127.5, so that the
              largest value comes back exactly
@@ -269,7 +276,7 @@ def choose_qparams(
     x = _check_x("choose_qparams", x)
     granularity = _check_granularity(granularity)
     if (dtype, bool(symmetric)) not in _CODE_RANGES:
-        raise TypeError(f"choose_qparams: dtype is {dtype}, codes are torch.int8 or torch.uint8")
+        raise TypeError(f"choose_qparams: dtype is {dtype}, codes are torch.int8, uint8, int16 or uint16")
     qmin, qmax = _CODE_RANGES[dtype, bool(symmetric)]
     scale, zero_point = ops.choose_qparams(granularity.to_rows(x), qmin, qmax, bool(symmetric))
     shape = granularity.qparams_shape(x.shape)
@@ -287,7 +294,7 @@ def quantize(
 
     x        [...] float32, bfloat16 or float16, finite; any strides
     returns  QuantizedTensor; inside the range |dequantized - x| <= scale / 2 (1 + 2^-13); the 2^-13 is
-             what float32 may round on the way
+             what float32 may round on the way, and 2^-5 with 65,535 codes
     raises   as choose_qparams
     """
     return choose_qparams(x, dtype=dtype, granularity=granularity, symmetric=symmetric).quantize(x)

@@ -23,7 +23,7 @@ HeadTensor head_tensor(const Tensor& t, FloatType type, const Strides& strides) 
 Tensor with_dense_rows(const char* name, const Tensor& t) {
   require(t.dim() == 4, "attention: ", name, " must have 4 dimensions [batch, heads, length, dimension], has ",
           t.dim());
-  return t.size(3) == 1 || t.stride(3) == 1 ? t : torch::stable::contiguous(t);
+  return t.size(3) == 1 || t.stride(3) == 1 ? t : contiguous_copy(t);
 }
 
 HeadTensor head_tensor(const char* name, const Tensor& t) {
@@ -40,8 +40,8 @@ AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
           k.size(3), ", q has ", s.batch, " and ", s.dimension);
   require(v.size(0) == s.batch && v.size(1) == s.kv_heads && v.size(2) == s.keys && v.size(3) == s.dimension,
           "attention: v must have the shape of k");
-  require(s.kv_heads > 0 && s.heads % s.kv_heads == 0, "attention: q has ", s.heads, " heads and k ", s.kv_heads,
-          "; the first must be a multiple of the second");
+  require(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "attention: q has ", s.heads, " heads and k ",
+          s.kv_heads, "; both need at least 1, and the first must be a multiple of the second");
   return s;
 }
 
@@ -76,12 +76,12 @@ Tensor attention_op(const Tensor& q_any, const Tensor& k_any, const Tensor& v_an
     const bool looks = mask->scalar_type() == ScalarType::Bool;
     tensors.mask_kind = looks ? MaskKind::look : MaskKind::add;
     const FloatType type = looks ? FloatType::f32 : float_type("attention", "mask", mask->scalar_type());
-    if (mask->dim() > 0 && mask->size(-1) > 1 && mask->stride(-1) != 1) mask = torch::stable::contiguous(*mask);
+    if (mask->dim() > 0 && mask->size(-1) > 1 && mask->stride(-1) != 1) mask = contiguous_copy(*mask);
     tensors.mask = head_tensor(*mask, type, mask_strides(*mask, shape));
   }
   const Tensor out = empty({shape.batch, shape.queries, shape.heads * shape.dimension}, q.scalar_type());
   tensors.out = out.mutable_data_ptr();
-  if (out.numel() > 0) attention(shape, tensors, causal, static_cast<float>(scale), static_cast<Precision>(precision));
+  attention(shape, tensors, causal, static_cast<float>(scale), static_cast<Precision>(precision));
   return out;
 }
 

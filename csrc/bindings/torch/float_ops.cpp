@@ -37,6 +37,7 @@ Tensor silu_mul_op(const Tensor& gate_any, const Tensor& up_any) {
   check_like("silu_mul", "up", up_any, "gate", gate_any);
   const RowView gate(gate_any), up(up_any);
   const Tensor out = empty(sizes_of(gate_any), gate_any.scalar_type());
+  if (out.numel() == 0) return out;  // of no columns there may be any number of rows
   silu_mul({gate.tensor.const_data_ptr(), gate.stride, up.tensor.const_data_ptr(), up.stride, type, gate.rows,
             gate.columns, out.mutable_data_ptr(), gate.columns});
   return out;
@@ -73,7 +74,8 @@ struct NormArguments {
     return x.size(x.dim() - 1);
   }
 
-  std::int64_t rows() const { return columns ? x.numel() / columns : 0; }
+  // A row without elements is a row: the next layer gives the bias for it.
+  std::int64_t rows() const { return rows_before(x, x.dim() - 1); }
 
   Norm norm(double eps, bool rms) const {
     return {x.const_data_ptr(),
@@ -87,18 +89,22 @@ struct NormArguments {
             sum && sum->numel() ? sum->mutable_data_ptr() : nullptr,
             y.mutable_data_ptr()};
   }
+
+  void run(double eps, bool rms) const {
+    if (columns > 0) norm_rows(norm(eps, rms), rows());
+  }
 };
 
 Tensor rms_norm_op(const Tensor& x, const Tensor& weight, double eps) {
   const NormArguments arguments("rms_norm", x, std::nullopt, weight, std::nullopt, false);
-  norm_rows(arguments.norm(eps, true), arguments.rows());
+  arguments.run(eps, true);
   return arguments.y;
 }
 
 std::tuple<Tensor, Tensor> add_norm_op(const Tensor& x, const Tensor& residual, const Tensor& weight,
                                        const std::optional<Tensor>& bias, double eps, bool rms, bool keep_sum) {
   const NormArguments arguments("add_norm", x, residual, weight, bias, keep_sum);
-  norm_rows(arguments.norm(eps, rms), arguments.rows());
+  arguments.run(eps, rms);
   return {arguments.y, *arguments.sum};
 }
 
@@ -119,16 +125,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_codes_op(const Tensor& x, co
 
 Tensor rotated(const char* name, const Tensor& any, const Tensor& cos, const Tensor& sin) {
   require(any.dim() == 4, "rope: ", name, " must have 4 dimensions [batch, heads, length, columns], has ", any.dim());
-  const FloatType type = float_type("rope", name, any.scalar_type());
+  const FloatType type = float_type("rope", name, any.scalar_type()),
+                  angle_type = float_type("rope", "cos", cos.scalar_type());
   const std::int64_t batch = any.size(0), length = any.size(2), columns = any.size(3), pairs = cos.size(2);
   require((cos.size(0) == 1 || cos.size(0) == batch) && cos.size(1) == length && pairs <= columns && pairs % 2 == 0,
           "rope: cos must have the shape [1 or ", batch, ", ", length, ", at most ", columns, " and even] to fit ",
           name);
   const Tensor x = columns < 2 || any.stride(3) == 1 ? any : dense(any);
   const Tensor out = empty(sizes_of(any), any.scalar_type());
+  if (out.numel() == 0) return out;
   rope({x.const_data_ptr(), type, batch, x.size(1), length, columns, x.stride(0), x.stride(1), x.stride(2),
-        cos.const_data_ptr(), sin.const_data_ptr(), float_type("rope", "cos", cos.scalar_type()),
-        cos.size(0) == 1 ? 0 : length * pairs, pairs, out.mutable_data_ptr()});
+        cos.const_data_ptr(), sin.const_data_ptr(), angle_type, cos.size(0) == 1 ? 0 : length * pairs, pairs, out.mutable_data_ptr()});
   return out;
 }
 

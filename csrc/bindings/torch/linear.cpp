@@ -47,8 +47,8 @@ struct WeightArguments {
   }
 };
 
-std::int64_t features_of(const char* op, const Tensor& x) {
-  require(x.dim() >= 1, op, ": x needs at least 1 dimension [..., k], has none");
+std::int64_t features_of(const char* op, const char* name, const Tensor& x) {
+  require(x.dim() >= 1, op, ": ", name, " needs at least 1 dimension [..., k], has none");
   return x.size(x.dim() - 1);
 }
 
@@ -68,14 +68,12 @@ struct LinearArguments {
   LinearArguments(const char* op, const Tensor& x_any, const Tensor& packed, const Tensor& column_sum,
                   const Tensor& weight_scale, const std::optional<Tensor>& bias)
       : type(float_type(op, "x", x_any.scalar_type())),
-        weight(op, features_of(op, x_any), packed, column_sum, weight_scale, bias),
+        weight(op, features_of(op, "x", x_any), packed, column_sum, weight_scale, bias),
         x(dense(x_any)),
         out(make_output(x, weight.n, x.scalar_type())) {}
 
   Activations activations() const {
-    std::int64_t m = 1;
-    for (std::int64_t d = 0; d + 1 < x.dim(); ++d) m *= x.size(d);
-    return {x.const_data_ptr(), type, m};
+    return {x.const_data_ptr(), type, rows_before(x, x.dim() - 1)};
   }
 
   Output output(const char* op, std::int64_t activation) const {
@@ -128,7 +126,7 @@ Tensor linear_weight_only_op(const Tensor& x, const Tensor& packed, const Tensor
 Tensor linear_codes_op(const Tensor& codes, const Tensor& scale_any, const Tensor& packed, const Tensor& column_sum,
                        const Tensor& weight_scale, const std::optional<Tensor>& bias, std::int64_t activation) {
   require(codes.scalar_type() == ScalarType::Byte, "linear_codes: codes must be uint8");
-  const WeightArguments weight("linear_codes", features_of("linear_codes", codes), packed, column_sum, weight_scale,
+  const WeightArguments weight("linear_codes", features_of("linear_codes", "codes", codes), packed, column_sum, weight_scale,
                                bias);
   const RowView rows(codes);
   require(scale_any.scalar_type() == ScalarType::Float && scale_any.dim() == 1 && scale_any.size(0) == rows.rows,

@@ -17,8 +17,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "base/memory.h"
 #include "bindings/arguments.h"
 #include "contract/float_kernel.h"
 #include "drivers/pack.h"
@@ -28,6 +30,12 @@ namespace octavo {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Sizes = std::vector<std::int64_t>;
+
+inline std::string joined(const Sizes& sizes) {
+  std::string text;
+  for (const std::int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return text;
+}
 
 // Asks for 2 MB pages under a large output that will be written whole, as NumPy does for its arrays. Touching 2 MB for the
 // first time then costs one page fault instead of 512: dequantizing to 256 MB of new memory takes 34 ms instead of 144.
@@ -43,26 +51,57 @@ inline void advise_huge_pages([[maybe_unused]] const Tensor& out) {
 #endif
 }
 
+inline std::int64_t bytes_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Char:
+    case ScalarType::Byte: return 1;
+    case ScalarType::BFloat16:
+    case ScalarType::Half: return 2;
+    default: return 4;
+  }
+}
+
 // A new tensor. It is contiguous unless `distance` is given: then its rows, along the last axis, lie `distance` elements apart.
 inline Tensor empty(const Sizes& sizes, ScalarType dtype, std::int64_t distance = 0) {
   Sizes strides(sizes.size());
-  std::int64_t step = 1;
+  std::int64_t step = 1, bytes = bytes_of(dtype);
+  bool fits = true;
   for (std::size_t d = sizes.size(); d-- > 0;) {
     strides[d] = step;
-    step *= std::max<std::int64_t>(sizes[d], 1);
-    if (distance && d + 1 == sizes.size()) step = distance;
+    const std::int64_t size = std::max<std::int64_t>(sizes[d], 1);
+    const bool is_last = distance && d + 1 == sizes.size();
+    fits = fits && !__builtin_mul_overflow(step, is_last ? distance : size, &step) &&
+           !__builtin_mul_overflow(bytes, is_last ? distance : size, &bytes);
   }
+  require(fits, "a result of shape [", joined(sizes), "] is too large: bytes from one element to another exceed int64");
   AtenTensorHandle handle = nullptr;
   const auto code = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+  if (aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), code,
+                               aoti_torch_device_type_cpu(), 0, &handle) != AOTI_TORCH_SUCCESS) {
+    throw OutOfMemory(bytes, ("a result of shape [" + joined(sizes) + "]").c_str());
+  }
   const Tensor out(handle);
   advise_huge_pages(out);
   return out;
 }
 
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor contiguous_copy(const Tensor& t) {
+  try {
+    return torch::stable::contiguous(t);
+  } catch (const std::exception&) {  // LibTorch passes on that it failed and not why; for dense CPU tensors it is this
+    throw OutOfMemory(saturating_product({t.numel(), static_cast<std::int64_t>(t.element_size())}),
+                      "a contiguous copy of an argument");
+  }
+}
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : contiguous_copy(t); }
+
+// How many rows the axes before `axis` hold together.
+inline std::int64_t rows_before(const Tensor& t, std::int64_t axis) {
+  std::int64_t rows = 1;
+  for (std::int64_t d = 0; d < axis; ++d) rows = saturating_product({rows, t.size(d)});
+  return rows;
+}
 
 inline FloatType float_type(const char* op, const char* name, ScalarType dtype) {
   switch (dtype) {
@@ -108,7 +147,7 @@ class FloatVector {
     require(any.dim() == 1 && any.size(0) == count, op, ": ", name, " must have ", count, " values");
     const FloatType from = float_type(op, name, any.scalar_type());
     if (from == FloatType::f32) return;
-    widened_.resize(static_cast<std::size_t>(count));
+    widened_ = zeros<float>(count, "a vector as float32");
     if (from == FloatType::bf16) {
       std::copy_n(octavo::data<torch::headeronly::BFloat16>(tensor_), count, widened_.begin());
     } else {
@@ -127,12 +166,12 @@ class FloatVector {
 // copy of it.
 struct RowView {
   Tensor tensor;
-  std::int64_t rows = 1, columns, stride;
+  std::int64_t rows, columns, stride;
 
   explicit RowView(const Tensor& any) : tensor(is_rows(any) ? any : dense(any)) {
     const std::int64_t axes = tensor.dim();
     columns = tensor.size(axes - 1);
-    for (std::int64_t d = 0; d + 1 < axes; ++d) rows *= tensor.size(d);
+    rows = rows_before(tensor, axes - 1);
     stride = axes > 1 ? tensor.stride(axes - 2) : columns;
   }
 

@@ -9,6 +9,7 @@ are packed one after another lie in one chunk. Only what they fill is resident. 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import threading
 import weakref
@@ -87,7 +88,12 @@ def _place(count: int) -> tuple[mmap.mmap, int]:
 
 def _new_chunk(size: int) -> tuple[mmap.mmap, int]:
     """At least `size` bytes, and where the first huge page begins."""
-    chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"out of memory: packed weights need {size + HUGE_PAGE} bytes") from error
     chunk.madvise(mmap.MADV_HUGEPAGE)
     _chunks.add(chunk)
     return chunk, -_address(chunk) % HUGE_PAGE

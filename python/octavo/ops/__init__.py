@@ -7,7 +7,7 @@ The C++ side holds the schemas and the kernels.
 from . import batching
 from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
 from .attention import PRECISIONS, attention
-from .checks import CODE_TYPES, FLOAT_TYPES
+from .checks import CODE_TYPES, FLOAT_TYPES, WIDE_CODE_TYPES
 from .codes import (
     choose_qparams,
     dequantize,
@@ -20,3 +20,32 @@ from .codes import (
 )
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
+
+__all__ = [
+    "ACTIVATIONS",
+    "CODE_TYPES",
+    "FLOAT_TYPES",
+    "PRECISIONS",
+    "WIDE_CODE_TYPES",
+    "activate",
+    "activation_number",
+    "add_norm",
+    "add_norm_codes",
+    "attention",
+    "choose_qparams",
+    "dequantize",
+    "int8_mm",
+    "linear_codes",
+    "linear_dynamic",
+    "linear_static",
+    "linear_weight_only",
+    "pack_weight",
+    "pack_weight_into",
+    "packed_shape",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "silu_mul",
+    "torch_activation",
+    "unpack_weight",
+]

@@ -6,7 +6,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from . import shapes
 from .checks import FLOAT_TYPES, check, wants_gradient
+from .registration import register_fake
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 _NUMBERS: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(ACTIVATIONS, 1)}}
@@ -51,12 +53,14 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         check("silu_mul", "gate", gate, FLOAT_TYPES)
         check("silu_mul", "up", up, FLOAT_TYPES)
     if torch.is_grad_enabled() and wants_gradient(gate, up):
+        shapes.silu_mul(gate, up)
         return F.silu(gate) * up
     return _silu_mul(gate, up)
 
 
 def torch_activation(x: torch.Tensor, activation: str | None) -> torch.Tensor:
-    """The same by torch's functions, with gradients."""
+    """The same by torch's functions, with gradients. Raises: ValueError for an unknown name."""
+    activation_number("activate", activation)
     match activation:
         case "relu":
             return F.relu(x)
@@ -69,11 +73,14 @@ def torch_activation(x: torch.Tensor, activation: str | None) -> torch.Tensor:
     return x
 
 
-@torch.library.register_fake("octavo::activate")
+@register_fake("octavo::activate")
 def _(x, activation):
+    shapes.float_type("activate", "x", x)
+    shapes.activation_in_range("activate", activation)
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("octavo::silu_mul")
+@register_fake("octavo::silu_mul")
 def _(gate, up):
+    shapes.silu_mul(gate, up)
     return gate.new_empty(gate.shape)

@@ -8,7 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from . import shapes
 from .checks import FLOAT_TYPES, check, wants_gradient
+from .registration import register_fake
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 _NUMBERS = {name: number for number, name in enumerate(PRECISIONS)}
@@ -62,11 +64,14 @@ def attention(
         )
     if mask is not None:
         check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
-        if mask.dim() == 0 or mask.shape[-1] != k.shape[-2]:
+        if k.dim() == 4 and (mask.dim() == 0 or mask.shape[-1] == 1):
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1])
+        scale = 1 / math.sqrt(q.shape[-1]) if q.dim() == 4 and q.shape[-1] > 0 else 1.0
     if _is_grad_enabled() and wants_gradient(q, k, v, mask):
+        shapes.attention(q, k, v, mask)
+        if precision == "bfloat16":  # without rows it only says whether the active instruction set has it
+            _attention(*(x[:0].detach() for x in (q, k, v)), None, causal, scale, number)
         return torch_attention(q, k, v, mask, causal, scale)
     return _attention(q, k, v, mask, causal, scale, number)
 
@@ -77,23 +82,38 @@ def torch_attention(
     """The same by torch's function, with gradients."""
     if causal:
         mask = causal_mask(mask, q.shape[-2], k.shape[-2])
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(q.dtype)
+    blind = None  # queries that may look at no key
+    if mask is not None:
+        mask = mask.reshape((1,) * (4 - mask.dim()) + mask.shape)
+        # As the kernels have it: the least float32 times log2(e) is -Inf, and hides.
+        hidden = ~mask if mask.dtype == torch.bool else (mask.float() * math.log2(math.e)).isneginf()
+        blind = hidden.all(-1, keepdim=True)
+        if mask.dtype == torch.bool:
+            mask = mask | blind
+        else:  # a large number need not exist in q's dtype
+            mask = mask.float().clamp(min=torch.finfo(q.dtype).min).to(q.dtype).masked_fill(hidden, -math.inf)
+            mask = mask.masked_fill(blind, 0)
+    shares_keys = True if q.shape[1] != k.shape[1] else False  # while tracing, the comparison is no bool
     y = F.scaled_dot_product_attention(
-        q, k.to(q.dtype), v.to(q.dtype), mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k.to(q.dtype), v.to(q.dtype), mask, scale=scale, enable_gqa=shares_keys
     )
+    if blind is not None:
+        y = y.masked_fill(blind, 0)
     return y.transpose(1, 2).flatten(2)
 
 
 def causal_mask(mask: torch.Tensor | None, queries: int, keys: int) -> torch.Tensor:
     """`mask` where query i may look, up to key i + keys - queries, and nothing beyond; torch's own starts top left."""
-    past = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    past = torch.ones(queries, keys, dtype=torch.bool, device="cpu").tril(keys - queries)
     if mask is None:
         return past
     return mask & past if mask.dtype == torch.bool else mask.masked_fill(~past, -math.inf)
 
 
-@torch.library.register_fake("octavo::attention")
+@register_fake("octavo::attention")
 def _(q, k, v, mask, causal, scale, precision):
+    text = "precision must be 0 (auto), 1 (float32), 2 (bfloat16) or 3 (int8)"
+    shapes.attention(q, k, v, mask)
+    shapes.require(0 <= precision <= 3, f"attention: {text}, is {precision}")
     batch, heads, queries, dimension = q.shape
     return q.new_empty((batch, queries, heads * dimension))

@@ -9,6 +9,7 @@ from .. import _C  # noqa: F401  loading it registers the operators
 
 FLOAT_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 CODE_TYPES = frozenset({torch.int8, torch.uint8})
+WIDE_CODE_TYPES = frozenset({torch.int16, torch.uint16})  # no kernel multiplies them
 
 
 def check(op: str, name: str, tensor: torch.Tensor, accepted: frozenset | set) -> None:

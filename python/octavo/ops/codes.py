@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from .checks import CODE_TYPES, FLOAT_TYPES, check, check_dtype
+from .. import reference
+from . import shapes
+from .checks import CODE_TYPES, FLOAT_TYPES, WIDE_CODE_TYPES, check, check_dtype
+from .registration import register_fake
+from .shapes import packed_shape
 
 # Looked up once: 0.3 us for each attribute path.
 _choose_qparams = torch.ops.octavo.choose_qparams.default
@@ -37,12 +41,15 @@ def quantize(
     """Codes of `x`: clamp(round_half_even(x / scale) + zero_point, qmin, qmax). NaN becomes zero_point.
 
     x        [rows, columns] float32, bfloat16 or float16; scale float32 [rows]; zero_point int32 [rows]
-    returns  [rows, columns], `dtype` int8 or uint8
+    returns  [rows, columns], `dtype` int8 or uint8; int16 and uint16 are computed by torch, as the reference does it
     raises   TypeError for another dtype; ValueError for shapes that do not fit and a range outside `dtype`
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
     check("quantize", "x", x, FLOAT_TYPES)
-    check_dtype("quantize", dtype, CODE_TYPES)
+    if dtype in WIDE_CODE_TYPES:
+        shapes.quantize(x, scale, zero_point, qmin, qmax, dtype)
+        return reference.quantize(x.detach(), scale.detach(), zero_point, qmin, qmax, dtype)
+    check_dtype("quantize", dtype, CODE_TYPES | WIDE_CODE_TYPES)
     return _quantize(x.detach(), scale.detach(), zero_point, qmin, qmax, dtype)
 
 
@@ -51,13 +58,17 @@ def dequantize(
 ) -> torch.Tensor:
     """Real values: scale * (code - zero_point), rounded once to float32 and then to `dtype`.
 
-    codes    [rows, columns] int8 or uint8; scale float32 [rows]; zero_point int32 [rows]
+    codes    [rows, columns] int8 or uint8, or int16 or uint16, which torch computes as the reference does;
+             scale float32 [rows]; zero_point int32 [rows]
     returns  [rows, columns], `dtype` float32, bfloat16 or float16
     raises   TypeError for another dtype; ValueError for shapes that do not fit
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
-    check("dequantize", "codes", codes, CODE_TYPES)
+    check("dequantize", "codes", codes, CODE_TYPES | WIDE_CODE_TYPES)
     check_dtype("dequantize", dtype, FLOAT_TYPES)
+    if codes.dtype in WIDE_CODE_TYPES:
+        shapes.dequantize(codes, scale, zero_point, dtype)
+        return reference.dequantize(codes, scale.detach(), zero_point, dtype)
     return _dequantize(codes, scale.detach(), zero_point, dtype)
 
 
@@ -86,11 +97,6 @@ def pack_weight(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _pack_weight(codes)
 
 
-def packed_shape(n: int, k: int) -> tuple[int, int, int, int]:
-    """The shape of a packed weight of n rows and k columns."""
-    return (n + 15) // 16, (k + 63) // 64, 16, 64
-
-
 def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """`pack_weight` into memory that is there already: fills `packed`, int8 and contiguous; returns column_sum.
 
@@ -111,43 +117,68 @@ def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     return _unpack_weight(packed, n, k)
 
 
-# --- fakes: shape and dtype without data ----------------------------------------------------------------------------
+# --- fakes ----------------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("octavo::choose_qparams")
+@register_fake("octavo::choose_qparams")
 def _(x, qmin, qmax, symmetric):
-    return x.new_empty(x.shape[0], dtype=torch.float32), x.new_empty(x.shape[0], dtype=torch.int32)
+    rows, _ = shapes.matrix("choose_qparams", "x", x)
+    shapes.float_type("choose_qparams", "x", x)
+    shapes.code_range("choose_qparams", qmin, qmax, -65536, 65535)
+    text = (
+        f"choose_qparams: symmetric needs qmin + qmax even, got {qmin} and {qmax}; use [-127, 127] or [1, 255], or "
+        "symmetric=False"
+    )
+    shapes.require(not symmetric or (qmin + qmax) % 2 == 0, text)
+    return x.new_empty(rows, dtype=torch.float32), x.new_empty(rows, dtype=torch.int32)
 
 
-@torch.library.register_fake("octavo::quantize")
+@register_fake("octavo::quantize")
 def _(x, scale, zero_point, qmin, qmax, dtype):
+    shapes.codes("quantize", "dtype", dtype)
+    shapes.quantize(x, scale, zero_point, qmin, qmax, dtype)
     return x.new_empty(x.shape, dtype=dtype)
 
 
-@torch.library.register_fake("octavo::dequantize")
+@register_fake("octavo::dequantize")
 def _(codes, scale, zero_point, dtype):
+    shapes.matrix("dequantize", "codes", codes)
+    shapes.codes("dequantize", "codes", codes.dtype)
+    shapes.dequantize(codes, scale, zero_point, dtype)
     return codes.new_empty(codes.shape, dtype=dtype)
 
 
-@torch.library.register_fake("octavo::int8_mm")
+@register_fake("octavo::int8_mm")
 def _(a, b):
-    torch._check(
-        a.shape[1] == b.shape[0], lambda: f"int8_mm: a has {a.shape[1]} columns, b has {b.shape[0]} rows"
-    )
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.int32)
+    (m, k), (b_rows, n) = shapes.matrix("int8_mm", "a", a), shapes.matrix("int8_mm", "b", b)
+    shapes.codes("int8_mm", "a", a.dtype)
+    shapes.require(b.dtype == torch.int8, "int8_mm: b must be int8")
+    shapes.require(k == b_rows, f"int8_mm: a has {k} columns, b has {b_rows} rows; they must be equal")
+    text = f"int8_mm: k is {k}, but int32 sums are exact only up to k = 65793; split k and add the parts in int64"
+    shapes.require(k <= 65793, text)
+    return a.new_empty((m, n), dtype=torch.int32)
 
 
-@torch.library.register_fake("octavo::pack_weight")
+@register_fake("octavo::pack_weight")
 def _(codes):
-    n, k = codes.shape
+    n, k = shapes.matrix("pack_weight", "codes", codes)
+    shapes.require(codes.dtype == torch.int8, "pack_weight: codes must be int8")
     return codes.new_empty(packed_shape(n, k)), codes.new_empty(n, dtype=torch.int32)
 
 
-@torch.library.register_fake("octavo::pack_weight_into")
+@register_fake("octavo::pack_weight_into")
 def _(codes, packed):
-    return codes.new_empty(codes.shape[0], dtype=torch.int32)
+    n, k = shapes.matrix("pack_weight_into", "codes", codes)
+    shapes.require(codes.dtype == torch.int8, "pack_weight_into: codes must be int8")
+    shapes.packed_weight("pack_weight_into", packed, n, k)
+    shapes.require(packed.is_contiguous(), "pack_weight_into: packed must be contiguous")
+    return codes.new_empty(n, dtype=torch.int32)
 
 
-@torch.library.register_fake("octavo::unpack_weight")
+@register_fake("octavo::unpack_weight")
 def _(packed, n, k):
+    text = f"unpack_weight: n and k must not be negative, got {n} and {k}"
+    shapes.require(n >= 0, text)
+    shapes.require(k >= 0, text)
+    shapes.packed_weight("unpack_weight", packed, n, k)
     return packed.new_empty((n, k))

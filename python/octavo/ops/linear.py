@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+from . import shapes
 from .activations import activation_number, torch_activation
 from .checks import FLOAT_TYPES, check, wants_gradient
 from .codes import dequantize, unpack_weight
+from .registration import register_fake
 
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
 _linear_static = torch.ops.octavo.linear_static.default
@@ -194,17 +196,39 @@ def dequantized(packed: torch.Tensor, weight_scale: torch.Tensor, k: int, dtype:
     return dequantize(codes, scale, torch.zeros_like(scale, dtype=torch.int32), dtype)
 
 
-@torch.library.register_fake("octavo::linear_codes")
+@register_fake("octavo::linear_codes")
 def _(codes, scale, packed, column_sum, weight_scale, bias, activation=0):
-    return codes.new_empty((*codes.shape[:-1], weight_scale.shape[0]), dtype=torch.float32)
+    shapes.require(codes.dtype == torch.uint8, "linear_codes: codes must be uint8")
+    y = _output("linear_codes", codes, packed, column_sum, weight_scale, bias, activation)
+    rows = shapes.rows_of(codes)
+    text = f"linear_codes: scale must be float32 with one value for each of the {rows} rows"
+    shapes.require(scale.dtype == torch.float32 and scale.dim() == 1, text)
+    shapes.require(scale.shape[0] == rows, text)
+    return y.to(torch.float32)
 
 
-@torch.library.register_fake("octavo::linear_dynamic")
-@torch.library.register_fake("octavo::linear_static")
-@torch.library.register_fake("octavo::linear_weight_only")
-def _(x, packed, column_sum, weight_scale, bias, *options):
-    k = x.shape[-1]
-    torch._check(
-        (k + 63) // 64 == packed.shape[1], lambda: f"x has {k} features, packed was made for another number"
-    )
-    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]))
+@register_fake("octavo::linear_dynamic")
+def _(x, packed, column_sum, weight_scale, bias, symmetric, activation=0):
+    shapes.float_type("linear_dynamic", "x", x)
+    return _output("linear_dynamic", x, packed, column_sum, weight_scale, bias, activation)
+
+
+@register_fake("octavo::linear_static")
+def _(x, packed, column_sum, weight_scale, bias, *options, activation=0):
+    input_scale, input_zero_point, activation = (*options, activation)[:3]
+    shapes.float_type("linear_static", "x", x)
+    shapes.input_qparams(input_scale, input_zero_point)
+    return _output("linear_static", x, packed, column_sum, weight_scale, bias, activation)
+
+
+@register_fake("octavo::linear_weight_only")
+def _(x, packed, column_sum, weight_scale, bias, activation=0):
+    shapes.float_type("linear_weight_only", "x", x)
+    return _output("linear_weight_only", x, packed, column_sum, weight_scale, bias, activation)
+
+
+def _output(op, x, packed, column_sum, weight_scale, bias, activation):
+    k = shapes.columns_of(op, "codes" if op == "linear_codes" else "x", x)
+    n = shapes.linear_weight(op, k, packed, column_sum, weight_scale, bias)
+    shapes.activation_in_range(op, activation)
+    return x.new_empty((*x.shape[:-1], n))

@@ -6,7 +6,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from . import shapes
 from .checks import FLOAT_TYPES, check, wants_gradient
+from .registration import register_fake
 
 _rms_norm = torch.ops.octavo.rms_norm.default
 _add_norm = torch.ops.octavo.add_norm.default
@@ -26,6 +28,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("rms_norm", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and wants_gradient(x, weight):
+        shapes.norm("rms_norm", x, weight)
         return _torch_norm(x, weight, None, eps, True)
     return _rms_norm(x, weight, eps)
 
@@ -52,6 +55,7 @@ def add_norm(
     if getattr(x, "dtype", None) not in FLOAT_TYPES:
         check("add_norm", "x", x, FLOAT_TYPES)
     if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
+        shapes.norm("add_norm", x, weight, bias, residual)
         total = x + residual
         return _torch_norm(total, weight, bias, eps, rms), total if keep_sum else x.new_empty(0)
     return _add_norm(x, residual, weight, bias, eps, rms, keep_sum)
@@ -98,6 +102,7 @@ def rope(
         check("rope", "q", q, FLOAT_TYPES)
         check("rope", "k", k, FLOAT_TYPES)
     if _is_grad_enabled() and wants_gradient(q, k, cos, sin):
+        shapes.rope(q, k, cos, sin)
         return _torch_rotated(q, cos, sin), _torch_rotated(k, cos, sin)
     return _rope(q, k, cos, sin)
 
@@ -122,29 +127,30 @@ def _torch_rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tor
     return torch.cat([turned, rest], dim=-1).to(x.dtype)
 
 
-@torch.library.register_fake("octavo::rms_norm")
+@register_fake("octavo::rms_norm")
 def _(x, weight, eps):
+    shapes.norm("rms_norm", x, weight)
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("octavo::add_norm")
+@register_fake("octavo::add_norm")
 def _(x, residual, weight, bias, eps, rms=False, keep_sum=True):
+    shapes.norm("add_norm", x, weight, bias, residual)
     return x.new_empty(x.shape), x.new_empty(x.shape if keep_sum else 0)
 
 
-@torch.library.register_fake("octavo::add_norm_codes")
+@register_fake("octavo::add_norm_codes")
 def _(x, residual, weight, bias, eps, rms=False, keep_sum=True):
-    distance = (x.shape[-1] + 63) // 64 * 64 + 64
-    strides = [1, distance]
+    shapes.norm("add_norm_codes", x, weight, bias, residual)
+    strides = [1, (x.shape[-1] + 63) // 64 * 64 + 64]  # of the last axes; the others are contiguous
     for size in reversed(x.shape[1:-1]):
-        strides.append(strides[-1] * size)
-    strides = strides[: x.dim()]
-    codes = x.new_empty_strided(x.shape, strides[::-1], dtype=torch.uint8)
-    rows = x.shape[:-1].numel()
+        strides.append(strides[-1] * torch.sym_max(size, 1))
+    codes = x.new_empty_strided(x.shape, strides[: x.dim()][::-1], dtype=torch.uint8)
     total = x.new_empty(x.shape if keep_sum else 0)
-    return x.new_empty(x.shape), total, codes, x.new_empty(rows, dtype=torch.float32)
+    return x.new_empty(x.shape), total, codes, x.new_empty(shapes.rows_of(x), dtype=torch.float32)
 
 
-@torch.library.register_fake("octavo::rope")
+@register_fake("octavo::rope")
 def _(q, k, cos, sin):
+    shapes.rope(q, k, cos, sin)
     return q.new_empty(q.shape), k.new_empty(k.shape)

@@ -26,3 +26,28 @@ from .codes import (
     unpack_weight,
 )
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
+
+__all__ = [
+    "MAX_16",
+    "MAX_EXACT_K",
+    "SMALLEST_SCALE",
+    "activate",
+    "add_norm",
+    "add_norm_codes",
+    "attention",
+    "attention_int8",
+    "choose_qparams",
+    "dequantize",
+    "int8_mm",
+    "linear_codes",
+    "linear_dynamic",
+    "linear_static",
+    "linear_weight_only",
+    "pack_weight",
+    "pack_weight_into",
+    "quantize",
+    "rms_norm",
+    "rope",
+    "silu_mul",
+    "unpack_weight",
+]

@@ -70,7 +70,7 @@ def quantize(
     """Codes: clamp(round_half_even(x * (1 / scale)) + zero_point, qmin, qmax). NaN becomes zero_point.
 
     x        [rows, columns] float32, bfloat16 or float16; scale float32 [rows], zero_point int32 [rows]
-    returns  [rows, columns], `dtype` int8 or uint8
+    returns  [rows, columns], `dtype` int8, uint8, int16 or uint16
     """
     zero_point = zero_point.double()[:, None]
     # In double: adding zero_point must not round again.
@@ -83,7 +83,7 @@ def dequantize(
 ) -> torch.Tensor:
     """Real values: scale * (code - zero_point), rounded to float32 and then to `dtype`.
 
-    codes    [rows, columns] int8 or uint8; scale float32 [rows], zero_point int32 [rows]
+    codes    [rows, columns] int8, uint8, int16 or uint16; scale float32 [rows], zero_point int32 [rows]
     """
     steps = codes.long() - zero_point.long()[:, None]
     return (scale[:, None] * steps.float()).to(dtype)
