@@ -46,6 +46,21 @@ def outputs(model: nn.Sequential) -> dict[str, torch.Tensor]:
     return {name: result[name] for name in ("0", "2", "4")}
 
 
+def output_factors(reference: nn.Sequential, scheme) -> dict[str, torch.Tensor | float]:
+    """What a layer of the float model gives, over what the same layer gives once calibration has folded s into it."""
+    folded = copy.deepcopy(reference)
+    octavo.prepare_(folded, scheme)
+    if scheme.needs_data:
+        with octavo.calibrating(folded), torch.no_grad():
+            for x in BATCHES:
+                folded(x)
+    ratios = {
+        name: reference.get_submodule(name).weight / folded.get_submodule(name).weight
+        for name in ("0", "2", "4")
+    }
+    return {name: ratio[:, 0].detach().double() for name, ratio in ratios.items()}
+
+
 def oracle(reference: nn.Sequential, model: nn.Sequential) -> dict[str, torch.Tensor]:
     """E[y' - y] of each layer, with the layers before it corrected already; `model` is changed."""
     shifts = {}
@@ -63,7 +78,8 @@ def test_no_layer_is_off_on_average_and_errors_do_not_grow(scheme):
     What a layer gives is closer, by the square of the shift, on inputs that stay the same: those of the first. A shift
     that is off by d gains d^2 less."""
     reference, model = coarse(scheme)
-    before, exact = outputs(model), outputs(reference)
+    factors = output_factors(reference, scheme)
+    before, exact = outputs(model), {name: y / factors[name] for name, y in outputs(reference).items()}
     shifts = octavo.correct_bias_(model, reference, BATCHES)
     after = outputs(model)
     assert list(shifts) == ["0", "2", "4"]
@@ -159,3 +175,102 @@ def test_only_modules_are_taken_and_progress_shows_a_bar(capsys):
     reference, model = coarse()
     octavo.correct_bias_(model, reference, BATCHES, progress=True)
     assert "correcting biases" in capsys.readouterr().err
+
+
+# --- rescaled layers ------------------------------------------------------------------------------------------------
+
+X = seeded(256, 8) * 3
+
+
+def wide() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8, bias=False))
+
+
+def equalized(scheme):
+    model = wide()
+    octavo.equalize_(model, X)
+    return octavo.quantized(model, scheme, data=X)
+
+
+def loaded(scheme, folder):
+    octavo.save(octavo.quantized(wide(), scheme, data=X), folder)
+    return octavo.load(folder, wide())
+
+
+def prepared(scheme):
+    model = wide()
+    octavo.prepare_(model, scheme)
+    for _ in range(scheme.calibration_passes):
+        with octavo.calibrating(model), torch.no_grad():
+            model(X)
+    return model
+
+
+RESCALED = {
+    "folded": lambda folder: octavo.quantized(wide(), octavo.SmoothQuant(weight_bits=4), data=X),
+    "folded_static": lambda folder: octavo.quantized(
+        wide(), octavo.SmoothQuant(then=octavo.Int8Static(), weight_bits=4), data=X
+    ),
+    "folded_prepared": lambda folder: prepared(octavo.SmoothQuant(weight_bits=4)),
+    "folded_loaded": lambda folder: loaded(octavo.SmoothQuant(weight_bits=4), folder),
+    "equalized": lambda folder: equalized(octavo.Int8Dynamic(weight_bits=4)),
+    "equalized_and_smoothed": lambda folder: equalized(octavo.SmoothQuant(fold=False, weight_bits=4)),
+    "equalized_and_folded": lambda folder: equalized(octavo.SmoothQuant(weight_bits=4)),
+    "equalized_with_outliers": lambda folder: equalized(octavo.LLMInt8(weight_bits=4)),
+}
+rescaled = pytest.mark.parametrize("make", RESCALED.values(), ids=RESCALED)
+
+
+@rescaled
+def test_a_rescaled_model_is_corrected_as_well_as_in_its_own_units(make, tmp_path):
+    """The last layer reads x / s and gives y itself, so its mean over the data is exact afterwards: 1e-6 is what one
+    rounding of the bias leaves of a mean below 1."""
+    reference, model = wide(), make(tmp_path)
+    before = octavo.compare(reference, model, X).output
+    octavo.correct_bias_(model, reference, X)
+    after = octavo.compare(reference, model, X).output
+    with torch.no_grad():
+        off = (model(X).double() - reference(X).double()).mean(0)
+    assert_within(off, torch.zeros(8), 1e-6 + (bias_error(model[3]) if hasattr(model[3], "codes") else 0))
+    assert after.sqnr_db > before.sqnr_db
+
+
+def float_units(case: str) -> torch.Tensor:
+    """What layer 1 of the float model gives, over what it gives once the float model is folded or equalized [32]."""
+    model = wide()
+    if "equalized" in case:
+        octavo.equalize_(model, X)
+    if "folded" in case:
+        octavo.prepare_(model, octavo.SmoothQuant(weight_bits=4))
+        with octavo.calibrating(model), torch.no_grad():
+            model(X)
+    return (wide()[1].weight / model[1].weight).detach()[:, 0]
+
+
+@pytest.mark.parametrize("case", RESCALED)
+@torch.no_grad()
+def test_a_rescaled_producer_gets_the_references_mean_in_its_own_units(case, tmp_path):
+    """Its input is what a norm gives of the data, so nothing before it is off. 2^-16 of the largest output: the factor
+    is measured over 256 rows of float32."""
+    reference, model = wide(), RESCALED[case](tmp_path)
+    octavo.correct_bias_(model, reference, X)
+    y, expected = (m[1](m[0](X)).double() for m in (model, reference))
+    bound = 2**-16 * expected.abs().amax(0) + (bias_error(model[1]) if hasattr(model[1], "codes") else 0)
+    assert_within((y * float_units(case) - expected).mean(0), torch.zeros(32), bound)
+
+
+def test_factors_that_cannot_be_told_are_refused_and_the_model_stays():
+    """A model that was folded and then trained by other means: no reference's weight explains what it holds."""
+    reference = wide()
+    model = octavo.quantized(reference, octavo.SmoothQuant(weight_bits=8), data=X)
+    other = copy.deepcopy(reference)
+    with torch.no_grad():
+        other[1].weight.mul_(1 + 0.05 * seeded(32, 8))
+    before = model_state(model)
+    with pytest.raises(ValueError, match=r"correct_bias_: layer '1' seems rescaled .*cannot be told"):
+        octavo.correct_bias_(model, other, X)
+    assert_unchanged(model, before)
+    result = octavo.compare(other, model, X)
+    assert "1" in result.unclear and "1" not in [layer.name for layer in result.layers]
+    assert "no figures" in str(result)

@@ -329,3 +329,45 @@ def test_exchanged_arguments_are_warned_about(pair, caplog):
     reference, model = pair
     assert octavo.compare(model, reference, torch.randn(2, 20)).layers == []
     assert "exchanged" in caplog.text
+
+
+# --- rescaled layers ------------------------------------------------------------------------------------------------
+
+
+def folded(model: nn.Module, x: torch.Tensor, folder) -> nn.Module:
+    return octavo.quantized(model, octavo.SmoothQuant(), data=x)
+
+
+def folded_and_loaded(model: nn.Module, x: torch.Tensor, folder) -> nn.Module:
+    octavo.save(folded(model, x, folder), folder)
+    return octavo.load(folder, copy.deepcopy(model))
+
+
+def equalized(model: nn.Module, x: torch.Tensor, folder) -> nn.Module:
+    model = copy.deepcopy(model)
+    octavo.equalize_(model, x)
+    return octavo.quantized(model, octavo.Int8Dynamic())
+
+
+@pytest.mark.parametrize("rescaled", [folded, folded_and_loaded, equalized])
+def test_figures_of_rescaled_layers_are_in_the_references_units(rescaled, tmp_path):
+    """A layer computes what it would if it stood in the reference: what it reads there, rescaled, and what it gives,
+    rescaled back. 8 bits of weights and of each row lie around 40 dB; without the factors it is -20 to 5."""
+    torch.manual_seed(0)
+    reference = nn.Sequential(
+        nn.LayerNorm(20), nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 20), nn.LayerNorm(20), nn.Linear(20, 5)
+    )
+    with torch.no_grad():
+        reference[0].weight.copy_(torch.rand(20) * 5)
+        reference[1].weight.mul_(torch.logspace(-1, 1, 33)[:, None])
+    x = torch.randn(50, 20)
+    model = rescaled(reference, x, tmp_path)
+    result = octavo.compare(reference, model, x)
+    assert [layer.name for layer in result.layers] == ["1", "3", "5"] and not result.unclear
+    assert all(min(layer.sqnr_db, layer.local_sqnr_db) > 30 for layer in result.layers)
+    assert any(
+        note.startswith("rescaled against the reference, and compared in its units: 1")
+        for note in result.notes
+    )
+    last = result.layers[-1]  # it gives the model's output, in nobody's units but the reference's
+    assert (last.sqnr_db, last.max_abs_error) == (result.output.sqnr_db, result.output.max_abs_error)

@@ -2,6 +2,7 @@
 """evaluate: for each kind of model the figures are those of its parts, and the models stay as they were."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,3 +226,111 @@ def test_bad_input_is_named(pair, change, error, message):
 def test_an_output_without_floats_is_refused(pair):
     with pytest.raises(ValueError, match="at least one floating-point tensor"):
         evaluate(nn.Identity(), nn.Identity(), IDS, kind="module")
+
+
+# --- what a batch holds ---------------------------------------------------------------------------------------------
+
+
+class Positioned(CausalModel):
+    """A language model that reads all of a tokenizer's entries."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, token_type_ids=None, scale=1.0):
+        x = self.embedding(input_ids) + self.embedding(token_type_ids) * scale
+        x = x + position_ids[..., None] / 10
+        return self.head(self.norm((x * attention_mask[..., None]).cumsum(1)))
+
+
+@torch.no_grad()
+def test_a_language_models_batch_is_passed_whole_and_labels_of_minus_100_do_not_count():
+    torch.manual_seed(0)
+    reference = Positioned()
+    model = octavo.quantized(reference, octavo.Int8Dynamic())
+    mask = torch.arange(10).expand(3, 10) >= torch.tensor([0, 2, 5])[:, None]  # on the left
+    inputs = {
+        "attention_mask": mask.long(),
+        "position_ids": (mask.cumsum(1) - 1).clamp_min(0),
+        "token_type_ids": torch.arange(10).expand(3, 10) // 5,
+    }
+    labels = IDS.masked_fill(~mask, -100).index_fill(1, torch.tensor([4, 6]), -100)
+    found = evaluate(
+        reference, model, {"input_ids": IDS, **inputs, "labels": labels, "scale": 2.0, "idx": torch.arange(3)}
+    )
+    cut = {name: value[:, :-1] for name, value in inputs.items()}
+    x, y = (m(IDS[:, :-1], **cut, scale=2.0) for m in (reference, model))
+    counts = mask[:, :-1] & mask[:, 1:] & (labels[:, 1:] != -100)
+    expected = metrics.DistributionAccumulator()
+    expected.update(x, y, labels[:, 1:], counts)
+    assert found.kind == "language_model" and found.distribution == expected.result()
+    assert found.distribution.targets == found.distribution.tokens == counts.sum()
+    assert "not used, for forward does not take it: idx" in found.notes
+    left_out = int((~counts).sum())
+    assert f"{left_out} of 27 positions are left out: padding, or labels of -100" in found.notes
+
+
+@torch.no_grad()
+def test_masks_of_four_dimensions_lose_the_last_query_and_key():
+    class Pairs(CausalModel):
+        def forward(self, input_ids, attention_mask, position_ids):
+            weights = attention_mask[:, 0].float()
+            assert (
+                weights.shape[1:] == (input_ids.shape[1],) * 2
+                and position_ids.shape[-1] == input_ids.shape[1]
+            )
+            return self.head(weights @ self.embedding(input_ids) + position_ids[0][..., None])
+
+    reference = Pairs()
+    kept = torch.arange(10).expand(3, 10) < torch.tensor([10, 8, 5])[:, None]
+    pairs = torch.ones(10, 10).tril().bool() & kept[:, None, None]
+    batch = {"input_ids": IDS, "attention_mask": pairs, "position_ids": torch.zeros(3, 1, 10)}
+    found = evaluate(reference, octavo.quantized(reference, octavo.Int8Dynamic()), batch)
+    assert found.kind == "language_model" and found.distribution.tokens == 9 + 7 + 4
+
+
+@torch.no_grad()
+def test_a_label_for_each_token_makes_a_classifier_unless_the_model_is_causal():
+    class Tagger(Model):
+        def forward(self, input_ids, attention_mask=None):
+            x = self.embedding(input_ids)
+            return SimpleNamespace(logits=self.head(self.norm(x + x.mean(1, keepdim=True))))
+
+    reference = Tagger()
+    labels = IDS.masked_fill(torch.arange(10) >= 7, -100)
+    mask = (torch.arange(10).expand(3, 10) < torch.tensor([10, 8, 5])[:, None]).long()
+    batch = {"input_ids": IDS, "attention_mask": mask, "labels": labels}
+    found = evaluate(reference, octavo.quantized(reference, octavo.Int8Dynamic()), batch)
+    assert found.kind == "classifier" and found.distribution.tokens == found.distribution.targets == 7 + 7 + 5
+
+
+@torch.no_grad()
+def test_numbers_beside_x_are_left_out_and_the_note_says_so(classifiers):
+    x = torch.randn(9, 20)
+    for targets in (torch.randn(9), torch.randn(9, 5), torch.randn(9, 20)):
+        found = evaluate(*classifiers, [(x, targets)])
+        assert found.kind == "module" and found.output == evaluate(*classifiers, x).output
+        assert "the last value of each batch is taken for labels and not used" in found.notes
+
+
+def test_an_encoders_rows_without_a_token_have_no_vector():
+    class Encoder(Model):
+        def forward(self, input_ids, attention_mask=None):
+            return SlotOutput(self.norm(self.encoder[0](self.embedding(input_ids))))
+
+    class SlotOutput:
+        __slots__ = ("last_hidden_state",)
+
+        def __init__(self, hidden):
+            self.last_hidden_state = hidden
+
+    mask = (torch.arange(10).expand(3, 10) < torch.tensor([10, 0, 5])[:, None]).long()
+    reference = Encoder()
+    model = octavo.quantized(reference, octavo.Int8Dynamic())
+    found = evaluate(reference, reference, {"input_ids": IDS, "attention_mask": mask})
+    assert found.kind == "encoder" and found.output.sqnr_db == math.inf and found.vectors.worst_cosine == 1.0
+    with pytest.raises(ValueError, match="no position counts"):
+        evaluate(reference, model, {"input_ids": IDS, "attention_mask": mask * 0}, kind="encoder")
+
+
+def test_labels_that_are_no_tokens_of_the_batch_are_refused(pair):
+    models = [Wrapped(model, WRAPS["tensor"]) for model in pair]
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\) and input_ids \(3, 10\)"):
+        evaluate(*models, {"input_ids": IDS, "labels": torch.arange(3)}, kind="language_model")

@@ -154,3 +154,17 @@ def test_plots_without_matplotlib_name_the_extra(result, monkeypatch):
     for part in (result, result.generation):
         with pytest.raises(ImportError, match=r"octavo\[plot\]"):
             part.plot()
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(1.83, "1.83 s"), (83.04, "83.0 s"), (1234.0, "1,234 s"), (0.99996, "1.00 s"), (0.0123, "12.3 ms"),
+     (0.5, "500 ms"), (0.000456, "456 µs"), (2.34e-7, "0.234 µs"), (0.0, "0 µs")],
+)  # fmt: skip
+def test_times_are_shown_without_an_exponent(seconds, text):
+    assert FIGURES["latency"].shown(seconds) == text
+
+
+@pytest.mark.parametrize("joules, text", [(1834.0, "1,834 J"), (12.3, "12.3 J"), (0.00123, "0.00123 J")])
+def test_figures_of_three_digits_are_whole_numbers_above_that(joules, text):
+    assert FIGURES["joules_per_call"].shown(joules) == text

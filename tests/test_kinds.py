@@ -153,7 +153,9 @@ def test_a_language_model_reads_all_but_the_last_and_is_scored_on_all_but_the_fi
 
 def test_padding_on_either_side_does_not_count():
     mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
-    call = take_apart("language_model", (), {"input_ids": IDS[:2, :5], "attention_mask": mask, "labels": IDS})
+    call = take_apart(
+        "language_model", (), {"input_ids": IDS[:2, :5], "attention_mask": mask, "labels": IDS[:2, :5]}
+    )
     assert call.mask.tolist() == [[True, True, False, False], [False, False, True, True]]
     assert call.kwargs.keys() == {"input_ids", "attention_mask"}
     assert torch.equal(call.kwargs["attention_mask"], mask[:, :-1])

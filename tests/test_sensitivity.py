@@ -285,6 +285,17 @@ def measured() -> Sensitivity:
     return octavo.sensitivity(byte_lm.load(), byte_text.calibration(4), [W2, W3, W4])
 
 
+def test_a_budget_may_be_a_size_as_people_write_it():
+    rows = [LayerSensitivity("a", None, 0.0, 4000, 1000), LayerSensitivity("a", W4, 0.1, 500, 1000)]
+    found = Sensitivity("kld", rows)
+    assert octavo.choose(found, budget="4 kB") == octavo.choose(found, budget=4000) == {"a": None}
+    assert octavo.choose(found, budget="3.9 KiB") == octavo.choose(found, budget="3999") == {"a": W4}
+    with pytest.raises(ValueError, match="budget is 400, the least possible is 500"):
+        octavo.choose(found, budget="0.4 kB")
+    with pytest.raises(TypeError, match="error is '8 kB'; a number in the figure's unit is needed"):
+        octavo.choose(found, error="8 kB")
+
+
 def kld(chosen) -> float:
     """Of the byte language model so quantized, on text that was not used to choose."""
     reference, windows = byte_lm.load(), byte_text.held_out(16)

@@ -7,17 +7,19 @@ shift of each output, the same for all rows. It costs nothing to remove.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from .absorbing import reason_to_keep_bias
-from .batches import calls, evaluating
-from .nn import OurLinear, PreparedLinear, StaticQuantLinear
+from .batches import calls, evaluating, run
+from .nn import OurLinear, PreparedLinear, StaticQuantLinear, without_nested_tensors
+from .padding import Padding
 from .progress import with_bar
+from .rescaling import Factors, Rescaling
 from .sharing import Holders, sole_owners
 from .swap import undone_on_error
 
@@ -33,33 +35,88 @@ def correct_bias_(
     the model runs on `data` once for each layer. A layer without a bias gets one. Any scheme will do.
 
     reference  the float model, with the same module names: reference, model = model, octavo.quantized(model, scheme)
-    data       one batch or an iterable of them, as `octavo.compare` takes; both models run on them in eval mode
+    data       one batch or an iterable of them, as `octavo.compare` takes; both models run on them in eval mode. Padded
+               positions are left out, as `compare` leaves them out
     progress   a tqdm bar over the layers
     returns    {name: float32 [n], what was subtracted from the bias}, in the order of running
     raises     ValueError if a layer has no counterpart in reference, runs in one model only, gives NaN or Inf, or has
-               hooks, a forward of its own or a pruned bias, and if data is empty; TypeError for what is no module or no
-               batch. The model is then unchanged
+               hooks, a forward of its own or a pruned bias, if data is empty or all padding, and if a layer was rescaled
+               (by SmoothQuant's folding or `equalize_`) by factors that cannot be told; TypeError for what is no module
+               or no batch. The model is then unchanged
     source     Nagel et al. 2019 (arXiv:1906.04721), section 4.2 and appendix D, the empirical form
     """
     layers = _layers(model, reference)
     _require_plain(layers)
     writable = _writable(model, layers)
-    batches = list(calls(data, "correct_bias_: data"))
+    batches = list(calls(data, "correct_bias_: data", reference))
     if not batches:
         raise ValueError("correct_bias_: data is empty; give at least one batch")
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model, reference), undone_on_error(model):
-        expected = _means(reference, {name: reference.get_submodule(name) for name in layers}, batches)
+    counterparts = {name: reference.get_submodule(name) for name in layers}
+    with ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.no_grad(), evaluating(model, reference)):
+            stack.enter_context(context)
+        stack.enter_context(without_nested_tensors(model, reference))
+        stack.enter_context(undone_on_error(model))
+        masked = _Batches(reference, batches)
+        factors = _factors(model, reference, layers, batches)
+        expected = masked.means(reference, counterparts)
         shifts = {}
         for name in with_bar(expected, "correcting biases", "layer", progress):
-            found = _means(model, {name: layers[name]}, batches)
+            found = masked.means(model, {name: layers[name]})
             if name not in found or found[name].rows != expected[name].rows:
                 raise ValueError(f"correct_bias_: layer {name!r} runs more often in one of the models")
-            shift = found[name].mean - expected[name].mean
+            shift = found[name].mean - factors(name).taken(expected[name].mean)
             if not shift.isfinite().all():
                 raise ValueError(f"correct_bias_: layer {name!r} gives NaN or Inf on this data")
-            _subtract_(layers[name], shift, reference.get_submodule(name), in_place=name in writable)
+            _subtract_(layers[name], shift, counterparts[name], in_place=name in writable)
             shifts[name] = shift.float()
+    if not shifts:
+        raise ValueError(
+            "correct_bias_: no position counts: no layer ran on this data, or the mask leaves out all positions"
+        )
     return shifts
+
+
+def _factors(
+    model: nn.Module, reference: nn.Module, layers: dict[str, Any], batches: list[Call]
+) -> Callable[[str], Factors]:
+    """Those by which each layer was rescaled. Raises: ValueError, when asked for a layer of which they are unknown."""
+    rescaling = Rescaling(
+        reference, model, {name: (reference.get_submodule(name), layer) for name, layer in layers.items()}
+    )
+    for args, kwargs in batches:
+        rescaling.look_at(args, kwargs)
+
+    def known(name: str) -> Factors:
+        factors = rescaling.factors(name)
+        if factors is None:
+            raise ValueError(
+                f"correct_bias_: layer {name!r} seems rescaled against reference, by factors that cannot be told. Give "
+                "the float model that was quantized, with the weights that it had then"
+            )
+        return factors
+
+    return known
+
+
+class _Batches:
+    """Batches, and which positions of each count."""
+
+    def __init__(self, reference: nn.Module, batches: list[Call]):
+        self._padding = Padding(reference)
+        self._batches = [(*batch, self._padding.masks(*batch)) for batch in batches]
+
+    def means(self, model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, _Mean]:
+        """Of those of `layers` that ran on a row at least, in the order in which they did first."""
+        means: dict[str, _Mean] = {}
+        for args, kwargs, masks in self._batches:
+
+            def update(name: str, y: torch.Tensor, masks: Any = masks) -> None:
+                means.setdefault(name, _Mean()).update(self._padding.rows(y, masks, has_channels=True))
+
+            with _hooked(layers, update):
+                run(model, args, kwargs)
+        return {name: mean for name, mean in means.items() if mean.rows}
 
 
 class _Mean:
@@ -77,15 +134,6 @@ class _Mean:
     @property
     def mean(self) -> torch.Tensor:
         return self.sum / self.rows
-
-
-def _means(model: nn.Module, layers: dict[str, nn.Module], batches: list[Call]) -> dict[str, _Mean]:
-    """Of those of `layers` that ran on a row at least, in the order in which they did first."""
-    means: dict[str, _Mean] = {}
-    with _hooked(layers, lambda name, y: means.setdefault(name, _Mean()).update(y)):
-        for args, kwargs in batches:
-            model(*args, **kwargs)
-    return {name: mean for name, mean in means.items() if mean.rows}
 
 
 @contextmanager

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from .batches import calls, evaluating, float_tensors
+from .batches import calls, evaluating, float_tensors, run
 from .comparison import Comparison, LayerComparison, OutputComparison
 from .metrics import ErrorAccumulator
-from .nn import OurLinear
+from .nn import OurLinear, without_nested_tensors
+from .padding import Padding
 from .progress import with_bar
+from .rescaling import UNCHANGED, Factors, Rescaling, first_argument
 
 logger = logging.getLogger("octavo")
 
@@ -33,37 +36,60 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     reference  the float model
     model      the quantized or prepared one, with the same module names
     batches    one batch or an iterable of them. A batch is a tensor, a tuple (positional arguments) or a dict
-               (keyword arguments); within an iterable, a list is one too
+               (keyword arguments); within an iterable, a list is one too. Labels behind the inputs, and entries of a
+               dict that forward does not take, are left out, and `notes` says so
     progress   show a tqdm bar
-    Batches should hold no padding: padded positions count like all others, and mean nothing.
+    Padded positions are left out if the model is given a mask that names them, `attention_mask` or
+    `src_key_padding_mask`; `notes` says how many. Figures of layers that SmoothQuant's folding or `equalize_` has
+    rescaled are in the reference's units, and each such layer reads the reference's input rescaled.
     Both models run in eval mode without gradients; their training flags come back as they were. Outputs may
-    be tensors, tuples, dicts, dataclasses: every floating-point tensor in them counts. Figures cover every
-    element of every batch. Without quantized layers, `layers` is empty.
+    be any objects: every floating-point tensor in them counts. Figures cover every element of every batch that is not
+    padding. Without quantized layers, `layers` is empty.
 
     Raises: TypeError if a model is not a module or a batch is none of the above; ValueError if there is no
-    batch, if the models do not match in layers, calls or output shapes, or if one has weights on meta.
+    batch, or none with a position that counts, if the models do not match in layers, calls or output shapes, or if one
+    has weights on meta.
     Source: ours; figures as in docs/numerics.md, eq. 12 to 14.
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
-    with torch.no_grad(), evaluating(reference, model):
-        for args, kwargs in with_bar(calls(batches, "compare: batches"), "comparing", "batch", progress):
+    notes: list[str] = []
+    with torch.no_grad(), evaluating(reference, model), without_nested_tensors(reference, model):
+        padding = Padding(reference)
+        rescaling = Rescaling(
+            reference, model, {probe.name: (probe.reference, probe.layer) for probe in probes}
+        )
+        fitted = calls(batches, "compare: batches", reference, notes)
+        for args, kwargs in with_bar(fitted, "comparing", "batch", progress):
+            masks = padding.masks(args, kwargs)
+            rescaling.look_at(args, kwargs)
+            rows = partial(padding.rows, masks=masks, has_channels=True)
+            for probe in probes:
+                probe.begin_batch(rescaling.factors(probe.name), rows)
             with _hooked((probe.reference, probe.on_reference) for probe in probes):
-                expected = list(float_tensors(reference(*args, **kwargs)))
+                expected = list(float_tensors(run(reference, args, kwargs)))
             with _hooked((probe.layer, probe.on_layer) for probe in probes):
-                found = list(float_tensors(model(*args, **kwargs)))
+                found = list(float_tensors(run(model, args, kwargs)))
             for probe in probes:
                 probe.end_batch()
-            _add_output(output, expected, found)
+            _check_outputs(expected, found)
+            for x, y in zip(expected, found, strict=True):
+                output.update(padding.rows(x, masks), padding.rows(y, masks))
             count += 1
     if count == 0:
         raise ValueError("compare: batches is empty; give at least one batch (a used-up generator is empty)")
+    if output.count == 0:
+        raise ValueError(
+            "compare: no position counts: the outputs are empty, or the mask leaves out all of them"
+        )
     return Comparison(
-        layers=[probe.result() for probe in probes if probe.calls],
+        layers=[probe.result() for probe in probes if probe.calls and not probe.is_unclear],
         output=OutputComparison(output.sqnr_db, output.cosine, output.max_abs_error),
         bytes_before=model_bytes(reference),
         bytes_after=model_bytes(model),
         not_run=[probe.name for probe in probes if not probe.calls],
+        unclear=[probe.name for probe in probes if probe.is_unclear],
+        notes=[*notes, *padding.notes(), *rescaling.notes()],
     )
 
 
@@ -80,17 +106,25 @@ class _Probe:
         self.calls = 0
         self.local, self.propagated = ErrorAccumulator(), ErrorAccumulator()
         self.pending: deque[torch.Tensor] = deque()  # outputs of the reference in this batch
+        self.factors: Factors = UNCHANGED
+        self.is_unclear = False
+
+    def begin_batch(self, factors: Factors | None, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """factors: None if they are unknown; rows: what takes the padding out of an output."""
+        self.is_unclear = self.is_unclear or factors is None
+        self.factors, self.rows = factors or UNCHANGED, rows
 
     def on_reference(self, _: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = self.factors.read(first_argument(args, kwargs))
         # forward, not __call__: hooks that users have put on their layer must not see these extra runs.
-        self.local.update(output, self.layer.forward(x))
+        found = self.factors.given(self.layer.forward(x))
+        self.local.update(self.rows(output), self.rows(found))
         self.pending.append(output.clone())  # an in-place activation may overwrite the output next
 
     def on_layer(self, _: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         if not self.pending:
             raise _mismatch(f"{self.name!r} runs more often in model")
-        self.propagated.update(self.pending.popleft(), output)
+        self.propagated.update(self.rows(self.pending.popleft()), self.rows(self.factors.given(output)))
         self.calls += 1
 
     def end_batch(self) -> None:
@@ -146,11 +180,9 @@ def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
             handle.remove()
 
 
-def _add_output(output: ErrorAccumulator, expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+def _check_outputs(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:
     if not expected:
         raise ValueError("compare: the output of reference holds no floating-point tensor to compare")
     shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
     if shapes[0] != shapes[1]:
         raise _mismatch(f"the output shapes are {shapes[0]} in reference and {shapes[1]} in model")
-    for x, y in zip(expected, found, strict=True):
-        output.update(x, y)

@@ -45,6 +45,9 @@ class Comparison:
 
     layers, in the model's order; output; bytes_before and bytes_after: memory of the reference and the model.
     not_run: quantized layers that no batch reached; they have no figures and are not in `layers`.
+    unclear: quantized layers whose values are rescaled against the reference by factors that could not be told; they
+    have no figures either.
+    notes: what a reader must know to judge the figures, such as the padding that was left out.
     """
 
     layers: list[LayerComparison]
@@ -52,6 +55,8 @@ class Comparison:
     bytes_before: int
     bytes_after: int
     not_run: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def worst(self, n: int = 3) -> list[LayerComparison]:
         """The n layers with the lowest SQNR (propagated inputs), worst first; NaN is worst of all."""
@@ -112,7 +117,12 @@ class Comparison:
         notes = [f"memory: {megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)}"]
         if self.not_run:
             notes.append("no batch reached: " + ", ".join(self.not_run))
-        return notes
+        if self.unclear:
+            notes.append(
+                "no figures, for their weights are neither the reference's nor those by factors that could be found: "
+                + ", ".join(self.unclear)
+            )
+        return notes + self.notes
 
 
 def megabytes(count: int) -> str:

@@ -114,7 +114,7 @@ def _linears(model: nn.Module) -> dict[nn.Linear, str]:
 def _found(model: nn.Module, linears: list[nn.Linear], data: Any) -> list[Pair]:
     with torch.no_grad(), evaluating(model):
         with traced(model, linears) as trace:
-            for args, kwargs in calls(data, "equalize_: data"):
+            for args, kwargs in calls(data, "equalize_: data", model):
                 model(*args, **kwargs)
         takes_part = set(linears) - trace.read_elsewhere
         pairs: list[Any] = [(group.producer, group.consumers) for group in trace.groups()]

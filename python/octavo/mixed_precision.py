@@ -12,10 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from .schemes import Scheme
 from .sensitivity import LayerSensitivity, Sensitivity
+from .sizes import bytes_of
 
 EXACT_SUMS = 2000  # kept at a time, which bounds the time; 224 layers of Llama's shapes stay below it
 ROUNDING = 1 + 1e-9  # of the bound, whose terms are added in another order than the sums
@@ -23,19 +25,20 @@ BISECTIONS = 100
 
 
 def choose(
-    sensitivity: Sensitivity, budget: float | None = None, *, error: float | None = None
+    sensitivity: Sensitivity, budget: float | str | None = None, *, error: float | None = None
 ) -> dict[str, Scheme | None]:
     """The scheme of each layer under a size or an error, as the dict that `quantize_` takes; None keeps it in float.
 
-    budget  bytes of the weights of all layers in `sensitivity`, as its packed_bytes count them: the least sum of
-            figures that fits
+    budget  bytes of the weights of all layers in `sensitivity`, as its packed_bytes count them, or a text such as
+            "8 kB", "1.5 MB" (10^6 bytes) or "2 MiB" (2^20): the least sum of figures that fits
     error   instead of a budget, a sum of figures, in the figure's unit: the fewest bytes that keep to it
 
     Figures of single layers are added, which is an approximation: `evaluate` says what the mix does. Rows whose figure
     is NaN or infinite are never chosen. Exact as long as at most 2000 partial sums may still become the best; beyond
     that the best on the convex hull of all sums.
 
-    Raises: TypeError unless one of the two is given; ValueError for one that cannot be met, naming the least possible.
+    Raises: TypeError unless one of the two is given, and for what is no number; ValueError for a text that is no size,
+    and for a limit that cannot be met, naming the least possible.
     Source: Dong et al. 2020 (HAWQ-V2, arXiv:1911.03852), the sum over layers under a size; a price for each byte:
     Shoham and Gersho 1988, Efficient bit allocation for an arbitrary set of quantizers.
     """
@@ -45,11 +48,12 @@ def choose(
     least_bytes = sum(options[0].packed_bytes for options in layers)
     least_error = _summed(options[-1] for options in layers)[1]
     if budget is not None:
-        limits = _Limits(budget, math.inf, lowest_figure=True)
-        _require("budget", budget, least_bytes)
+        limits = _Limits(bytes_of(budget, "choose: budget"), math.inf, lowest_figure=True)
+        _require("budget", limits.bytes, least_bytes)
     else:
-        assert error is not None
-        limits = _Limits(math.inf, error, lowest_figure=False)
+        if not isinstance(error, Real) or isinstance(error, bool):
+            raise TypeError(f"choose: error is {error!r}; a number in the figure's unit is needed")
+        limits = _Limits(math.inf, float(error), lowest_figure=False)
         _require("error", error, least_error)
     return {row.name: row.scheme for row in _best(layers, limits)}
 

@@ -127,7 +127,7 @@ def prepare_layer(layer: Layer, **options: Any) -> PreparedLinear:
 def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
     """Runs the batches of `data` through the model in eval mode while the prepared ones of `layers` watch."""
     require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
-    batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data")
+    batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data", model)
     schemes = [layer.scheme for layer in layers if layer.scheme is not None]
     passes = max(scheme.calibration_passes for scheme in schemes if scheme.needs_data)
     if passes > 1:

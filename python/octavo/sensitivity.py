@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batches import calls, evaluating, float_tensors
+from .batches import calls, evaluating, float_tensors, run
 from .convert import quantize_
 from .evaluation.kinds import logits_of
 from .matching import Patterns, SchemeLike, Selection
 from .metrics import DistributionAccumulator, ErrorAccumulator
+from .padding import Masks, Padding
 from .plan import Layer, plan_quantization
 from .prepare import require_root
 from .progress import with_bar
@@ -123,16 +124,16 @@ def sensitivity(
 
     data               one batch or an iterable of them, as `quantize_` and `compare` take; schemes that calibrate get
                        the same
-    figure             "kld": mean KL(float || quantized) of the logits over all positions (those of attention_mask, if
-                       the batch has one). "error": relative error of every floating-point tensor in the output
+    figure             "kld": mean KL(float || quantized) of the logits over all positions. "error": relative error of
+                       every floating-point tensor in the output. Padding does not count, as in `compare`
     include, exclude   patterns of layer names, as in `quantize_`; layers that it would keep in float have no rows
     progress           a tqdm bar over the layers
 
     For n layers and s schemes the model runs n (s + 1) times on the data, and calibration comes on top. It stays as it
     was, bit for bit.
 
-    Raises: as `quantize_`; ValueError for another figure, empty data, or if no layer can be quantized; TypeError for
-    "kld" if the output has no logits.
+    Raises: as `quantize_`; ValueError for another figure, for data that is empty or all padding, for an output without
+    floating-point tensors, or if no layer can be quantized; TypeError for "kld" if the output has no logits.
     Source: ours, in place of the Hessian traces of Dong et al. 2020 (HAWQ-V2, arXiv:1911.03852).
     """
     require_root("sensitivity", model, nn.Linear, "wrap it: nn.Sequential(layer)")
@@ -140,7 +141,7 @@ def sensitivity(
         raise ValueError(f"sensitivity: figure is {figure!r}; accepted are 'kld' and 'error'")
     served = _served(model, schemes, include, exclude)
     data = list(data) if isinstance(data, Iterator) else data  # it is needed several times
-    if next(calls(data, "sensitivity: data"), None) is None:
+    if next(calls(data, "sensitivity: data", model), None) is None:
         raise ValueError("sensitivity: data is empty; give at least one batch (a used-up generator is empty)")
     rows = []
     for layer, found in with_bar(served, "measuring sensitivity", "layer", progress):
@@ -175,12 +176,18 @@ def _served(
 def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figure: str) -> list[float]:
     """The figure of each scheme for the layer `name`; the float model runs once for all of them."""
     variants = [_with_one_layer(model, name, scheme, data) for scheme in schemes]
-    measures = [_KLD() if figure == "kld" else _RelativeError() for _ in variants]
+    padding = Padding(model)
+    measures = [_KLD(padding) if figure == "kld" else _RelativeError(padding) for _ in variants]
     with torch.no_grad(), evaluating(model, *variants):
-        for args, kwargs in calls(data, "sensitivity: data"):
-            expected = model(*args, **kwargs)
+        for args, kwargs in calls(data, "sensitivity: data", model, notes=[]):
+            masks = padding.masks(args, kwargs)
+            expected = run(model, args, kwargs)
             for variant, measure in zip(variants, measures, strict=True):
-                measure.update(expected, variant(*args, **kwargs), kwargs.get("attention_mask"))
+                measure.update(expected, run(variant, args, kwargs), masks)
+    if not all(measure.count for measure in measures):
+        raise ValueError(
+            "sensitivity: no position counts: the outputs are empty, or the mask leaves out all of them"
+        )
     return [measure.result() for measure in measures]
 
 
@@ -193,10 +200,12 @@ def _with_one_layer(model: nn.Module, name: str, scheme: Scheme, data: Any) -> n
 
 
 class _KLD:
-    def __init__(self) -> None:
+    def __init__(self, padding: Padding) -> None:
+        self.count = 0
+        self._padding = padding
         self._figures = DistributionAccumulator()
 
-    def update(self, expected: Any, found: Any, mask: Any) -> None:
+    def update(self, expected: Any, found: Any, masks: Masks) -> None:
         try:
             x, y = logits_of(expected), logits_of(found)
         except TypeError as error:
@@ -204,20 +213,31 @@ class _KLD:
                 f"sensitivity: the model's output, {type(expected).__name__}, has no logits to compare; "
                 "figure='error' compares any tensors"
             ) from error
-        fits = isinstance(mask, torch.Tensor) and mask.shape == x.shape[:-1]
-        self._figures.update(x, y, mask=mask.bool() if fits else None)
+        x, y = (self._padding.rows(logits, masks, has_channels=True) for logits in (x, y))
+        self.count += x.numel()
+        self._figures.update(x, y)
 
     def result(self) -> float:
         return self._figures.result().kld
 
 
 class _RelativeError:
-    def __init__(self) -> None:
+    def __init__(self, padding: Padding) -> None:
+        self._padding = padding
         self._figures = ErrorAccumulator()
 
-    def update(self, expected: Any, found: Any, mask: Any) -> None:
-        for x, y in zip(float_tensors(expected), float_tensors(found), strict=True):
-            self._figures.update(x, y)
+    def update(self, expected: Any, found: Any, masks: Masks) -> None:
+        tensors = list(float_tensors(expected)), list(float_tensors(found))
+        if not tensors[0]:
+            raise ValueError(
+                f"sensitivity: the model's output, {type(expected).__name__}, holds no floating-point tensor to compare"
+            )
+        for x, y in zip(*tensors, strict=True):
+            self._figures.update(self._padding.rows(x, masks), self._padding.rows(y, masks))
+
+    @property
+    def count(self) -> int:
+        return self._figures.count
 
     def result(self) -> float:
         return self._figures.relative_error

@@ -42,7 +42,10 @@ class Figure:
         """The value as text, with its unit."""
         if self.text == BYTES:
             return megabytes(int(value))
-        return f"{1e3 * value:.3g} ms" if self.text == SECONDS else self.text.format(value)
+        if self.text == SECONDS:
+            return seconds_text(value)
+        is_large = 1000 <= abs(value) < 1e6  # which three digits would show with an exponent
+        return (self.text.replace(".3g", ",.0f") if is_large else self.text).format(value)
 
     def bar_share(self, evaluation: Any) -> float | None:
         """The bar's length, 0 to 1; None for no bar."""
@@ -56,6 +59,17 @@ class Figure:
         else:
             share = value / {"share": 1.0, "decibel": 60.0}[self.bar]
         return None if math.isnan(share) else min(max(share, 0.0), 1.0)
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits in a unit that needs no exponent: "1.83 s", "12.1 ms", "340 µs"."""
+    for unit, per_second in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
+        value = seconds * per_second
+        rounded = float(f"{value:.3g}")
+        if rounded >= 1 or unit == "µs" or not math.isfinite(value):
+            break
+    digits = max(0, 2 - math.floor(math.log10(rounded))) if math.isfinite(value) and value > 0 else 0
+    return f"{value:,.{digits}f} {unit}"
 
 
 def _at(evaluation: Any, path: str) -> Any:

@@ -8,27 +8,34 @@ asked.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..batches import run
+from ..forward_arguments import described, parameters_of, positional, taken
+from ..metrics.distribution import NO_TARGET
+from ..padding import attended
+
 KINDS = ("language_model", "classifier", "encoder", "module")
 VECTORS = ("sentence_embedding", "last_hidden_state")  # outputs that mark an encoder, the better one first
+LABELS = ("labels", "label")  # their names in dicts
 ROWS_TRIED = 4  # of the first batch, to find out what kind a model is
 
 
 @dataclass(frozen=True)
 class Call:
-    """One batch taken apart: what the model is called with, the right answers, and which positions count."""
+    """One batch taken apart: what the model is called with, the right answers, which positions count, and a sentence
+    about what of it is not used."""
 
     args: tuple
     kwargs: dict[str, Any]
     targets: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    note: str = ""
 
 
 def windows(ids: torch.Tensor, length: int, batch: int) -> Iterator[torch.Tensor]:
@@ -49,47 +56,88 @@ def windows(ids: torch.Tensor, length: int, batch: int) -> Iterator[torch.Tensor
     yield from rows.split(batch)
 
 
-def take_apart(kind: str, args: tuple, kwargs: dict[str, Any]) -> Call:
-    """What `kind` makes of a batch. Raises: TypeError, ValueError if the batch is not of that kind."""
+def take_apart(
+    kind: str, args: tuple, kwargs: dict[str, Any], model: nn.Module | None = None, is_alone: bool = False
+) -> Call:
+    """What `kind` makes of a batch; of the rest of it `model` gets what its forward takes.
+
+    is_alone   the batch was given by itself, not in a list
+    Raises: TypeError, ValueError if the batch is not of that kind.
+    """
     if kind == "language_model":
-        return _language_call(args, kwargs)
-    if kind == "classifier":
-        return _classifier_call(args, kwargs)
-    mask = kwargs.get("attention_mask") if kind == "encoder" else None
-    return Call(args, kwargs, mask=None if mask is None else mask.bool())
+        call = _language_call(args, kwargs)
+    elif kind == "classifier":
+        call = _classifier_call(args, kwargs)
+    else:
+        call = Call(args, kwargs)
+    if model is None:
+        return call
+    args, kwargs, note = taken(
+        model, call.args, call.kwargs, who="evaluate", is_alone=is_alone, is_input=True
+    )
+    return replace(call, args=args, kwargs=kwargs, note=note)
 
 
 def _language_call(args: tuple, kwargs: dict[str, Any]) -> Call:
     ids = kwargs.get("input_ids") if kwargs else args[0] if len(args) == 1 else None
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or ids.shape[1] < 2:
         found = (
-            f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else _described(args, kwargs)
+            f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, torch.Tensor) else described(args, kwargs)
         )
         raise ValueError(
             f"evaluate: a batch for a language model is int64 [batch, 2 or more], alone or as input_ids; got {found}"
         )
     if not kwargs:
         return Call((ids[:, :-1],), {}, ids[:, 1:])
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        return Call((), {"input_ids": ids[:, :-1]}, ids[:, 1:])
-    # A position counts if it is text and what it predicts is text: padding may be on either side.
-    counts = mask[:, :-1].bool() & mask[:, 1:].bool()
-    return Call((), {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}, ids[:, 1:], counts)
+    labels, mask = kwargs.get("labels"), kwargs.get("attention_mask")
+    if labels is not None and labels.shape != ids.shape:
+        raise ValueError(
+            f"evaluate: labels have shape {tuple(labels.shape)} and input_ids {tuple(ids.shape)}; a language model's "
+            "labels are its tokens, -100 where none shall be predicted"
+        )
+    targets = (ids if labels is None else labels)[:, 1:]
+    counts = None if labels is None else targets != NO_TARGET
+    if mask is not None and (text := attended(mask)) is not None:
+        # A position counts if it is text and what it predicts is text: padding may be on either side.
+        text = (text[:, :-1] & text[:, 1:]).expand(targets.shape)
+        counts = text if counts is None else counts & text
+    rest = {name: _but_last(name, value, ids) for name, value in kwargs.items() if name != "labels"}
+    return Call((), rest, targets, counts)
+
+
+def _but_last(name: str, value: Any, ids: torch.Tensor) -> Any:
+    """`value` without what it holds for the last of the tokens, if it holds something for each."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    length, is_mask = ids.shape[1], "mask" in name
+    if is_mask and value.dim() > 2 and value.shape[-1] == length:  # [batch, heads, queries, keys]
+        return value[..., :-1, :-1] if value.shape[-2] == length else value[..., :-1]
+    if value.shape[:2] == ids.shape:
+        return value[:, :-1]
+    is_along = is_mask or "position" in name or "token_type" in name
+    return value[..., :-1] if is_along and value.shape[-1] == length else value
 
 
 def _classifier_call(args: tuple, kwargs: dict[str, Any]) -> Call:
     if kwargs:
-        labels, rest = kwargs.get("labels"), {k: v for k, v in kwargs.items() if k != "labels"}
-        return Call((), rest, None if labels is None else labels.long())
-    if len(args) < 2:
-        return Call(args, {})
-    labels = args[-1]
+        labels, rest = _labels_in(kwargs), {k: v for k, v in kwargs.items() if k not in LABELS}
+    else:
+        labels, rest = (args[-1], {}) if len(args) > 1 else (None, {})
+        args = args[:-1] if len(args) > 1 else args
+    if labels is None:
+        return Call(args, rest)
     if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
         raise ValueError(
-            f"evaluate: a batch for a classifier is (x, labels) with integer labels; got {_described(args, kwargs)}"
+            "evaluate: a batch for a classifier is (x, labels) with integer labels; got "
+            f"{described((*args, labels) if args else (), {**rest, 'labels': labels} if rest else {})}"
         )
-    return Call(args[:-1], {}, labels.long())
+    if labels.dim() < 2:
+        return Call(args, rest, labels.long())
+    return Call(args, rest, labels.long(), labels != NO_TARGET)  # a label for each position
+
+
+def _labels_in(kwargs: dict[str, Any]) -> Any:
+    return next((kwargs[name] for name in LABELS if name in kwargs), None)
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -116,33 +164,42 @@ def vectors_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
     """
     if isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() > 1:
         return output
-    names = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else {}
-    name = next((name for name in VECTORS if names.get(name) is not None), None)
+    name = _vectors_name(output)
     if name is None:
         raise TypeError(
             f"evaluate: the output is {type(output).__name__}; an encoder gives a float tensor [batch, dim], "
             "sentence_embedding or last_hidden_state. kind='module' compares any tensors"
         )
+    found = _part(output, name)
     if name == "sentence_embedding":
-        return names[name]
-    hidden = names[name]
-    weights = torch.ones(hidden.shape[:2]) if mask is None else mask
-    weights = weights.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weights).sum(1) / weights.sum(1)
+        return found
+    weights = torch.ones(found.shape[:2]) if mask is None else mask.expand(found.shape[:2])
+    weights = weights.to(found.dtype).unsqueeze(-1)
+    return (found * weights).sum(1) / weights.sum(1)
 
 
-def choose_kind(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[str, str]:
+def _vectors_name(output: Any) -> str | None:
+    return next((name for name in VECTORS if _part(output, name) is not None), None)
+
+
+def _part(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def choose_kind(
+    reference: nn.Module, args: tuple, kwargs: dict[str, Any], is_alone: bool = False
+) -> tuple[str, str]:
     """The kind of a model and why, from what it does with its first batch.
 
+    is_alone   the batch was given by itself, not in a list
     Raises: ValueError if the batch can be read in more than one way.
     """
-    if "labels" in kwargs or (len(args) == 2 and _may_be_labels(args)):
-        return _kind_with_labels(reference, args, kwargs)
-    if len(args) > 1 and _takes_one_tensor(reference):
-        raise ValueError(
-            f"evaluate: a batch of {_described(args, kwargs)} is more than the model takes. A tuple is one batch: put "
-            "batches into a list; if it ends with labels, say kind='classifier'"
-        )
+    if _labels_in(kwargs) is not None or (len(args) == 2 and _may_be_labels(args)):
+        found = _kind_with_labels(reference, args, kwargs)
+        if found is not None:
+            return found
+        kwargs = {name: value for name, value in kwargs.items() if name not in LABELS}
+    args, kwargs, _ = taken(reference, args, kwargs, who="evaluate", is_alone=is_alone)
     ids: Any = kwargs.get("input_ids") if kwargs else args[0] if len(args) == 1 else None
     output = _tried(reference, args, kwargs, _is_ids(ids))
     if _is_ids(ids) and _looks_like_logits(output, ids[:ROWS_TRIED]):
@@ -151,8 +208,7 @@ def choose_kind(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tu
             return "language_model", "it gives logits for each token that do not change with later tokens"
         return "module", "its logits for a token change with later tokens"
     if not isinstance(output, torch.Tensor) and not hasattr(output, "logits"):
-        names = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
-        if any(names.get(name) is not None for name in VECTORS):
+        if _vectors_name(output) is not None:
             return "encoder", "its output holds hidden states and no logits"
     elif isinstance(output, torch.Tensor) and output.dim() == 2 and output.is_floating_point():
         if ((output.double().norm(dim=-1) - 1).abs() < 1e-3).all():
@@ -161,46 +217,75 @@ def choose_kind(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tu
 
 
 def _tried(reference: nn.Module, args: tuple, kwargs: dict[str, Any], is_ids: bool) -> Any:
-    args, kwargs = _some_rows(args), _some_rows(kwargs)
+    args, kwargs = _some_rows((args, kwargs))
     try:
-        return reference(*args, **kwargs)
+        return run(reference, args, kwargs)
     except Exception:
         if not is_ids:
             raise
     # A window for a language model is one token longer than what the model reads, which may be all it can read.
     call = _language_call(args, kwargs)
-    return reference(*call.args, **call.kwargs)
+    return run(reference, call.args, call.kwargs)
 
 
 def is_causal(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether logits stay what they are when all tokens of the second half of the window are others."""
-    args, kwargs = _some_rows(args), _some_rows(kwargs)
+    args, kwargs = _some_rows((args, kwargs))
     ids = kwargs["input_ids"] if kwargs else args[0]
     half = ids.shape[1] // 2
-    before = logits_of(model(*args, **kwargs))
+    before = logits_of(run(model, args, kwargs))
     changed = ids.clone()
     # Another token of the same batch: always one that the model knows.
     changed[:, half:] = torch.where(ids[:, half:] == ids.min(), ids.max(), ids.min())
-    after = logits_of(model(**{**kwargs, "input_ids": changed}) if kwargs else model(changed))
+    after = logits_of(run(model, *(((), {**kwargs, "input_ids": changed}) if kwargs else ((changed,), {}))))
     x, y = before[:, :half].double(), after[:, :half].double()
+    mask = kwargs.get("attention_mask")
+    if mask is not None and (text := attended(mask)) is not None:  # padding may look at anything
+        text = text.expand(ids.shape)[:, :half]
+        x, y = x[text], y[text]
     finite = x.isfinite() & y.isfinite()
     x, y = x[finite], y[finite]
     # A causal mask makes the difference exactly 0; 1e-5 of the largest logit leaves room for float32 rounding.
     return x.numel() == 0 or bool((x - y).abs().max() <= 1e-5 * x.abs().max())
 
 
-def _kind_with_labels(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[str, str]:
-    call = _classifier_call(args, kwargs)
-    if kwargs or _takes_one_tensor(reference):
-        logits = logits_of(reference(*_some_rows(call.args), **_some_rows(call.kwargs)))
-        labels = call.targets
-        assert labels is not None  # both callers have seen them
-        if logits.dim() == 2 and labels.dim() == 1 and 0 <= labels.min() and labels.max() < logits.shape[1]:
-            return "classifier", "its batches hold one label for each row of logits"
+def _kind_with_labels(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[str, str] | None:
+    """None: the labels are numbers and no classes, and say nothing about the kind."""
+    given = _labels_in(kwargs) if kwargs else args[-1]
+    if isinstance(given, torch.Tensor) and given.is_floating_point():
+        return None
+    if kwargs or _takes_one(reference):
+        call = take_apart("classifier", args, kwargs, reference)
+        assert call.targets is not None  # the caller has seen them
+        logits = logits_of(run(reference, *_some_rows((call.args, call.kwargs))))
+        if _are_tokens(call, logits) and is_causal(reference, call.args, call.kwargs):
+            return "language_model", "it gives logits for each token that do not change with later tokens"
+        if _are_classes(call.targets, logits):
+            what = "row" if logits.dim() == 2 else "position"
+            return "classifier", f"its batches hold one label for each {what} of logits"
     raise ValueError(
-        f"evaluate: a batch of {_described(args, kwargs)} can be read in more than one way; say kind='classifier' "
+        f"evaluate: a batch of {described(args, kwargs)} can be read in more than one way; say kind='classifier' "
         "if it ends with labels, kind='language_model' for token ids, kind='module' if all of it is the model's input"
     )
+
+
+def _are_tokens(call: Call, logits: torch.Tensor) -> bool:
+    """Whether there is a label for each token, as language models have them."""
+    ids, labels = call.kwargs.get("input_ids"), call.targets
+    return (
+        ids is not None
+        and labels is not None
+        and labels.shape == ids.shape
+        and logits.dim() == 3
+        and _is_ids(ids)
+    )
+
+
+def _are_classes(labels: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether each label is a class of `logits`, which may be those of the first rows only."""
+    given = labels if labels.dim() == 1 else labels[labels != NO_TARGET]
+    in_range = bool(((0 <= given) & (given < logits.shape[-1])).all())
+    return in_range and labels[: len(logits)].shape == logits.shape[:-1]
 
 
 def _may_be_labels(args: tuple) -> bool:
@@ -210,12 +295,9 @@ def _may_be_labels(args: tuple) -> bool:
     return labels.dim() == 1 and not labels.is_floating_point() and len(x.shape) > 0 and len(x) == len(labels)
 
 
-def _takes_one_tensor(model: nn.Module) -> bool:
-    kinds = inspect.Parameter
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
-    many = any(parameter.kind is kinds.VAR_POSITIONAL for parameter in parameters)
-    return not many and sum(parameter.kind in positional for parameter in parameters) == 1
+def _takes_one(model: nn.Module) -> bool:
+    places = positional(parameters_of(model))
+    return places is not None and len(places) == 1
 
 
 def _is_ids(ids: Any) -> bool:
@@ -236,20 +318,23 @@ def _looks_like_logits(output: Any, ids: torch.Tensor) -> bool:
 
 
 def _some_rows(inputs: Any) -> Any:
-    """The first rows of every tensor, all that finding out takes."""
+    """The first rows of every tensor, all that finding out takes; all rows if tensors have others than the batch's."""
+    rows = {len(tensor) for tensor in _tensors(inputs) if tensor.dim() > 1} - {1}
+    return _first_rows(inputs, rows.pop()) if len(rows) == 1 else inputs
+
+
+def _first_rows(inputs: Any, rows: int) -> Any:
     if isinstance(inputs, tuple):
-        return tuple(_some_rows(value) for value in inputs)
+        return tuple(_first_rows(value, rows) for value in inputs)
     if isinstance(inputs, dict):
-        return {name: _some_rows(value) for name, value in inputs.items()}
-    return inputs[:ROWS_TRIED] if isinstance(inputs, torch.Tensor) and inputs.dim() > 0 else inputs
+        return {name: _first_rows(value, rows) for name, value in inputs.items()}
+    is_batch = isinstance(inputs, torch.Tensor) and inputs.dim() > 0 and len(inputs) == rows
+    return inputs[:ROWS_TRIED] if is_batch else inputs
 
 
-def _described(args: tuple, kwargs: dict[str, Any]) -> str:
-    def one(value: Any) -> str:
-        if not isinstance(value, torch.Tensor):
-            return type(value).__name__
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-    if kwargs:
-        return "{" + ", ".join(f"{name}: {one(value)}" for name, value in kwargs.items()) + "}"
-    return "(" + ", ".join(map(one, args)) + ")"
+def _tensors(inputs: Any) -> Iterator[torch.Tensor]:
+    if isinstance(inputs, torch.Tensor):
+        yield inputs
+    elif isinstance(inputs, tuple | dict):
+        for value in inputs.values() if isinstance(inputs, dict) else inputs:
+            yield from _tensors(value)

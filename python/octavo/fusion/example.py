@@ -23,7 +23,7 @@ class Example:
 
     def __init__(self, model: nn.Module, example: Any):
         self.model = model
-        self.batches = list(calls(example, "fuse_: example"))
+        self.batches = list(calls(example, "fuse_: example", model))
         if not self.batches:
             raise ValueError(
                 "fuse_: example is empty; give at least one batch (a used-up generator is empty)"

@@ -4,7 +4,7 @@
 from typing import Any
 
 from .fused_block import FusedBlock, fused_block
-from .fused_paths import leave_fused_paths
+from .fused_paths import leave_fused_paths, without_nested_tensors
 from .gated_mlp import GatedMLP
 from .linear import QuantLinear
 from .outlier_linear import OutlierLinear, PreparedOutliers
@@ -35,6 +35,7 @@ __all__ = [
     "StaticSmoothedLinear",
     "fused_block",
     "leave_fused_paths",
+    "without_nested_tensors",
 ]
 
 
