@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/memory.h"
 #include "base/parallel.h"
+#include "base/scratch.h"
 #include "quantize.h"
 #include "registry/registry.h"
 

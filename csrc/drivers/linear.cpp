@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/memory.h"
 #include "base/parallel.h"
+#include "base/scratch.h"
 #include "isa/common/prefetch.h"
 #include "pack.h"
 #include "registry/registry.h"

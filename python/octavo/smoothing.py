@@ -140,7 +140,8 @@ class _SmoothFold:
             return False
         self.before = [dict(layer._buffers) for layer in self.layers]
         for layer in self.layers:
-            layer.smoothing, layer.is_smoothed, layer.is_folded = s, torch.tensor(True), torch.tensor(True)
+            layer.smoothing = s
+            layer.is_smoothed = layer.is_folded = torch.tensor(True, device="cpu")
         return True
 
     def undo_(self) -> None:
@@ -149,7 +150,6 @@ class _SmoothFold:
             layer._buffers.update(buffers)
         self.before = []
 
-<<<<<<< HEAD
     def smooth_(self) -> None:
         """For good, if the producer does as it should."""
         s = choose_smoothing(self.layers)
@@ -159,31 +159,6 @@ class _SmoothFold:
                 producer.reset_weight_scale_()
             for layer in self.layers:
                 layer.smooth_(s, folded=True)
-=======
-def _put_if_right(module: Any, weight: torch.Tensor, bias: torch.Tensor | None, s: torch.Tensor) -> bool:
-    """Keeps the new parameters if `module` then gives what it gave divided by s, to float rounding."""
-    before = dict(module._parameters)
-    dtype = module.weight.dtype
-    x = torch.randn(16, len(s), generator=torch.Generator().manual_seed(0), device="cpu").to(dtype)
-    try:
-        y = module.forward(x)
-        _put(module, weight, bias)
-        error = (module.forward(x).double() * s.double() - y.double()).abs()
-        bound = 4 * torch.finfo(dtype).eps * y.double().abs().amax(0)
-        is_right = bool((error <= bound).all())
-    except Exception:  # a module that wants another shape, or more arguments
-        is_right = False
-    if not is_right:
-        module._parameters.update(before)
-    return is_right
-
-
-def _put(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    for name, value in (("weight", weight), ("bias", bias)):
-        old = module._parameters.get(name)
-        if old is not None and value is not None:
-            module._parameters[name] = nn.Parameter(value.to(old.dtype), requires_grad=old.requires_grad)
->>>>>>> training
 
 
 # --- s --------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,11 @@ def replace_at(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
 
 
 class Undo:
-    """What every module of a model had: attributes, parameters, buffers, children. Tensors are held, not copied."""
+    """What every module of a model had: attributes, parameters, buffers, children. Tensors are held, not copied.
+
+    Vectors (the Parameters of norms, biases, scales) get back the values they had as well. Matrices that were changed
+    in place stay changed: there is no room for a copy.
+    """
 
     def __init__(self, model: nn.Module):
         self._before: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -39,6 +43,7 @@ class Undo:
             for module in model.modules()
             for references in (module.__dict__, module._parameters, module._buffers, module._modules)
         ]
+        self._vectors = [(p, p.detach().clone(), p._version) for p in model.parameters() if _is_vector(p)]
 
     @property
     def is_possible(self) -> bool:
@@ -46,50 +51,29 @@ class Undo:
 
     def let_go(self) -> None:
         """Holds nothing any more, and so undoes nothing any more."""
-        self._before = []
+        self._before, self._vectors = [], []
 
     def undo(self) -> None:
         try:
             for references, entries in self._before:
                 references.clear()
                 references.update(entries)
+            with torch.no_grad():
+                for parameter, value, version in self._vectors:
+                    if parameter._version != version:
+                        parameter.copy_(value)
         except KeyboardInterrupt:  # another one, while the first is answered
             self.undo()
 
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[Undo]:
-    """After an exception every module of `model` has the attributes, parameters, buffers and children it had before.
-
-<<<<<<< HEAD
-    Tensors are put back as they are, and vectors (the Parameters of norms, biases, scales) with the values they had.
-    Matrices that were changed in place stay changed: there is no room for a copy.
-    """
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (references, dict(references))
-        for module in model.modules()
-        for references in (module.__dict__, module._parameters, module._buffers, module._modules)
-    ]
-    vectors = [(p, p.detach().clone(), p._version) for p in model.parameters() if _is_vector(p)]
-=======
-    Values of tensors that were changed in place stay changed. Gives the Undo, which can be let go before the end.
-    """
+    """After an exception `model` is what it was, as far as `Undo` says. Gives the Undo, to be let go before the end."""
     undo = Undo(model)
->>>>>>> training
     try:
         yield undo
     except BaseException:
-<<<<<<< HEAD
-        for references, entries in before:
-            references.clear()
-            references.update(entries)
-        with torch.no_grad():
-            for parameter, value, version in vectors:
-                if parameter._version != version:
-                    parameter.copy_(value)
-=======
         undo.undo()
->>>>>>> training
         raise
 
 
