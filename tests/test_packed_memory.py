@@ -11,35 +11,35 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.nn import packed_memory
+from octavo import huge_pages
 
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="huge pages are Linux's")
 
 
 @pytest.fixture(autouse=True)
 def new_chunk(monkeypatch):
-    monkeypatch.setattr(packed_memory, "_chunk", None)
+    monkeypatch.setattr(huge_pages, "_chunk", None)
 
 
 def chunk():
-    return packed_memory._chunk and packed_memory._chunk()
+    return huge_pages._chunk and huge_pages._chunk()
 
 
 def test_tensors_lie_side_by_side_on_cache_lines():
-    a, b = packed_memory.empty((3, 5)), packed_memory.empty((2, 64))
-    assert a.data_ptr() % packed_memory.HUGE_PAGE == 0 and b.data_ptr() == a.data_ptr() + 64
+    a, b = huge_pages.empty((3, 5)), huge_pages.empty((2, 64))
+    assert a.data_ptr() % huge_pages.HUGE_PAGE == 0 and b.data_ptr() == a.data_ptr() + 64
     assert a.untyped_storage().nbytes() == 15 and b.untyped_storage().nbytes() == 128
 
 
 def test_tensors_do_not_overlap():
-    tensors = [packed_memory.empty((size,)).fill_(size) for size in range(1, 100)]
+    tensors = [huge_pages.empty((size,)).fill_(size) for size in range(1, 100)]
     assert all((tensor == size).all() for size, tensor in enumerate(tensors, start=1))
 
 
 def test_a_full_chunk_is_followed_by_another():
-    first, second = (packed_memory.empty((packed_memory.CHUNK_BYTES - 1,)) for _ in range(2))
+    first, second = (huge_pages.empty((huge_pages.CHUNK_BYTES - 1,)) for _ in range(2))
     first[-1], second[-1] = 1, 2
-    assert first[-1] == 1 and abs(first.data_ptr() - second.data_ptr()) >= packed_memory.CHUNK_BYTES
+    assert first[-1] == 1 and abs(first.data_ptr() - second.data_ptr()) >= huge_pages.CHUNK_BYTES
 
 
 def test_a_chunk_is_freed_with_the_last_of_its_layers():
@@ -67,7 +67,7 @@ def resident(tensor: torch.Tensor) -> int:
 def test_a_layer_that_goes_gives_its_pages_back():
     """All but the two at its ends, of which a neighbour may have a part: one small layer of a model holds little."""
     pages, size = 64, 64 * mmap.PAGESIZE
-    before, large, after = (packed_memory.empty((n,)).fill_(1) for n in (100, size, 100))
+    before, large, after = (huge_pages.empty((n,)).fill_(1) for n in (100, size, 100))
     view = large[:]
     address = large.data_ptr()
     place = torch.frombuffer(chunk(), dtype=torch.int8, count=size, offset=address - chunk_address())
@@ -85,8 +85,8 @@ def chunk_address() -> int:
 
 
 def test_pages_stay_as_long_as_a_joined_tensor_reads_them():
-    parts = [packed_memory.empty((4 * mmap.PAGESIZE // 64, 64)).fill_(value) for value in (1, 2)]
-    both = packed_memory.joined(parts)
+    parts = [huge_pages.empty((4 * mmap.PAGESIZE // 64, 64)).fill_(value) for value in (1, 2)]
+    both = huge_pages.joined(parts)
     assert both is not None
     del parts
     gc.collect()
@@ -98,8 +98,8 @@ def test_without_address_space_memory_is_ordinary(monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(mmap, "mmap", refuse)
-    for size in (16, packed_memory.CHUNK_BYTES + 1):
-        assert packed_memory.empty((size,)).shape == (size,) and chunk() is None
+    for size in (16, huge_pages.CHUNK_BYTES + 1):
+        assert huge_pages.empty((size,)).shape == (size,) and chunk() is None
 
 
 def test_a_copied_layer_has_memory_of_its_own():
@@ -111,15 +111,15 @@ def test_a_copied_layer_has_memory_of_its_own():
 
 
 def test_a_huge_weight_has_a_chunk_of_its_own():
-    tensor = packed_memory.empty((packed_memory.CHUNK_BYTES + 1,))
+    tensor = huge_pages.empty((huge_pages.CHUNK_BYTES + 1,))
     tensor[-1] = 1
-    assert tensor.data_ptr() % packed_memory.HUGE_PAGE == 0 and chunk() is None
+    assert tensor.data_ptr() % huge_pages.HUGE_PAGE == 0 and chunk() is None
 
 
 def test_nothing_takes_no_memory():
-    assert packed_memory.empty((0, 4, 16, 64)).shape == (0, 4, 16, 64) and chunk() is None
+    assert huge_pages.empty((0, 4, 16, 64)).shape == (0, 4, 16, 64) and chunk() is None
 
 
 def test_without_huge_pages_memory_is_ordinary(monkeypatch):
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
-    assert packed_memory.empty((16, 4)).shape == (16, 4) and chunk() is None
+    assert huge_pages.empty((16, 4)).shape == (16, 4) and chunk() is None

@@ -10,7 +10,7 @@ from torch import nn
 
 import octavo
 from asserts import assert_bits_equal
-from octavo.nn import packed_memory
+from octavo import huge_pages
 from octavo.nn.shared_input import SharedInput
 
 WIDTHS = [32, 16, 48]
@@ -57,14 +57,14 @@ def test_weights_are_held_once():
 def test_layers_packed_one_after_another_are_joined_without_a_copy():
     parts = layers(*WIDTHS)
     pointers = [layer.packed.data_ptr() for layer in parts]
-    assert packed_memory.joined([layer.packed for layer in parts]) is not None
+    assert huge_pages.joined([layer.packed for layer in parts]) is not None
     assert SharedInput(parts).is_joined
     assert [layer.packed.data_ptr() for layer in parts] == pointers
 
 
 def test_layers_packed_in_another_order_are_joined_with_one():
     parts = layers(*WIDTHS)[::-1]
-    assert packed_memory.joined([layer.packed for layer in parts]) is None
+    assert huge_pages.joined([layer.packed for layer in parts]) is None
     assert_one_by_one(SharedInput(parts), torch.randn(3, 70))
 
 

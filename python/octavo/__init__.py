@@ -8,7 +8,7 @@ from importlib.metadata import version as _version
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import dtypes, evaluation, metrics, nn, numpy, observers, ops, reference, schemes
+from . import activations, dtypes, evaluation, formats, methods, metrics, nn, numpy, observers, ops, reference, schemes
 from .bias_correction import correct_bias_
 from .checkpoint import load, save
 from .compare import compare
@@ -20,6 +20,7 @@ from .evaluation import Evaluation, Prompts
 from .fusion import FusionReport, fuse_, unfuse_
 from .inspection import CheckpointContents, inspect_checkpoint
 from .malloc import keep_memory
+from .methods import RoundToNearest, SmoothQuant
 from .mixed_precision import choose
 from .ops import int8_mm
 from .prepare import calibrating, freeze_, prepare_
@@ -38,7 +39,6 @@ from .schemes.int8_dynamic import Int8Dynamic
 from .schemes.int8_static import Int8Static
 from .schemes.int8_weight_only import Int8WeightOnly
 from .schemes.llm_int8 import LLMInt8
-from .schemes.smoothquant import SmoothQuant
 from .sensitivity import Sensitivity, sensitivity
 
 __version__ = _version("octavo")
@@ -58,9 +58,11 @@ __all__ = [
     "Prompts",
     "QParams",
     "QuantizedTensor",
+    "RoundToNearest",
     "Sensitivity",
     "SmoothQuant",
     "__version__",
+    "activations",
     "calibrating",
     "choose",
     "choose_qparams",
@@ -72,12 +74,14 @@ __all__ = [
     "equalize_",
     "evaluate",
     "evaluation",
+    "formats",
     "freeze_",
     "fuse_",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
     "load",
+    "methods",
     "metrics",
     "nn",
     "numpy",

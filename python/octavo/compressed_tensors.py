@@ -44,7 +44,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
     groups: dict[str, tuple[Any, list[str]]] = {}
     for name, scheme in schemes.items():
-        activations = scheme.compressed_tensors_activations()
+        activations = scheme.activations.compressed_tensors()
         groups.setdefault(json.dumps(activations), (activations, []))[1].append(name)
     if len(groups) == 1:
         # The usual way to say it, and the one that a part of the model can be saved with, too.
@@ -187,7 +187,7 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
         return from_dict({"name": "Int8WeightOnly"})
     kind = "Int8Dynamic" if activations.get("dynamic") else "Int8Static"
     scheme = from_dict({"name": kind, "symmetric": activations.get("symmetric", True)})
-    if _differs(activations, scheme.compressed_tensors_activations() or {}):
+    if _differs(activations, scheme.activations.compressed_tensors() or {}):
         raise ValueError(
             f"load: input_activations {activations} are not read; 8 bits per token or static are"
         )

@@ -29,6 +29,7 @@ from .prepare import (
     require_root,
 )
 from .report import QuantizationReport
+from .schemes import label
 from .swap import undone_on_error
 
 
@@ -127,7 +128,7 @@ def _require_data(who: str, layers: list[Layer], data: Any) -> None:
     for layer in layers:
         if layer.scheme is not None and layer.scheme.needs_data and data is None:
             raise ValueError(
-                f"{who}: {layer.scheme.name} calibrates the input of {layer.name!r} and needs data: give batches, "
+                f"{who}: {label(layer.scheme)} calibrates the input of {layer.name!r} and needs data: give batches, "
                 f"{who}(model, scheme, data=batches), or use octavo.Int8Dynamic(), which needs none"
             )
 

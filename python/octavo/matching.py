@@ -14,9 +14,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .schemes import Scheme
+from .methods import Method
+from .schemes import Scheme, by_name
 
-SchemeLike = Scheme | type[Scheme]
+SchemeLike = Scheme | type[Scheme] | str
 Patterns = str | Iterable[str] | None
 LayerFilter = Callable[[nn.Module, str], bool]
 
@@ -108,9 +109,16 @@ def _pattern_list(argument: str, patterns: str | Iterable[str]) -> list[str]:
 def _scheme(value: object) -> Scheme:
     if isinstance(value, type) and issubclass(value, Scheme):
         value = value()
+    if isinstance(value, str):
+        return by_name(value)
+    if isinstance(value, Method) or isinstance(value, type) and issubclass(value, Method):
+        name = value.name if isinstance(value, Method) else value.__name__
+        raise TypeError(
+            f"scheme is the method {name}, which goes with a scheme: octavo.Int8Dynamic(method=octavo.{name}())"
+        )
     if not isinstance(value, Scheme):
         raise TypeError(
-            f"scheme is {value!r}, accepted are a scheme such as octavo.Int8Dynamic(), its class, or a "
-            "dict {pattern: scheme or None}"
+            f"scheme is {value!r}, accepted are a scheme such as octavo.Int8Dynamic(), its class, its name such as "
+            "'int8-dynamic', or a dict {pattern: scheme or None}"
         )
     return value

@@ -20,7 +20,7 @@ from .absorbing import HOOKS, has_hooks, reason_to_stay
 from .matching import Selection
 from .nn import PreparedLinear, QuantLinear
 from .report import QuantizationReport, Row
-from .schemes import Scheme
+from .schemes import Scheme, label
 
 __all__ = [
     "Layer",
@@ -55,7 +55,7 @@ class Layer:
         assert self.scheme is not None
         self.module = module
         size = bytes_of(module, set())
-        self.row = replace(self.row, action=action, reason="", scheme=self.scheme.name, bytes_after=size)
+        self.row = replace(self.row, action=action, reason="", scheme=label(self.scheme), bytes_after=size)
 
     def rows(self) -> list[Row]:
         alias = replace(self.row, reason=f"the same module as {self.name!r}", bytes_before=0, bytes_after=0)

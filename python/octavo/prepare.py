@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from .nn import PreparedLinear, leave_fused_paths
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .progress import with_bar
 from .report import QuantizationReport
-from .smoothing import smoothing
 from .swap import Places, Undo, places_of, replace_at, undone_on_error
 
 _log = logging.getLogger("octavo")
@@ -129,7 +128,7 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
     require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
     batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data", model)
     schemes = [layer.scheme for layer in layers if layer.scheme is not None]
-    passes = max(scheme.calibration_passes for scheme in schemes if scheme.needs_data)
+    passes = max(scheme.calibration_passes for scheme in schemes)
     if passes > 1:
         batches = list(batches)  # they may come from a generator
     watched = [layer.module for layer in layers if layer.scheme is not None]
@@ -146,7 +145,10 @@ def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool 
     for layer in layers:
         layer.is_calibrating = True
     try:
-        with smoothing(model, layers, in_place=in_place):
+        with ExitStack() as stack:
+            for method in dict.fromkeys(type(layer.scheme.method) for layer in layers):
+                own = [layer for layer in layers if type(layer.scheme.method) is method]
+                stack.enter_context(method.watching(model, own, in_place=in_place))
             yield
     finally:
         # Inference tensors could take no part in training later.

@@ -294,7 +294,7 @@ def _rounded(layer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         layer.outlier_columns if isinstance(layer, OutlierLinear) else torch.tensor([], dtype=torch.int64)
     )
     coded = (weight / multiplier).index_fill(1, columns, 0.0)
-    q = layer.scheme.weight_qparams(coded)
+    q = layer.scheme.weights.qparams(coded)
     rounded = q.quantize(coded).dequantize() * multiplier
     rounded[:, columns] = weight[:, columns]
     return q.scale.float().reshape(-1), rounded

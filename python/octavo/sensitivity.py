@@ -38,7 +38,7 @@ class LayerSensitivity:
 
     scheme         None: the layer stays in float, and figure is 0
     figure         of the model's output, if this layer alone is quantized
-    packed_bytes   of the weights: weight_bits * weights / 8, rounded up, as if codes were packed (today those of fewer
+    packed_bytes   of the weights: bits * weights / 8, rounded up, as if codes were packed (today those of fewer
                    than 8 bits take a byte each). Scales, biases and the columns that LLMInt8 keeps are not counted
     weights        how many the layer has
     """
@@ -148,7 +148,7 @@ def sensitivity(
         weight = layer.module.weight
         rows.append(LayerSensitivity(layer.name, None, 0.0, weight.nbytes, weight.numel()))
         for scheme, value in zip(found, _measure(model, layer.name, found, data, figure), strict=True):
-            size = math.ceil(scheme.weight_bits * weight.numel() / 8)
+            size = math.ceil(scheme.weights.bits * weight.numel() / 8)
             rows.append(LayerSensitivity(layer.name, scheme, value, size, weight.numel()))
     return Sensitivity(figure, rows)
 

@@ -14,10 +14,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from . import byte_lm, byte_text
+from . import byte_lm, byte_text, configs
 from .convert import quantized
 from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
+from .methods import Method
+from .observers import MinMax
 from .progress import with_bar
 from .schemes import SCHEMES, Scheme, label
 from .study_result import StudyResult, StudyRow
@@ -53,8 +55,12 @@ QUICK = Settings(calibration_windows=16, windows=32, prompts=8, new_bytes=16, ro
 
 
 def registered_schemes() -> list[Scheme]:
-    """What is studied by default: every scheme of the registry, in its variants."""
-    return [variant for scheme in SCHEMES.values() for variant in scheme.study_variants()]
+    """What is studied by default: every scheme of the registry, in its variants, and every method that needs data with
+    rows of a scale each and with one scale for all, found by min-max as SmoothQuant's paper has it."""
+    plain = [variant for scheme in SCHEMES.values() for variant in scheme.study_variants()]
+    methods = [kind() for kind in configs.kinds(Method).values() if kind.needs_data]
+    static = SCHEMES["Int8Static"](MinMax())  # type: ignore[call-arg]
+    return plain + [replace(s, method=m) for m in methods for s in (SCHEMES["Int8Dynamic"](), static)]
 
 
 def run(

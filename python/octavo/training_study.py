@@ -21,6 +21,7 @@ from . import byte_lm, byte_text
 from .byte_training import Config, train
 from .convert import quantized
 from .evaluate import evaluate
+from .formats import CoarseInt8, Int8
 from .prepare import calibrating, freeze_, prepare_
 from .progress import with_bar
 from .schemes import SCHEMES, Scheme, label
@@ -83,7 +84,8 @@ def run(
 
 def variants(schemes: Sequence[type[Scheme]]) -> list[Scheme]:
     """Each of `schemes` with its defaults and weights of BITS bits."""
-    return [scheme(weight_bits=bits) for scheme in schemes for bits in BITS]
+    formats = [Int8() if bits == 8 else CoarseInt8(bits) for bits in BITS]
+    return [scheme(weights=weights) for scheme in schemes for weights in formats]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class _Study:
             yield self._row(scheme, training, replace(trained, model=rounded, cpu_seconds=0.0))
         for training in (STRAIGHT_THROUGH, LEARNED_SCALES):
             prepared = self._prepared(scheme, training == LEARNED_SCALES)
-            trained = self._trained(prepared, self.settings.learning_rates[scheme.weight_bits < 4])
+            trained = self._trained(prepared, self.settings.learning_rates[scheme.weights.bits < 4])
             freeze_(trained.model)
             yield self._row(scheme, training, trained)
 
@@ -128,7 +130,7 @@ class _Study:
         """The float model, ready to be trained through its rounding."""
         model = self._copy()
         prepare_(model, scheme, learn_scales=learn_scales)
-        for _ in range(scheme.calibration_passes if scheme.needs_data else 0):
+        for _ in range(scheme.calibration_passes):
             with torch.no_grad(), calibrating(model):
                 model(self.calibration)
         return model

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import nn
 
+from ..activations import Dynamic
+from ..formats import Int8
 from ..nn import QuantLinear
 from ..nn.block_steps import KINDS, BlockStep
 from ..nn.fused_block import BlockProgram
 from ..nn.shared_input import can_be_joined
-from ..schemes.int8_dynamic import Int8Dynamic
 from .graph import Node, NotUnderstood
 from .interface import is_native_size
 
@@ -208,9 +209,12 @@ def _norm_options(node: Node) -> dict[str, Any]:
 
 
 def _is_dynamic(layer: Any, symmetric: bool | None = None) -> bool:
-    """A layer of Int8Dynamic; codes are passed only to those with symmetric activations."""
-    plain = type(layer) is QuantLinear and isinstance(layer.scheme, Int8Dynamic)
-    return plain and (symmetric is None or layer.scheme.symmetric == symmetric)
+    """A layer with int8 weights and dynamic activations; codes are passed only to those with symmetric activations."""
+    if type(layer) is not QuantLinear:
+        return False
+    weights, activations = layer.scheme.weights, layer.scheme.activations
+    plain = isinstance(weights, Int8) and isinstance(activations, Dynamic)
+    return plain and (symmetric is None or activations.symmetric == symmetric)
 
 
 def _in_order(output: Node) -> list[Node]:

@@ -75,17 +75,17 @@ class DynamicLinearStep(BlockStep):
         (self.y,) = outputs
         self.layer, self.activation = layers[0], activation
         self.shared = SharedInput(layers) if len(layers) > 1 else None
-        self.symmetric = layers[0].scheme.symmetric  # type: ignore[attr-defined]
+        self.activations = layers[0].scheme.activations
 
     def run(self, slots: Slots) -> None:
         tensors = self._own() if self.shared is None else self.shared.joined()
         if tensors is None:
             raise LayersChanged
-        x = slots[self.x]
+        x, (operands, bias) = slots[self.x], tensors
         if self.scale is None:
-            slots[self.y] = ops.linear_dynamic(x, *tensors, self.symmetric, self.activation)
+            slots[self.y] = self.activations.int8_product(x, *operands, bias, self.activation)
         else:
-            slots[self.y] = ops.linear_codes(x, slots[self.scale], *tensors, self.activation)
+            slots[self.y] = ops.linear_codes(x, slots[self.scale], *operands, bias, self.activation)
 
     def forget(self) -> None:
         if self.shared is not None:
@@ -93,10 +93,7 @@ class DynamicLinearStep(BlockStep):
 
     def _own(self) -> Joined:
         parameters: dict[str, Any] = self.layer._parameters
-        buffers: dict[str, Any] = self.layer._buffers
-        if buffers["packed"] is None:
-            self.layer.pack_()
-        return buffers["packed"], buffers["column_sum"], parameters["weight_scale"], parameters["bias"]
+        return self.layer.scheme.weights.operands_of(self.layer), parameters["bias"]
 
 
 class HeadsStep(BlockStep):

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QuantLinear: a linear layer that holds an int8 weight and calls one operator.
+"""QuantLinear: a linear layer whose weight is quantized. It holds what its weight format says and calls one operator.
 
-It is in one of two states. Canonical: `weight` is an ordinary frozen int8 Parameter [n, k], so that any loader can fill
-it. Packed: `weight` has left the parameters and the buffer `packed` holds the kernels' layout of it. The first forward
-packs. Files only ever see the canonical form, memory holds only one of the two.
+It is in one of two states. Canonical: the codes are an ordinary frozen Parameter, so that any loader can fill it.
+Packed: the codes have left the parameters, and buffers hold the kernels' layout of them. The first forward packs, if
+nobody has before. Files only ever see the canonical form, memory holds only one of the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
-from .. import ops
 from ..cpu import cpu_info
-from ..qparams import FLOAT_DTYPES, Granularity
-from . import packed_memory
+from ..formats import TensorForm, WeightFormat
+from ..qparams import FLOAT_DTYPES
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .packed_weight import PackedWeight
 from .scales import SCALES, is_scale_of
@@ -26,37 +25,28 @@ from .scales import SCALES, is_scale_of
 class LinearScheme(Protocol):
     """What a QuantLinear asks of its scheme."""
 
-    granularity: ClassVar[Granularity]
-
     @property
     def name(self) -> str: ...
 
     @property
-    def weight_bits(self) -> int: ...
+    def weights(self) -> WeightFormat: ...
+
+    @property
+    def activations(self) -> Any: ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
-    def linear(
-        self,
-        x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
-        bias: torch.Tensor | None,
-        activation: str | None,
-    ) -> torch.Tensor: ...
-
 
 class QuantLinear(nn.Module):
-    """y = x @ (weight_scale * codes).T + bias, computed in integers as `scheme` says.
+    """y = x @ weight.T + bias with a quantized weight, computed as `scheme` says.
 
     in_features, out_features   k and n
     scheme                      an octavo scheme, for example octavo.Int8Dynamic()
     device                      "meta" makes a layer without memory, to be filled by load_state_dict(assign=True)
 
-    A new layer is unfilled (zero codes): `from_codes`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
-    `weight` int8 [n, k], `weight_scale` float32 [n, 1] and, if there is one, `bias` [n]. All of them are frozen; the
-    gradient reaches x. Once packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had:
+    A new layer is unfilled (zero codes): `from_tensors`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
+    the tensors of `scheme.weights`, a weight format, and `bias` [n] if there is one; of octavo.formats.Int8 they are
+    `weight` int8 [n, k] and `weight_scale` float32 [n, 1]. All of them are frozen; the gradient reaches x. Once packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had:
     its values are dequantized for each operation that needs them, and it cannot be written to.
 
     `activation` is None or one of octavo.ops.ACTIVATIONS, which then is part of the call. It says how a layer is used,
@@ -66,9 +56,7 @@ class QuantLinear(nn.Module):
     activation: str | None = None
     weight_dtype: torch.dtype = torch.float32  # what `.weight` reads as
 
-    weight_scale: nn.Parameter
-    packed: torch.Tensor  # None while canonical, as column_sum is
-    column_sum: torch.Tensor
+    input_names: ClassVar[tuple[str, ...]] = ()  # tensors of the layer that belong to its activations
 
     def __init__(
         self,
@@ -83,68 +71,101 @@ class QuantLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
-        self.weight = frozen(torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
-        self.weight_scale = frozen(torch.ones(out_features, 1, dtype=torch.float32, device=device))
+        for name, form in scheme.weights.tensors(out_features, in_features).items():
+            filled = torch.full(form.shape, form.fill, dtype=form.dtype, device=device)
+            self.register_parameter(name, frozen(filled))
         default = torch.get_default_dtype()
         bias_dtype = default if default in FLOAT_DTYPES else torch.float32
         zeros = torch.zeros(out_features, dtype=bias_dtype, device=device) if bias else None
         self.register_parameter("bias", None if zeros is None else frozen(zeros))
-        self.register_buffer("packed", None, persistent=False)
-        self.register_buffer("column_sum", None, persistent=False)
+        for name in scheme.weights.held:
+            self.register_buffer(name, None, persistent=False)
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, scheme: LinearScheme
+    ) -> QuantLinear:
+        """The canonical layer that holds these tensors themselves, not copies.
+
+        tensors  of the canonical form of `scheme.weights`, by name
+        bias     [n] float32, bfloat16, float16 or None
+        raises   TypeError, ValueError for other names, dtypes and shapes
+        """
+        n, k = scheme.weights.shape(tensors)
+        _check(scheme.weights.tensors(n, k), tensors, bias, n)
+        layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
+        for name, tensor in tensors.items():
+            layer._parameters[name] = frozen(tensor)
+        if bias is not None:
+            layer.bias = frozen(bias)
+        return layer
 
     @classmethod
     def from_codes(
         cls, codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, scheme: LinearScheme
     ) -> QuantLinear:
-        """The canonical layer that holds these tensors themselves, not copies.
-
-        codes    int8 [n, k]; weight_scale float32 [n, 1]; bias [n] float32, bfloat16, float16 or None
-        raises   TypeError, ValueError for other dtypes and shapes
-        """
-        _check_codes(codes, weight_scale, bias)
-        n, k = codes.shape
-        layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
-        layer.weight = frozen(codes)
-        layer.weight_scale = frozen(weight_scale)
-        if bias is not None:
-            layer.bias = frozen(bias)
-        return layer
+        """`from_tensors` of a format whose tensors are `weight`, the codes, and `weight_scale`."""
+        return cls.from_tensors({"weight": codes, "weight_scale": weight_scale}, bias, scheme)
 
     # `input` is nn.Linear's name for it, so that keyword calls work.
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
-        packed, column_sum = self._packed_for(input)
-        parameters: dict[str, Any] = self._parameters
-        weight_scale, bias = parameters["weight_scale"], parameters["bias"]
-        return self.scheme.linear(input, packed, column_sum, weight_scale, bias, self.activation)
+        shape = input.shape
+        if not shape or shape[-1] != self.in_features:  # an operator may only know k rounded up to whole lines
+            raise ValueError(
+                f"QuantLinear: input has shape {list(shape)}, its last axis must be in_features = "
+                f"{self.in_features}"
+            )
+        return self.scheme.weights.multiply(self, input, self.activation)
+
+    def input_tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that `input_names` names, for the operator."""
+        return tuple(getattr(self, name) for name in self.input_names)
 
     @property
     def is_packed(self) -> bool:
-        return "weight" not in self._parameters
+        return self.scheme.weights.codes not in self._parameters
 
     def pack_(self) -> QuantLinear:
-        """Goes to the packed state, in place; does nothing if it is there already or on the meta device."""
-        codes = self._parameters.get("weight")
-        if codes is not None and not codes.is_meta:
+        """Goes to the packed state, in place; does nothing if it is there already, on the meta device, and if the weight
+        format has no packed form."""
+        weights = self.scheme.weights
+        codes = self._parameters.get(weights.codes)
+        if weights.held and codes is not None and not codes.is_meta:
             # Inference tensors could not be saved for backward.
             with torch.inference_mode(False), torch.no_grad():
-                packed = packed_memory.empty(ops.packed_shape(self.out_features, self.in_features))
-                self.column_sum = ops.pack_weight_into(codes.detach(), packed)
-                self.packed = packed
-            self._parameters.pop("weight", None)
+                for name, tensor in weights.pack(self._weight_parameters()).items():
+                    setattr(self, name, tensor)
+            self._parameters.pop(weights.codes, None)
         return self
 
     def codes(self) -> torch.Tensor:
-        """The weight's codes, int8 [n, k]: the Parameter's data, or unpacked into a new tensor."""
-        weight = self._parameters.get("weight")
-        if weight is None:
-            return ops.unpack_weight(self.packed, self.out_features, self.in_features)
-        return weight.detach()
+        """The weight's codes as files have them, int8 [n, k] for octavo.formats.Int8: the Parameter's data, or unpacked
+        into a new tensor."""
+        weights = self.scheme.weights
+        codes = self._parameters.get(weights.codes)
+        if codes is None:
+            held: dict[str, Any] = self._buffers
+            return weights.unpack(held, self.out_features, self.in_features)
+        return codes.detach()
+
+    def canonical_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the weight's canonical form, by name; codes that are packed are unpacked into a new tensor."""
+        return {self.scheme.weights.codes: self.codes(), **self._weight_parameters()}
+
+    def _weight_parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors of the canonical form that are in memory."""
+        names = self.scheme.weights.tensors(self.out_features, self.in_features)
+        parameters: dict[str, Any] = self._parameters
+        return {name: parameters[name].detach() for name in names if name in parameters}
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as a new float matrix [n, k] in `dtype` (float32, bfloat16, float16)."""
-        scale = self.weight_scale.detach().reshape(-1)
-        return ops.dequantize(self.codes(), scale, torch.zeros_like(scale, dtype=torch.int32), dtype)
+        return self.scheme.weights.dequantize(self.canonical_tensors(), dtype)
+
+    def float_bias(self) -> torch.Tensor | None:
+        """The bias as floats [n], None without one."""
+        return self.bias
 
     def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
         """Makes room for what `state`, a state_dict of names with `prefix`, has and the float layer has not: a bias."""
@@ -153,50 +174,31 @@ class QuantLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"scheme={self.scheme.name}, bits={self.scheme.weight_bits}, granularity={self.scheme.granularity.name}, "
-            f"isa={cpu_info().active}" + (f", activation={self.activation}" if self.activation else "")
+            f"scheme={self.scheme.name}, bits={self.scheme.weights.bits}, "
+            f"granularity={self.scheme.weights.granularity.name}, isa={cpu_info().active}" + (f", activation={self.activation}" if self.activation else "")
         )
 
-    def _packed_for(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """packed and column_sum, once the input's width is known to fit them."""
-        shape = input.shape
-        if not shape or shape[-1] != self.in_features:  # the operator only knows k rounded up to 64
-            raise ValueError(
-                f"QuantLinear: input has shape {list(shape)}, its last axis must be in_features = "
-                f"{self.in_features}"
-            )
-        # Reading these dicts costs half of what attributes do, each of which goes through nn.Module.__getattr__.
-        parameters: dict[str, Any] = self._parameters
-        weight = parameters.get("weight")
-        if weight is not None:
-            return self._pack_on_use(weight)
-        buffers: dict[str, Any] = self._buffers
-        return buffers["packed"], buffers["column_sum"]
-
-    def _pack_on_use(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
-        if weight.is_meta or torch.compiler.is_compiling():
-            return ops.pack_weight(weight.detach())
-        self.pack_()
-        return self.packed, self.column_sum
-
     def __getattr__(self, name: str) -> Any:  # reached only when the ordinary lookup fails
-        packed = self.__dict__.get("_buffers", {}).get("packed") if name == "weight" else None
-        if packed is None:
+        if name != "weight" or not self._is_filled():
             return super().__getattr__(name)
         dtype = self.weight_dtype
         if torch.compiler.is_compiling():  # a graph has no place for a tensor that computes itself
             return self.dequantize(dtype)
         form = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
-        return PackedWeight(form, lambda: self.dequantize(dtype), packed.device)
+        return PackedWeight(form, lambda: self.dequantize(dtype), torch.device("cpu"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
+        if name == "weight" and self._is_filled():
             raise AttributeError(
                 "QuantLinear.weight is read-only once packed: its values are dequantized when they are read. "
-                "Load int8 codes with load_state_dict, or make a new layer with QuantLinear.from_codes"
+                "Load codes with load_state_dict, or make a new layer with QuantLinear.from_tensors"
             )
         super().__setattr__(name, value)
+
+    def _is_filled(self) -> bool:
+        """Whether buffers hold a packed weight."""
+        scheme, buffers = self.__dict__.get("scheme"), self.__dict__.get("_buffers", {})
+        return scheme is not None and any(buffers.get(name) is not None for name in scheme.weights.held)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         """.half(), .to(dtype) and the like change the bias and what `.weight` reads as, and both to what the operators
@@ -214,7 +216,7 @@ class QuantLinear(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        key = prefix + "weight"
+        key = prefix + self.scheme.weights.codes
         if self.is_packed:
             destination[key] = self.codes()
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -231,8 +233,9 @@ class QuantLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """torch would cast floats into int8 codes silently, so dtypes are checked; a refused layer stays as it is."""
-        key = prefix + "weight"
+        """torch would cast floats into codes silently, so dtypes are checked; a refused layer stays as it is."""
+        weights = self.scheme.weights
+        key = prefix + weights.codes
         errors = form_errors(self._expected_state(), state_dict, prefix)
         errors = errors or self.value_errors(state_dict, prefix)
         if errors:
@@ -241,12 +244,11 @@ class QuantLinear(nn.Module):
         was_packed = self.is_packed
         if was_packed and key in state_dict:
             assign = local_metadata.get("assign_to_params_buffers", False)
-            device = "meta" if assign else self.packed.device
             # First, so that the two forms are never both in memory.
-            self._buffers.update(packed=None, column_sum=None)
-            self.weight = frozen(
-                torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=device)
-            )
+            self._buffers.update(dict.fromkeys(weights.held))
+            form = weights.tensors(self.out_features, self.in_features)[weights.codes]
+            empty = torch.empty(form.shape, dtype=form.dtype, device="meta" if assign else "cpu")
+            self.register_parameter(weights.codes, frozen(empty))
         elif was_packed and strict:
             missing_keys.append(key)
         if isinstance(state_dict.get(key), StoredCodes):
@@ -274,11 +276,9 @@ class QuantLinear(nn.Module):
     def _expected_state(self) -> Expected:
         """The shape and the dtypes that each name in a state_dict may have."""
         n, k = self.out_features, self.in_features
-        return {
-            "weight": ((n, k), (torch.int8,)),
-            "weight_scale": ((n, 1), FLOAT_DTYPES),
-            "bias": ((n,), FLOAT_DTYPES),
-        }
+        forms = self.scheme.weights.tensors(n, k)
+        tensors: Expected = {name: (form.shape, form.accepted) for name, form in forms.items()}
+        return {**tensors, "bias": ((n,), FLOAT_DTYPES)}
 
 
 def add_bias_(layer: nn.Module, bias: Any) -> None:
@@ -292,24 +292,21 @@ def frozen(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
-def _check_codes(codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None) -> None:
-    if codes.dtype != torch.int8 or weight_scale.dtype != torch.float32:
-        raise TypeError(
-            f"QuantLinear: codes must be int8 and weight_scale float32, got {codes.dtype} and "
-            f"{weight_scale.dtype}"
-        )
+def _check(
+    forms: Mapping[str, TensorForm], tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, n: int
+) -> None:
+    if forms.keys() != tensors.keys():
+        raise ValueError(f"QuantLinear: the tensors are {sorted(tensors)}, needed are {sorted(forms)}")
+    for name, form in forms.items():
+        if tensors[name].dtype != form.dtype:
+            raise TypeError(f"QuantLinear: {name} must be {_plain(form.dtype)}, got {_plain(tensors[name].dtype)}")
+        if tuple(tensors[name].shape) != form.shape:
+            raise ValueError(f"QuantLinear: {name} has shape {tuple(tensors[name].shape)}, {form.shape} is needed")
     if bias is not None and bias.dtype not in FLOAT_DTYPES:
         raise TypeError(f"QuantLinear: bias is {bias.dtype}, accepted are float32, bfloat16 and float16")
-    if codes.dim() != 2:
-        raise ValueError(f"QuantLinear: codes must be a matrix [n, k], got shape {tuple(codes.shape)}")
-    n = codes.shape[0]
-    if tuple(weight_scale.shape) != (n, 1):
-        raise ValueError(
-            f"QuantLinear: weight_scale has shape {tuple(weight_scale.shape)}, "
-            f"codes of shape {tuple(codes.shape)} need {(n, 1)}"
-        )
     if bias is not None and tuple(bias.shape) != (n,):
-        raise ValueError(
-            f"QuantLinear: bias has shape {tuple(bias.shape)}, "
-            f"codes of shape {tuple(codes.shape)} need {(n,)}"
-        )
+        raise ValueError(f"QuantLinear: bias has shape {tuple(bias.shape)}, {(n,)} is needed")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

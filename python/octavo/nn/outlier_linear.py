@@ -8,7 +8,7 @@ threads. PreparedOutliers is the way there: it watches the columns and then does
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,9 +71,7 @@ class OutlierLinear(QuantLinear):
 
     def _both_parts(self, x: torch.Tensor) -> torch.Tensor:
         columns = self.outlier_columns
-        packed, column_sum = self._packed_for(x)
-        rest = x.index_fill(-1, columns, 0.0)
-        y = self.scheme.linear(rest, packed, column_sum, self.weight_scale, self.bias, None)
+        y = self.scheme.weights.multiply(self, x.index_fill(-1, columns, 0.0), None)
         outliers = x.index_select(-1, columns)
         both = torch.cat([outliers, outliers / LOW_STEPS], dim=-1)
         y = y + ops.linear_weight_only(both, *self._planes())
@@ -158,31 +156,25 @@ def planes(weight: torch.Tensor) -> Planes:
     return *ops.pack_weight(torch.cat([high, low], dim=1)), scale[:, None]
 
 
-class OutlierScheme(PreparedScheme, Protocol):
-    """What a PreparedOutliers asks of its scheme."""
-
-    def find_outliers(self, absmax: torch.Tensor) -> torch.Tensor: ...
-
-
 class PreparedOutliers(PreparedLinear):
     """A PreparedLinear that leaves the columns that `is_outlier` bool [k] marks as they are, in x and in the weight.
 
     Calibration sees the largest |x| of each column; the scheme then says which of them are outliers.
     """
 
-    scheme: OutlierScheme
     channel_observer: Observer
     is_outlier: torch.Tensor
 
     def __init__(
         self,
         linear: nn.Linear,
-        scheme: OutlierScheme,
+        scheme: PreparedScheme,
         *,
+        observer: Observer | None = None,
         estimator: str = "clipped",
         learn_scales: bool = False,
     ):
-        super().__init__(linear, scheme, estimator=estimator, learn_scales=learn_scales)
+        super().__init__(linear, scheme, observer=observer, estimator=estimator, learn_scales=learn_scales)
         self.channel_observer = observers.MinMax().make(axis=-1)
         self.channel_observer.reset(channels=linear.in_features)
         none = torch.zeros(linear.in_features, dtype=torch.bool, device=linear.weight.device)
@@ -230,7 +222,7 @@ class PreparedOutliers(PreparedLinear):
         """Marks the columns that hold outliers in all that was seen so far."""
         if self.is_calibrated:
             low, high = self.channel_observer.low, self.channel_observer.high
-            found = self.scheme.find_outliers(torch.maximum(low.abs(), high.abs()))
+            found = self.scheme.activations.find_outliers(torch.maximum(low.abs(), high.abs()))
             if not torch.equal(found, self.is_outlier):
                 self.is_outlier = found
                 self.reset_weight_scale_()

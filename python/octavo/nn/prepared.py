@@ -24,13 +24,11 @@ from ..fake_quantize import (
     offset_zero_point,
     positive_scale,
 )
+from ..formats import WeightFormat
 from ..observers import Observer
 from ..qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
-from .scales import keep_scales
-
-# Codes of static inputs, symmetric ones too: those only choose their scale for -127 .. 127.
-INPUT_QMIN, INPUT_QMAX = -128, 127
+from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 
 
 class PreparedScheme(Protocol):
@@ -40,17 +38,12 @@ class PreparedScheme(Protocol):
     def name(self) -> str: ...
 
     @property
-    def has_zero_point(self) -> bool: ...
+    def weights(self) -> WeightFormat: ...
+
+    @property
+    def activations(self) -> Any: ...
 
     def to_dict(self) -> dict[str, Any]: ...
-
-    def weight_qparams(self, weight: torch.Tensor) -> QParams: ...
-
-    def input_qparams(self, observer: Observer) -> QParams: ...
-
-    def fake_quantize_input(self, x: torch.Tensor, layer: Any) -> torch.Tensor: ...
-
-    def fake_quantize_bias(self, bias: torch.Tensor, layer: Any) -> torch.Tensor: ...
 
 
 class PreparedLinear(nn.Module):
@@ -103,17 +96,18 @@ class PreparedLinear(nn.Module):
     def _add_scales(self) -> None:
         device = self.weight.device
         if self.learn_scales:
-            start = torch.ones(self.out_features, dtype=torch.float32, device=device)
+            form = self.scheme.weights.tensors(self.out_features, self.in_features)["weight_scale"]
+            start = torch.ones(form.shape, dtype=torch.float32, device=device)
             if not self.weight.is_meta:
-                start = self._first_weight_scale(self.weight)
-            self.weight_scale = nn.Parameter(start.reshape(-1, 1))
+                start = self._first_weight_scale(self.weight).reshape(form.shape)
+            self.weight_scale = nn.Parameter(start)
         if self.input_observer is not None:
             one = torch.ones(1, dtype=torch.float32, device=device)
             if self.learn_scales:
                 self.input_scale = nn.Parameter(one)
             else:
                 self.register_buffer("input_scale", one)
-            is_learned = self.learn_scales and self.scheme.has_zero_point
+            is_learned = self.learn_scales and self.scheme.activations.has_zero_point
             self.register_parameter(
                 "input_offset", nn.Parameter(torch.zeros_like(one)) if is_learned else None
             )
@@ -144,14 +138,14 @@ class PreparedLinear(nn.Module):
     def weight_qparams(self) -> QParams:
         """Those of the weight as it is now: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
         try:
-            qparams = self.scheme.weight_qparams(self.float_weight())
+            qparams = self.scheme.weights.qparams(self.float_weight())
         except ValueError as error:
             raise ValueError(
                 f"layer {self.name!r} has NaN or Inf in its weight: training has diverged, or it was loaded so"
             ) from error
         if not self.learn_scales:
             return qparams
-        return replace(qparams, scale=positive_scale(self.weight_scale).reshape(-1))
+        return replace(qparams, scale=positive_scale(self.weight_scale).reshape(qparams.scale.shape))
 
     @property
     def quantized_weight(self) -> QuantizedTensor:
@@ -161,9 +155,13 @@ class PreparedLinear(nn.Module):
     def fake_quantized_weight(self) -> torch.Tensor:
         """`quantized_weight` as floats [n, k] in the weight's dtype; gradients reach the weight and a learned scale."""
         q, weight = self.weight_qparams, self.float_weight()
+        rows, zero_point = q.granularity.to_rows(weight), q.zero_point.reshape(-1)
         if self.learn_scales:
-            return lsq(weight, self.weight_scale.reshape(-1), q.qmin, q.qmax)
-        return fake_quantize(weight, q.scale, q.zero_point, q.qmin, q.qmax, estimator=self.estimator)
+            rows = lsq(rows, self.weight_scale.reshape(-1), q.qmin, q.qmax)
+        else:
+            scale = q.scale.reshape(-1)
+            rows = fake_quantize(rows, scale, zero_point, q.qmin, q.qmax, estimator=self.estimator)
+        return q.granularity.from_rows(rows, weight.shape)
 
     @property
     def input_qparams(self) -> QParams:
@@ -178,14 +176,14 @@ class PreparedLinear(nn.Module):
 
     def fake_quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         """What the integer layer reads of x [..., k], as floats in x's dtype; gradients reach x."""
-        return self.scheme.fake_quantize_input(x, self)
+        return self.scheme.activations.fake_quantize(x, self)
 
     def fake_quantized_bias(self) -> torch.Tensor | None:
         """What the integer layer adds for the bias, in its dtype; gradients reach the bias.
 
         raises   ValueError if that shall be an int32 and does not fit
         """
-        return None if self.bias is None else self.scheme.fake_quantize_bias(self.bias, self)
+        return None if self.bias is None else self.scheme.activations.fake_quantize_bias(self.bias, self)
 
     # --- calibration ------------------------------------------------------------------------------------------------
 
@@ -237,7 +235,7 @@ class PreparedLinear(nn.Module):
     def take_input_qparams_(self) -> None:
         """Sets the scale and zero point of the input to what the observer has found; without a find they stay."""
         if self.input_observer is not None and self.input_observer.is_initialized:
-            q = self.scheme.input_qparams(self.input_observer)
+            q = self.scheme.activations.qparams(self.input_observer)
             with torch.no_grad():
                 self.input_scale.copy_(q.scale.reshape(1))
                 if self.input_offset is None:
@@ -249,11 +247,12 @@ class PreparedLinear(nn.Module):
         """A learned scale starts anew, for `float_weight` as it is now; without one there is nothing to do."""
         if self.learn_scales:
             with torch.no_grad():
-                self.weight_scale.copy_(self._first_weight_scale(self.float_weight()).reshape(-1, 1))
+                scale = self._first_weight_scale(self.float_weight())
+                self.weight_scale.copy_(scale.reshape(self.weight_scale.shape))
 
     def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
-        q = self.scheme.weight_qparams(weight)
-        return first_weight_scale(weight, q.scale, q.qmin, q.qmax)
+        q = self.scheme.weights.qparams(weight)
+        return first_weight_scale(q.granularity.to_rows(weight), q.scale.reshape(-1), q.qmin, q.qmax)
 
     def to_dict(self) -> dict[str, Any]:
         """What `scheme.prepare_linear` needs to make such a layer again, JSON."""

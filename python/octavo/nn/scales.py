@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+# Codes of static inputs, symmetric ones too: those only choose their scale for -127 .. 127.
+INPUT_QMIN, INPUT_QMAX = -128, 127
 SCALES = (
     "weight_scale",
     "input_scale",

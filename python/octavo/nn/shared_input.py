@@ -7,24 +7,23 @@ twice, and each layer is what it was for everybody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import packed_memory
+from .. import huge_pages
 from .linear import QuantLinear, frozen
 
-STRIP = 16  # columns of a strip of packed weights: layers of another width would have a gap between them
-# packed, column_sum, weight_scale, bias
-Joined = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+# The operands of the weight format's product, and the bias.
+Joined = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
 
 
 class SharedInput:
     """[layer(x) for layer in layers], by one product if all are plain QuantLinears of one scheme, and of widths that
-    are multiples of 16.
+    fill whole strips of their weight format.
 
     Not a module: whoever uses it holds the layers. They are joined on first use, and anew after something was loaded
     into one of them.
@@ -42,7 +41,9 @@ class SharedInput:
         if joined is None or x.shape[-1:] != (first.in_features,):  # the layers say what is wrong with x
             return [layer(x) for layer in self.layers]
         widths = [layer.out_features for layer in self.layers]
-        return first.scheme.linear(x, *joined).split_with_sizes(widths, -1)
+        operands, bias = joined
+        scheme = first.scheme
+        return scheme.weights.product(scheme.activations, x, operands, bias).split_with_sizes(widths, -1)
 
     def of(self, layers: Sequence[nn.Module]) -> SharedInput:
         """Itself, for these layers from now on: somebody may have put others into the place of some."""
@@ -69,11 +70,13 @@ class SharedInput:
 
     def _is_current(self) -> bool:
         """Whether the layers hold what was joined, and are still plain products. Asked at every call."""
-        for layer, (packed, weight_scale, bias, bias_dtype) in zip(self.layers, self._seen, strict=True):
+        operands = self.layers[0].scheme.weights.operands
+        packed_name, scale_name = operands[0], operands[-1]
+        for layer, (packed, scale, bias, bias_dtype) in zip(self.layers, self._seen, strict=True):
             parameters = layer._parameters
             if (
-                layer._buffers["packed"] is not packed
-                or parameters["weight_scale"] is not weight_scale
+                layer._buffers[packed_name] is not packed
+                or parameters[scale_name] is not scale
                 or parameters["bias"] is not bias
                 or (bias is not None and bias.dtype is not bias_dtype)
                 or layer.activation is not None
@@ -85,22 +88,23 @@ class SharedInput:
 
 
 def _held_by(layer: QuantLinear) -> tuple:
-    bias = layer.bias
+    bias, operands = layer.bias, layer.scheme.weights.operands
     dtype = None if bias is None else bias.dtype  # .to(dtype) changes what the same Parameter holds
-    return layer.packed, layer.weight_scale, bias, dtype
+    return getattr(layer, operands[0]), getattr(layer, operands[-1]), bias, dtype
 
 
 def can_be_joined(layers: Sequence[Any]) -> bool:
     first = layers[0]
     return all(
         type(layer) is QuantLinear
+        and bool(layer.scheme.weights.operands)
         and layer.scheme == first.scheme
         and layer.in_features == first.in_features
-        and layer.out_features % STRIP == 0
+        and layer.out_features % layer.scheme.weights.strip == 0
         and (layer.bias is None) == (first.bias is None)
         and (layer.bias is None or layer.bias.dtype == first.bias.dtype)
         and layer.activation is None
-        and not layer.weight_scale.is_meta
+        and not any(parameter.is_meta for parameter in layer.parameters())
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         for layer in layers
     )
@@ -114,30 +118,29 @@ def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
     with torch.inference_mode(False), torch.no_grad():
         for layer in layers:
             layer.pack_()
-        packed = _as_one(layers, "packed", _join_packed)
-        column_sum = _as_one(layers, "column_sum", torch.cat)
-        weight_scale = _as_one(layers, "weight_scale", torch.cat)
-        bias = None if layers[0].bias is None else _as_one(layers, "bias", torch.cat)
-    return packed, column_sum, weight_scale, bias
+        operands = tuple(_as_one(layers, name) for name in layers[0].scheme.weights.operands)
+        bias = None if layers[0].bias is None else _as_one(layers, "bias")
+    return operands, bias
 
 
-def _as_one(
-    layers: Sequence[QuantLinear], name: str, join: Callable[[list[torch.Tensor]], torch.Tensor]
-) -> torch.Tensor:
+def _as_one(layers: Sequence[QuantLinear], name: str) -> torch.Tensor:
     """The layers' tensors `name` as one, of which they are views afterwards."""
     parts = [getattr(layer, name).detach() for layer in layers]
     together = _whole_of(parts)
     if together is None:  # else another user has joined them, who would have to follow
-        together = join(parts)
+        together = _joined(parts)
         for layer, part in zip(layers, together.split([len(part) for part in parts]), strict=True):
             setattr(layer, name, frozen(part) if name in layer._parameters else part)
     return together
 
 
-def _join_packed(parts: list[torch.Tensor]) -> torch.Tensor:
-    together = packed_memory.joined(parts)
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The parts one behind the other: where they are, if they lie so on huge pages, else as a copy."""
+    if parts[0].dtype != torch.int8:
+        return torch.cat(parts)
+    together = huge_pages.joined(parts)
     if together is None:
-        together = packed_memory.empty((sum(map(len, parts)), *parts[0].shape[1:]))
+        together = huge_pages.empty((sum(map(len, parts)), *parts[0].shape[1:]))
         torch.cat(parts, out=together)
     return together
 

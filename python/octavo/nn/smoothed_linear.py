@@ -8,7 +8,7 @@ from then on quantizes the smoothed weight and the smoothed input.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,13 +68,6 @@ class StaticSmoothedLinear(SmoothedLinear, StaticQuantLinear):
     """A SmoothedLinear whose smoothed input has one scale, known beforehand."""
 
 
-class SmoothingScheme(PreparedScheme, Protocol):
-    """What a PreparedSmoothed asks of its scheme."""
-
-    @property
-    def keeps_sample(self) -> bool: ...
-
-
 class PreparedSmoothed(PreparedLinear):
     """A PreparedLinear whose weight is smoothed by `smoothing` float32 [k], ones until `smooth_` is called.
 
@@ -83,7 +76,6 @@ class PreparedSmoothed(PreparedLinear):
     The float weight stays what it is: the smoothed one is made when it is needed.
     """
 
-    scheme: SmoothingScheme
     channel_observer: Observer
     smoothing: torch.Tensor
     is_smoothed: torch.Tensor
@@ -92,7 +84,7 @@ class PreparedSmoothed(PreparedLinear):
     def __init__(
         self,
         linear: nn.Linear,
-        scheme: SmoothingScheme,
+        scheme: PreparedScheme,
         *,
         observer: Observer | None = None,
         estimator: str = "clipped",
@@ -124,7 +116,7 @@ class PreparedSmoothed(PreparedLinear):
                 self.input_observer.update(self.smoothed_input(input.detach()))
             return
         self.channel_observer.update(input)
-        if self.scheme.keeps_sample and sum(map(len, self.sample)) < SAMPLE_ROWS:
+        if self.scheme.method.keeps_sample and sum(map(len, self.sample)) < SAMPLE_ROWS:
             rows = input.detach().reshape(-1, self.in_features)
             rows = rows[:: max(1, len(rows) // ROWS_OF_A_BATCH)][:ROWS_OF_A_BATCH].float()
             self.sample.append(rows[rows.isfinite().all(1)])

@@ -6,25 +6,15 @@ So no pass over the input is needed to find it, and the scale travels with the w
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from .. import ops
 from ..fake_quantize import quantize_bias
-from ..qparams import FLOAT_DTYPES, QParams
+from ..qparams import FLOAT_DTYPES, PerTensor, QParams
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
-
-
-class StaticScheme(LinearScheme, Protocol):
-    """What a StaticQuantLinear asks of its scheme."""
-
-    @property
-    def symmetric(self) -> bool: ...
-
-    @property
-    def int32_bias(self) -> bool: ...
+from .scales import INPUT_QMAX, INPUT_QMIN
 
 
 class StaticQuantLinear(QuantLinear):
@@ -35,7 +25,7 @@ class StaticQuantLinear(QuantLinear):
     buffer of int32 codes, multiples of input_scale * weight_scale. Arguments and the rest as QuantLinear.
     """
 
-    scheme: StaticScheme
+    input_names = ("input_scale", "input_zero_point")
     input_zero_point: torch.Tensor
 
     def __init__(
@@ -44,15 +34,15 @@ class StaticQuantLinear(QuantLinear):
         out_features: int,
         bias: bool = True,
         *,
-        scheme: StaticScheme,
+        scheme: LinearScheme,
         device: torch.device | str | None = None,
     ):
         super().__init__(in_features, out_features, bias, scheme=scheme, device=device)
         self.input_scale = frozen(torch.ones(1, dtype=torch.float32, device=device))
         # A buffer, for an integer Parameter would make model.requires_grad_(True) raise.
-        zero = torch.zeros(1, dtype=torch.int32, device="cpu" if scheme.symmetric else device)
-        self.register_buffer("input_zero_point", zero, persistent=not scheme.symmetric)
-        if bias and scheme.int32_bias:
+        zero = torch.zeros(1, dtype=torch.int32, device="cpu" if scheme.activations.symmetric else device)
+        self.register_buffer("input_zero_point", zero, persistent=not scheme.activations.symmetric)
+        if bias and scheme.activations.int32_bias:
             self._set_bias_codes_(torch.zeros(out_features, dtype=torch.int32, device=device))
 
     def set_input_qparams_(self, qparams: QParams) -> None:
@@ -64,7 +54,7 @@ class StaticQuantLinear(QuantLinear):
     def quantize_bias_(self) -> None:
         """A float bias becomes codes, if the scheme wants them. Raises: ValueError if they do not fit int32."""
         bias = self._parameters.get("bias")
-        if bias is not None and self.scheme.int32_bias:
+        if bias is not None and self.scheme.activations.int32_bias:
             codes = quantize_bias(bias, self.input_scale, self.weight_scale, self.in_features)
             self._set_bias_codes_(codes)
 
@@ -85,27 +75,21 @@ class StaticQuantLinear(QuantLinear):
         if bias is not None and not bias.is_floating_point():
             self._set_bias_codes_(bias.detach())
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
-        packed, column_sum = self._packed_for(input)
+    def input_tensors(self) -> tuple[torch.Tensor, ...]:
         parameters: dict[str, Any] = self._parameters
         buffers: dict[str, Any] = self._buffers
-        bias = parameters.get("bias")
-        return ops.linear_static(
-            input,
-            packed,
-            column_sum,
-            parameters["weight_scale"],
-            buffers.get("bias") if bias is None else bias,
-            parameters["input_scale"],
-            buffers["input_zero_point"],
-            self.activation,
-        )
+        return parameters["input_scale"], buffers["input_zero_point"]
+
+    @property
+    def input_qparams(self) -> QParams:
+        """Of the input: per tensor, codes -128 .. 127."""
+        scale, zero_point = self.input_scale.detach().reshape(()), self.input_zero_point.reshape(())
+        return QParams(scale, zero_point, INPUT_QMIN, INPUT_QMAX, PerTensor())
 
     def _expected_state(self) -> Expected:
         return {
             **super()._expected_state(),
-            "bias": ((self.out_features,), (torch.int32,) if self.scheme.int32_bias else FLOAT_DTYPES),
+            "bias": ((self.out_features,), (torch.int32,) if self.scheme.activations.int32_bias else FLOAT_DTYPES),
             "input_scale": ((1,), FLOAT_DTYPES),
             "input_zero_point": ((1,), (torch.int8,)),
         }
@@ -119,5 +103,5 @@ class StaticQuantLinear(QuantLinear):
     def _restore_dtypes(self) -> None:
         super()._restore_dtypes()
         self.input_zero_point = self.input_zero_point.to(torch.int32)
-        if self.scheme.symmetric:  # it is in no state_dict, and `to_empty` has made any number of it
+        if self.scheme.activations.symmetric:  # it is in no state_dict, and `to_empty` has made any number of it
             self.input_zero_point = torch.zeros(1, dtype=torch.int32, device="cpu")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import configs
 from .base import Observer, ObserverConfig
 from .entropy import Entropy
 from .histogram import Histogram
@@ -17,9 +18,7 @@ from .mse import MSE
 from .percentile import Percentile
 from .ranges import MinMax, MovingAverage
 
-OBSERVERS: dict[str, type[ObserverConfig]] = {
-    config.__name__: config for config in (MinMax, MovingAverage, Percentile, MSE, Histogram, Entropy)
-}
+OBSERVERS: dict[str, type[ObserverConfig]] = configs.kinds(ObserverConfig)
 
 __all__ = [
     "MSE",
@@ -37,13 +36,4 @@ __all__ = [
 
 def from_dict(fields: dict[str, Any]) -> ObserverConfig:
     """The config that `ObserverConfig.to_dict` wrote. Raises ValueError for a name or a field not known here."""
-    options = dict(fields)
-    name = options.pop("name", None)
-    if name not in OBSERVERS:
-        raise ValueError(
-            f"observer {name!r} is unknown, this version of octavo has {', '.join(sorted(OBSERVERS))}"
-        )
-    try:
-        return OBSERVERS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"observer {name} cannot be made from {options}: {error}") from error
+    return configs.from_dict("observer", ObserverConfig, fields)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .. import ops
+from ..configs import Config
 from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, PerTensor, QParams
 
 logger = logging.getLogger("octavo")
@@ -25,20 +26,12 @@ Range = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class ObserverConfig(ABC):
+class ObserverConfig(Config):
     """A method with its options: plain values, compared by value, that a scheme can hold and a file can name."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
 
     @abstractmethod
     def make(self, axis: int | None = None) -> Observer:
         """A fresh observer: one range for the tensor, or one for each index of `axis`, which is the axis kept."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"name": class name, option: value, ...}, JSON; `octavo.observers.from_dict` reads it back."""
-        return {"name": self.name, **asdict(self)}
 
 
 class Observer(nn.Module, ABC):

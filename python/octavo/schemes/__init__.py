@@ -6,11 +6,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .base import Scheme, from_dict, label
+from .. import configs
+from ..configs import label
+from .base import Scheme, by_name, from_dict
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-SCHEMES: dict[str, type[Scheme]] = {scheme.__name__: scheme for scheme in Scheme.__subclasses__()}
+SCHEMES: dict[str, type[Scheme]] = configs.kinds(Scheme)
 
-__all__ = ["SCHEMES", "Scheme", "from_dict", "label"]
+__all__ = ["SCHEMES", "Scheme", "by_name", "from_dict", "label"]

@@ -3,19 +3,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-import torch
-from torch import nn
-
-from .. import observers
-from ..fake_quantize import fake_quantize, fake_quantize_bias, lsq
-from ..nn import PreparedLinear, QuantLinear, StaticQuantLinear
-from ..observers import Observer, ObserverConfig
-from ..qparams import QParams
+from .. import configs, observers
+from ..activations import Activations, Static
+from ..observers import ObserverConfig
 from .base import Scheme
 
 
@@ -28,6 +20,7 @@ class Int8Static(Scheme):
                 finer for one-sided activations such as those after a ReLU
     int32_bias  True: the bias is rounded to multiples of input_scale * weight_scale and added to the integer sums, as
                 ONNX and TFLite do. False: it stays a float
+    weights, method   as in octavo.schemes.Scheme
     source      Jacob et al. 2018 (arXiv:1712.05877), section 2; observers: each names its own
     """
 
@@ -35,16 +28,12 @@ class Int8Static(Scheme):
     symmetric: bool = True
     int32_bias: bool = False
 
-    layer: ClassVar[type[QuantLinear]] = StaticQuantLinear
-    needs_data: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
+        configs.require_flags(self, "symmetric", "int32_bias")
+        known = f"one of octavo.observers: {', '.join(configs.kinds(ObserverConfig))}"
+        observer = configs.instance("Int8Static: observer", ObserverConfig, self.observer, known)
+        object.__setattr__(self, "observer", observer)
         super().__post_init__()
-        for flag in ("symmetric", "int32_bias"):
-            value = getattr(self, flag)
-            if not isinstance(value, bool):
-                raise TypeError(f"Int8Static: {flag} must be True or False, got {value!r}")
-        object.__setattr__(self, "observer", _config(self.observer))
 
     @classmethod
     def study_variants(cls) -> list[Scheme]:
@@ -52,65 +41,5 @@ class Int8Static(Scheme):
         others = (observers.MinMax(), observers.Percentile(99.99), observers.Percentile(99.9))
         return [cls(), cls(symmetric=False), *map(cls, others)]
 
-    @property
-    def has_zero_point(self) -> bool:
-        return not self.symmetric
-
-    def prepare_linear(
-        self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
-    ) -> PreparedLinear:
-        return PreparedLinear(
-            linear, self, observer=self.observer.make(), estimator=estimator, learn_scales=learn_scales
-        )
-
-    def freeze(self, prepared: PreparedLinear) -> QuantLinear:
-        qparams = prepared.input_qparams
-        layer: Any = super().freeze(prepared)
-        layer.set_input_qparams_(qparams)
-        return layer
-
-    def input_qparams(self, observer: Observer) -> QParams:
-        # Symmetric codes reach -128 as well, but the scale is that of 127 steps, so that -t and t get mirrored codes.
-        return observer.qparams(self.symmetric, -127 if self.symmetric else -128, 127)
-
-    def fake_quantize_input(self, x: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
-        q = layer.input_qparams
-        if layer.learn_scales:
-            # The paper's factor for activations: features are counted, rows are not.
-            factor = 1 / math.sqrt(layer.in_features * q.qmax)
-            y = lsq(x, layer.input_scale, q.qmin, q.qmax, offset=layer.input_offset, grad_factor=factor)
-        else:
-            y = fake_quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, estimator=layer.estimator)
-        return y + (x - x).detach()  # NaN where x is not finite: the integer layer gives such rows as NaN
-
-    def fake_quantize_bias(self, bias: torch.Tensor, layer: PreparedLinear) -> torch.Tensor:
-        if not self.int32_bias:
-            return bias
-        scales = layer.input_qparams.scale, layer.weight_qparams.scale
-        try:
-            return fake_quantize_bias(bias, *scales, layer.in_features)
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from error
-
-    def compressed_tensors_activations(self) -> dict[str, Any]:
-        return {
-            "num_bits": 8,
-            "type": "int",
-            "strategy": "tensor",
-            "symmetric": self.symmetric,
-            "dynamic": False,
-        }
-
-
-def _config(observer: Any) -> ObserverConfig:
-    """`observer` itself, the default of its class, or what its to_dict gave."""
-    if isinstance(observer, Mapping):
-        return observers.from_dict(dict(observer))
-    if isinstance(observer, type) and issubclass(observer, ObserverConfig):
-        observer = observer()
-    if not isinstance(observer, ObserverConfig):
-        raise TypeError(
-            f"Int8Static: observer is {observer!r}, accepted is one of octavo.observers: "
-            f"{', '.join(sorted(observers.OBSERVERS))}"
-        )
-    return observer
+    def read_input(self) -> Activations:
+        return Static(self.observer, self.symmetric, self.int32_bias)

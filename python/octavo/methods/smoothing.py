@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from .absorbing import is_linear, is_norm_like, reason_to_stay
-from .folding import Divided, powers_of_two, proven, undone
-from .nn import PreparedLinear, PreparedSmoothed
-from .sharing import Holders, sole_owners
-from .swap import undone_on_error
-from .tracing import Group, Trace, traced
+from ..absorbing import is_linear, is_norm_like, reason_to_stay
+from ..folding import Divided, powers_of_two, proven, undone
+from .base import RoundToNearest
+from ..nn import PreparedLinear, PreparedSmoothed
+from ..sharing import Holders, sole_owners
+from ..swap import undone_on_error
+from ..tracing import Group, Trace, traced
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
 
@@ -38,7 +40,7 @@ def smoothing(model: nn.Module, calibrated: Sequence[nn.Module], *, in_place: bo
         yield
         return
     told = _told_groups(model, layers)
-    with traced(model, [layer for layer in layers if _scheme(layer).fold is True]) as trace:
+    with traced(model, [layer for layer in layers if _method(layer).fold is True]) as trace:
         yield
     for group in told:
         group.calls = trace.calls_of(group.producer)
@@ -66,14 +68,14 @@ def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bo
 
 
 def _found_groups(trace: Trace) -> list[Group]:
-    return [group for group in trace.groups() if len({_scheme(layer) for layer in group.consumers}) == 1]
+    return [group for group in trace.groups() if len({layer.scheme for layer in group.consumers}) == 1]
 
 
 def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[Group]:
     """Those that the layers' schemes name."""
     modules = dict(model.named_modules(remove_duplicate=False))
     groups = []
-    for fold in dict.fromkeys(_scheme(layer).fold for layer in layers):
+    for fold in dict.fromkeys(_method(layer).fold for layer in layers):
         for name, consumers in () if isinstance(fold, bool) else fold:
             for each in (name, *consumers):
                 if each not in modules:
@@ -121,8 +123,8 @@ def _waits_for(layer: Any, k: int) -> bool:
     return layer.channel_observer.is_initialized and layer.in_features == k and not layer.is_smoothed
 
 
-def _scheme(layer: Any) -> Any:
-    return layer.scheme
+def _method(layer: Any) -> Any:
+    return layer.scheme.method
 
 
 class _SmoothFold:
@@ -181,7 +183,7 @@ def choose_smoothing(layers: Sequence[PreparedSmoothed]) -> torch.Tensor:
     """One s [k] for `layers`, which read the same input; of several alphas the one with the closest output."""
     input_absmax = torch.stack([layer.input_absmax for layer in layers]).amax(0)
     weight_absmax = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in layers]).amax(0)
-    alphas = _scheme(layers[0]).alphas
+    alphas = _method(layers[0]).alphas
     candidates = [smoothing_scales(input_absmax, weight_absmax, alpha) for alpha in alphas]
     if len(candidates) == 1:
         return candidates[0]
@@ -195,7 +197,7 @@ def output_error(layer: PreparedSmoothed, s: torch.Tensor) -> float:
     x, weight = torch.cat(layer.sample), layer.weight.detach().float()
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight * s)
-    trial = _scheme(layer).then.prepare_linear(linear)
+    trial = replace(layer.scheme, method=RoundToNearest()).prepare_linear(linear)  # type: ignore[type-var]
     trial.is_calibrating = True
     exact = trial(x / s)
     trial(_largest(layer, s))

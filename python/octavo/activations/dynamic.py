@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight bits with a scale for each row, found anew in every call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..fake_quantize import fake_quantize_per_token
+from .base import Activations
+
+
+@dataclass(frozen=True)
+class Dynamic(Activations):
+    """symmetric   True: codes 1 .. 255 around 128. False: 0 .. 255 with a zero point for each row"""
+
+    symmetric: bool = True
+
+    def int8_product(
+        self,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        column_sum: torch.Tensor,
+        weight_scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+        inputs: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric, activation)
+
+    def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        return fake_quantize_per_token(x, self.symmetric)
+
+    def compressed_tensors(self) -> dict[str, Any]:
+        return {
+            "num_bits": 8,
+            "type": "int",
+            "strategy": "token",
+            "symmetric": self.symmetric,
+            "dynamic": True,
+        }

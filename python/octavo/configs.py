@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices that users make, as frozen dataclasses of plain values: they compare, print, and go to files and back.
+
+Schemes, weight formats, activations, methods and observers are of this kind. Each kind has a base class, and a class
+derived from it is found by its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config(ABC):
+    """Instances compare by value and can be dictionary keys. Fields hold plain values or other configs."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"name": class name, field: value, ...}, JSON; `from_dict` of the kind reads it back."""
+        return {"name": self.name, **{item.name: _plain(getattr(self, item.name)) for item in _given(self)}}
+
+
+def kinds(base: type[C]) -> dict[str, type[C]]:
+    """Every class derived from `base`, at any depth, that can be instantiated, by name and in alphabetical order."""
+    found: dict[str, type[C]] = {}
+    for kind in base.__subclasses__():
+        if not inspect.isabstract(kind):
+            found[kind.__name__] = kind
+        found |= kinds(kind)
+    return dict(sorted(found.items()))
+
+
+def spelled(name: str) -> str:
+    """How a name is looked up: "Int8Dynamic", "int8-dynamic" and "int8_dynamic" are one."""
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def short_name(kind: type[Config]) -> str:
+    """How the command line writes the name of a class: "int8-weight-only" for Int8WeightOnly."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", kind.__name__)
+    return words.lower()
+
+
+def from_dict(what: str, base: type[C], fields: Mapping[str, Any]) -> C:
+    """The config that `to_dict` wrote.
+
+    what     the kind's name, for errors
+    raises   ValueError for a name or a field that this version does not know
+    """
+    options = dict(fields)
+    kind = named(what, base, options.pop("name", None))
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(f"{what} {kind.__name__} cannot be made from {options}: {error}") from error
+
+
+def named(what: str, base: type[C], name: Any) -> type[C]:
+    """The class derived from `base` that goes by `name`, however that is spelled. Raises ValueError if there is none."""
+    known = kinds(base)
+    found = [kind for key, kind in known.items() if isinstance(name, str) and spelled(key) == spelled(name)]
+    if not found:
+        raise ValueError(f"{what} {name!r} is unknown, this version of octavo has {', '.join(known)}")
+    return found[0]
+
+
+def instance(what: str, base: type[C], value: Any, examples: str) -> C:
+    """`value` as an instance of `base`: itself, its class's default, or what its to_dict gave.
+
+    raises   TypeError for anything else, which names `what` and `examples`
+    """
+    if isinstance(value, Mapping):
+        return from_dict(what, base, value)
+    if isinstance(value, type) and issubclass(value, base):
+        value = value()
+    if not isinstance(value, base):
+        raise TypeError(f"{what} is {value!r}, accepted are {examples}")
+    return value
+
+
+def label(config: Config) -> str:
+    """The name and what is not at its default: "Int8Dynamic(symmetric=False)", "Int8Static(MinMax)".
+
+    The first field, unless it is a flag, goes without its name, as one writes it.
+    """
+    own = sorted(_given(config), key=lambda item: bool(item.kw_only))
+    required = {item.name: getattr(config, item.name) for item in own if item.default is MISSING}
+    default, changed = type(config)(**required), []
+    for item in own:
+        value = getattr(config, item.name)
+        if item.name in required or value != getattr(default, item.name):
+            text = label(value) if isinstance(value, Config) else repr(value)
+            is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
+            changed.append(text if is_bare else f"{item.name}={text}")
+    return f"{config.name}({', '.join(changed)})" if changed else config.name
+
+
+def require_flags(config: Config, *names: str) -> None:
+    """Raises TypeError for a field of `names` that is neither True nor False."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise TypeError(f"{config.name}: {name} must be True or False, got {value!r}")
+
+
+def _given(config: Config) -> list[Field]:
+    return [item for item in fields(config) if item.init]
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, Config) else value

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weight formats: one file for each family, found by listing this folder. A new file needs no other edit."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .base import TensorForm, WeightFormat
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from .int8 import CoarseInt8, Int8  # noqa: E402  the names that users write
+
+__all__ = ["CoarseInt8", "Int8", "TensorForm", "WeightFormat"]

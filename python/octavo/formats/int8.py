@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight bits: a byte for each weight and one scale for each output channel, multiplied by the kernels of the layout S16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .. import ops
+from .. import huge_pages
+from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
+from .base import TensorForm, Tensors, WeightFormat
+
+
+@dataclass(frozen=True)
+class Int8(WeightFormat):
+    """`weight` int8 [n, k], codes -127 .. 127, and `weight_scale` float32 [n, 1]: value = scale * code.
+
+    Packed: `packed` int8, the layout of docs/packed_format.md, and `column_sum` int32, the sum of each row's codes.
+    source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
+    """
+
+    held: ClassVar[tuple[str, ...]] = ("packed", "column_sum")
+    operands: ClassVar[tuple[str, ...]] = ("packed", "column_sum", "weight_scale")
+    strip: ClassVar[int] = 16
+    granularity: ClassVar[Granularity] = PerChannel(0)
+    bits: ClassVar[int] = 8
+    stored_bits: ClassVar[int] = 8
+
+    @property
+    def qmax(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+    def tensors(self, n: int, k: int) -> dict[str, TensorForm]:
+        return {
+            "weight": TensorForm((n, k), torch.int8, (torch.int8,)),
+            "weight_scale": TensorForm((n, 1), torch.float32, FLOAT_DTYPES, 1.0),
+        }
+
+    def shape(self, tensors: Tensors) -> tuple[int, int]:
+        codes = tensors["weight"]
+        if codes.dim() != 2:
+            raise ValueError(f"QuantLinear: codes must be a matrix [n, k], got shape {tuple(codes.shape)}")
+        n, k = codes.shape
+        return n, k
+
+    def store(self, q: QuantizedTensor) -> dict[str, torch.Tensor]:
+        return {"weight": q.codes, "weight_scale": q.scale[:, None]}
+
+    def read(self, tensors: Tensors) -> QuantizedTensor:
+        scale = tensors["weight_scale"].detach().reshape(-1)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return QuantizedTensor(
+            tensors["weight"].detach(), QParams(scale, zero_point, -self.qmax, self.qmax, self.granularity)
+        )
+
+    def qparams(self, weight: torch.Tensor) -> QParams:
+        scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -self.qmax, self.qmax, True)
+        return QParams(scale, zero_point, -self.qmax, self.qmax, self.granularity)
+
+    def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        codes = tensors["weight"].detach()
+        packed = huge_pages.empty(ops.packed_shape(*codes.shape))
+        return {"column_sum": ops.pack_weight_into(codes, packed), "packed": packed}
+
+    def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
+        return ops.unpack_weight(held["packed"], n, k)
+
+    def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
+        # Reading these dicts costs half of what attributes do, each of which goes through nn.Module.__getattr__.
+        buffers, parameters = layer._buffers, layer._parameters
+        packed, column_sum = buffers["packed"], buffers["column_sum"]
+        if packed is None:
+            packed, column_sum = self._packed_on_use(layer)
+        bias = parameters["bias"] if "bias" in parameters else buffers["bias"]  # codes of a bias are a buffer
+        inputs = layer.input_tensors() if layer.input_names else ()
+        weight_scale = parameters["weight_scale"]
+        return layer.scheme.activations.int8_product(
+            x, packed, column_sum, weight_scale, bias, activation, inputs
+        )
+
+    def operands_of(self, layer: Any) -> tuple[torch.Tensor, ...]:
+        buffers, parameters = layer._buffers, layer._parameters
+        if buffers["packed"] is None:
+            layer.pack_()
+        return buffers["packed"], buffers["column_sum"], parameters["weight_scale"]
+
+    def product(
+        self,
+        activations: Any,
+        x: torch.Tensor,
+        operands: tuple[torch.Tensor, ...],
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+        inputs: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        return activations.int8_product(x, *operands, bias, activation, inputs)
+
+    def compressed_tensors(self) -> dict[str, Any] | None:
+        return {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+
+    def _packed_on_use(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
+        codes = layer._parameters["weight"]
+        if codes.is_meta or torch.compiler.is_compiling():
+            return ops.pack_weight(codes.detach())
+        layer.pack_()
+        return layer.packed, layer.column_sum
+
+
+@dataclass(frozen=True)
+class CoarseInt8(Int8):
+    """As Int8, with the codes that `bits` bits would have. Nothing gets smaller: a code takes a byte all the same.
+
+    It is for studies and for training: it shows what fewer bits cost, and what training wins back.
+    bits     2 .. 7
+    raises   TypeError, ValueError for other bits
+    """
+
+    bits: int = 4  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or isinstance(self.bits, bool):
+            raise TypeError(f"CoarseInt8: bits must be an int, got {self.bits!r}")
+        if not 2 <= self.bits <= 7:
+            raise ValueError(f"CoarseInt8: bits must be in 2 .. 7, got {self.bits}; Int8() has 8")

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The methods: which codes are chosen for a weight. One file each, found by listing this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .base import Method, RoundToNearest
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from .smoothquant import SmoothQuant  # noqa: E402
+
+__all__ = ["Method", "RoundToNearest", "SmoothQuant"]

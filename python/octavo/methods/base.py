@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method is: which codes are chosen for a weight, and what is learned from data first.
+
+A method is at work from `prepare_` to `freeze_`. It may bring a class of prepared layers that watches the input, it is
+told of each run over the data, and it has the last word on the frozen layer. A frozen layer knows nothing of it, unless
+something is left to be done in every call, such as a rescaling that no other layer could absorb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..configs import Config
+from ..nn import PreparedLinear, QuantLinear
+from ..qparams import QuantizedTensor
+
+
+@dataclass(frozen=True)
+class Method(Config):
+    """How the codes of a weight are chosen."""
+
+    needs_data: ClassVar[bool] = False  # whether batches must be seen before freezing
+
+    def reason_to_refuse(self, scheme: Any) -> str:
+        """Why this method cannot choose codes for `scheme`, in words; "" if it can."""
+        return ""
+
+    def passes(self, scheme: Any) -> int:
+        """How often the data must be run, for this method and the activations of `scheme`."""
+        return 1 if self.needs_data or scheme.activations.needs_data else 0
+
+    def prepared(self, scheme: Any) -> type[PreparedLinear]:
+        """The class of a layer on the way; instances are made with an `observer`."""
+        return scheme.activations.prepared
+
+    def layer(self, scheme: Any) -> type[QuantLinear]:
+        """The class of a frozen layer whose scheme still names this method."""
+        return scheme.activations.layer
+
+    @classmethod
+    @contextmanager
+    def watching(cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool) -> Iterator[None]:
+        """Inside, `model` runs on batches while `layers`, all prepared for methods of this class, watch.
+
+        in_place   other layers that change keep their Parameters, which an optimizer may have; False: they get others,
+                   because the Parameters are another model's, too
+        """
+        yield
+
+    def choose_codes(self, prepared: Any) -> QuantizedTensor:
+        """The codes of the layer's weight, from what was learned of its input."""
+        return prepared.quantized_weight
+
+    def frozen_scheme(self, prepared: Any) -> Any:
+        """The scheme that the frozen layer has."""
+        return prepared.scheme
+
+    def finish_(self, layer: Any, prepared: Any) -> None:
+        """Gives the frozen `layer` what is left to be done in every call."""
+
+
+@dataclass(frozen=True)
+class RoundToNearest(Method):
+    """Each weight gets the code that is nearest to it, with scales that cover the largest weight.
+
+    source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1
+    """
