@@ -161,10 +161,11 @@ def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
     counterparts = dict(reference.named_modules(remove_duplicate=False))
     for name, layer in layers.items():
         other: Any = counterparts.get(name)
-        if not isinstance(other, nn.Linear) or other.out_features != layer.out_features:
+        sizes = (layer.in_features, layer.out_features)
+        if not isinstance(other, nn.Linear) or (other.in_features, other.out_features) != sizes:
             raise ValueError(
-                f"correct_bias_: reference has no Linear {name!r} with {layer.out_features} outputs; give the float "
-                "model that was quantized"
+                f"correct_bias_: reference has no Linear {name!r} with {sizes[1]} outputs of {sizes[0]} inputs; give "
+                "the float model that was quantized"
             )
     return layers
 

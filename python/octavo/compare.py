@@ -42,9 +42,8 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     Padded positions are left out if the model is given a mask that names them, `attention_mask` or
     `src_key_padding_mask`; `notes` says how many. Figures of layers that SmoothQuant's folding or `equalize_` has
     rescaled are in the reference's units, and each such layer reads the reference's input rescaled.
-    Both models run in eval mode without gradients; their training flags come back as they were. Outputs may
-    be any objects: every floating-point tensor in them counts. Figures cover every element of every batch that is not
-    padding. Without quantized layers, `layers` is empty.
+    Both models run in eval mode without gradients; their training flags come back as they were. Outputs may be any
+    objects: every floating-point tensor in them counts. Without quantized layers, `layers` is empty.
 
     Raises: TypeError if a model is not a module or a batch is none of the above; ValueError if there is no
     batch, or none with a position that counts, if the models do not match in layers, calls or output shapes, or if one
