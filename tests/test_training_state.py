@@ -124,6 +124,23 @@ def test_a_static_layer_is_whole_after_to_empty_and_load_state_dict(symmetric):
         assert_equal(m[0].input_zero_point, torch.zeros(1, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("scheme", [octavo.Int8Dynamic(), octavo.Int8Static(), octavo.LLMInt8()], ids=repr)
+def test_an_unpacked_layer_takes_its_tensors_one_by_one(scheme):
+    """As accelerate sets them: by name, into the dicts of parameters and buffers."""
+    m, other = octavo.quantized(mlp(), scheme, data=[X]), octavo.quantized(mlp(), scheme, data=[X])
+    with torch.no_grad():
+        m[0].weight_scale *= 2
+    other[0].unpack_()
+    assert not other[0].is_packed and other[0].unpack_() is other[0]
+    for name, tensor in m[0].state_dict().items():
+        place = other[0]._parameters if name in other[0]._parameters else other[0]._buffers
+        assert name in place
+        is_parameter = place is other[0]._parameters
+        place[name] = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor.int()
+    assert_bits_equal(other(X).detach(), m(X).detach())
+    assert other[0].is_packed
+
+
 # --- scales ---------------------------------------------------------------------------------------------------------
 
 AFFINE = octavo.Int8Static(symmetric=False)

@@ -92,7 +92,7 @@ def quantized(
         if layer.scheme is not None:
             key = id(layer.module)
             copies[key] = prepare_layer(layer)
-    result = _copied(model, copies)
+    result = copied("quantized", model, copies)
     leave_fused_paths(result)
     _calibrate(result, layers, data, progress)
     result = freeze_layers(result, layers, progress)
@@ -101,8 +101,11 @@ def quantized(
     return result
 
 
-def _copied(model: nn.Module, copies: dict[int, object]) -> nn.Module:
-    """copy.deepcopy, with tensors that can be trained. Raises: ValueError, which names what torch cannot copy."""
+def copied(who: str, model: nn.Module, copies: dict[int, object]) -> nn.Module:
+    """copy.deepcopy(model, copies), with tensors that can be trained. `who` asks, for the error.
+
+    raises   ValueError, which names the tensors, if torch cannot copy some
+    """
     with torch.inference_mode(False):
         try:
             return copy.deepcopy(model, copies)
@@ -117,7 +120,7 @@ def _copied(model: nn.Module, copies: dict[int, object]) -> nn.Module:
                 raise
             names = ", ".join(map(repr, computed[:NAMED])) + (", ..." if len(computed) > NAMED else "")
             raise ValueError(
-                f"quantized: torch cannot copy tensors that were computed from parameters: {names}. If they come from "
+                f"{who}: torch cannot copy tensors that were computed from parameters: {names}. If they come from "
                 "torch.nn.utils.weight_norm or spectral_norm, call torch.nn.utils.remove_weight_norm(layer) or "
                 "remove_spectral_norm(layer), or use those of torch.nn.utils.parametrizations; or convert the model "
                 "itself, in place: octavo.quantize_(model, scheme)"

@@ -36,6 +36,7 @@ def _wrappers(model: nn.Module) -> Iterator[str]:
         kinds += [fsdp.FullyShardedDataParallel, fsdp.FSDPModule]
     modules = set(model.modules())
     # There is no way from a module to what wraps it, and this is asked once for a calibration of several processes.
+    gc.collect()  # wrappers that nobody holds any more
     for thing in gc.get_objects():
         if issubclass(type(thing), tuple(kinds)) and not modules.isdisjoint(thing.modules()):
             yield next(kind.__name__ for kind in kinds if issubclass(type(thing), kind))

@@ -212,7 +212,8 @@ def freeze_layers(
     root = next((layer for layer in todo if layer.module is model), None)
     places = places_of((layer.module for layer in todo), model)
     bar = iter(with_bar(list(todo), "quantizing", "layer", progress))
-    attempts, first_error = 0, None
+    attempts = 0
+    first_error: BaseException | None = None
     while todo:
         layer = todo[0]
         try:
@@ -223,10 +224,11 @@ def freeze_layers(
         except BaseException as error:
             if undo is None or undo.is_possible:
                 raise
-            first_error = first_error or error
+            first_error = error if first_error is None else first_error
             if attempts < ATTEMPTS:
                 continue
-            replace_at(places[id(layer.module)], originals.get(id(layer), layer.module))
+            if isinstance(layer.module, PreparedLinear):
+                replace_at(places[id(layer.module)], originals.get(id(layer), layer.module))
         originals.pop(id(layer), None)
         todo.popleft()
         attempts = 0

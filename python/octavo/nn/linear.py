@@ -139,6 +139,16 @@ class QuantLinear(nn.Module):
             self._parameters.pop(weights.codes, None)
         return self
 
+    def unpack_(self) -> QuantLinear:
+        """Goes back to the canonical state, in place: for loaders that set one tensor after the other by name, as
+        accelerate's load_checkpoint_and_dispatch does. `load_state_dict` does not need it."""
+        if self.is_packed:
+            with torch.inference_mode(False), torch.no_grad():
+                codes = self.codes()
+                self._buffers.update(packed=None, column_sum=None)
+                self.weight = frozen(codes)
+        return self
+
     def codes(self) -> torch.Tensor:
         """The weight's codes as files have them, int8 [n, k] for octavo.formats.Int8: the Parameter's data, or unpacked
         into a new tensor."""
