@@ -2,6 +2,7 @@
 """The rules that keep the project readable: who may import whom, sizes, complete operators, paths that exist."""
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -204,6 +205,23 @@ def test_an_operator_has_schema_cpu_fake_and_reference(name):
     assert f'register_fake("octavo::{name}")' in FAKES, "no fake"
     for module in (ops, reference):
         assert list(inspect.signature(getattr(module, name)).parameters) == schema, module.__name__
+
+
+PUBLIC = ["", "dtypes", "evaluation", "metrics", "nn", "numpy", "observers", "ops", "reference", "schemes"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_module_says_which_names_it_exports(name):
+    """mypy --strict takes what a package imports from its own files for private unless __all__ names it."""
+    module = importlib.import_module(f"octavo.{name}".rstrip("."))
+    assert all(hasattr(module, public) for public in module.__all__)
+    if Path(module.__file__).name == "__init__.py":
+        tree = ast.parse(text_of(Path(module.__file__)))
+        imports = [
+            node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level and node.module
+        ]
+        names = {alias.asname or alias.name for node in imports for alias in node.names}
+        assert {name for name in names if not name.startswith("_")} <= set(module.__all__)
 
 
 @pytest.mark.parametrize("path", sorted(CSRC.glob("*isa/*.cpp")), ids=name_of)
