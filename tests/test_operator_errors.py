@@ -208,3 +208,5 @@ def test_tensors_of_other_kinds_are_refused_with_the_remedy(kind, requires_grad)
 def test_views_that_torch_negates_lazily_are_read_as_they_are_meant():
     x = torch._neg_view(torch.tensor([-1.0, 2.0]))
     assert torch.equal(ops.activate(x, "relu"), torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="packed is a view that torch negates"):
+        ops.pack_weight_into(random_codes(20, 70), torch._neg_view(packed_of(20, 70)))

@@ -46,7 +46,8 @@ def attention(
                zeros (torch: NaN or zeros); one with NaN gives NaN and touches no other. A hidden key counts for
                nothing, whatever k and v hold there; with int8, hidden values still take part in the scales of
                values, and a key that is not finite gives NaN to those who see it, a head with values that are not
-               finite is computed in float32. Where a gradient is needed, torch's function computes all of it
+               finite is computed in float32. Where a gradient is needed, torch's function computes all of it: the
+               same is hidden and the same rows are zeros, but what hidden keys and values hold must be finite there
     raises     TypeError for another dtype; ValueError for shapes that do not fit, another dimension, and a precision
                that the active instruction set does not have
     source     Vaswani et al. 2017 (arXiv:1706.03762), eq. 1; online softmax: Milakov and Gimelshein 2018

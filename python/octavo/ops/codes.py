@@ -104,6 +104,9 @@ def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     source   ours
     """
     check("pack_weight_into", "codes", codes, {torch.int8})
+    check("pack_weight_into", "packed", packed, {torch.int8})
+    if packed.is_neg():  # torch would fill a copy
+        raise ValueError("pack_weight_into: packed is a view that torch negates; use packed.resolve_neg()")
     return _pack_weight_into(codes, packed)
 
 
