@@ -13,7 +13,7 @@ from torch import nn
 
 import octavo
 from checkpoints import check_refused, edit_config, edit_tensors, meta_skeleton, quantized_model
-from test_files import NOT_TO_BE_READ
+from test_files import LFS_POINTER, NOT_TO_BE_READ
 
 
 @pytest.fixture
@@ -278,3 +278,32 @@ def test_a_cache_of_the_hub_is_read_through_its_links(folder):
         path.symlink_to(f"../{blob.name}")
     assert octavo.inspect_checkpoint(folder).quantized
     octavo.load(folder, meta_skeleton())
+
+
+# --- folders that transformers opens for us -------------------------------------------------------------------------
+
+
+def test_transformers_is_not_sent_to_other_files(tmp_path):
+    tiny_models = pytest.importorskip("tiny_models")
+    from octavo import pretrained
+
+    tiny_models.bert().save_pretrained(tmp_path / "float")
+    pretrained.load_model(tmp_path / "float")
+    (tmp_path / "float" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    index = tmp_path / "float" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "../model.safetensors"}}))
+    with pytest.raises(ValueError, match="only safetensors files of the same folder are read"):
+        pretrained.load_model(tmp_path / "float")
+    index.unlink()
+    (tmp_path / "float" / "model.safetensors").write_text(LFS_POINTER)
+    with pytest.raises(ValueError, match="model.safetensors is a Git LFS pointer"):
+        pretrained.load_model(tmp_path / "float")
+    os.mkfifo(tmp_path / "float" / "generation_config.json")
+    for read in (
+        pretrained.load_model,
+        pretrained.skeleton,
+        pretrained.load_tokenizer,
+        pretrained.load_encoder,
+    ):
+        with pytest.raises(ValueError, match=r"generation_config.json is a named pipe"):
+            read(tmp_path / "float")

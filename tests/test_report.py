@@ -53,4 +53,16 @@ def test_to_dict_is_json_with_every_field():
 
 
 def test_an_empty_report_prints():
-    assert str(QuantizationReport([])).endswith("0 of 0 layers with weights quantized, 0.000 -> 0.000 MB")
+    assert str(QuantizationReport([])).endswith("0 of 0 layers with weights quantized, 0.000 -> 0.000 kB")
+
+
+def test_a_small_model_is_shown_in_kilobytes_and_a_small_layer_never_as_nothing():
+    small = QuantizationReport([Row("fc", "Linear", "quantized", "", "Int8Dynamic", 1_234, 400)])
+    lines = str(small).splitlines()
+    assert lines[0].split()[4:8] == ["kB", "before", "kB", "after"]
+    assert lines[2].split()[4:] == ["1.234", "0.400"]
+    assert lines[-1].endswith("1.234 -> 0.400 kB (3.08x smaller)") and "kB before" in small._repr_html_()
+    mixed = QuantizationReport([*REPORT.rows, Row("norm", "LayerNorm", "kept", "", "", 256, 256)])
+    lines = str(mixed).splitlines()
+    assert lines[5].split()[4:] == ["0.000256", "0.000256"]
+    assert lines[4].split()[4:6] == ["0.000", "0.000"]  # tied: nothing of its own

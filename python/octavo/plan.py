@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .absorbing import HOOKS, has_hooks, reason_to_stay
+from .bypassed import bypassed_layers
 from .matching import Selection
 from .nn import PreparedLinear, QuantLinear
 from .report import QuantizationReport, Row
@@ -67,8 +68,8 @@ def plan_quantization(model: nn.Module, selection: Selection) -> list[Layer]:
     and for a pattern that matches nothing."""
     names_of = _names_of(model)
     selection.check_patterns([name for names in names_of.values() for name in names])
-    owners = _owners(names_of)
-    layers = _layers(names_of, lambda module, names: _decide(module, names, selection, owners))
+    owners, bypassed = _owners(names_of), bypassed_layers(model)
+    layers = _layers(names_of, lambda module, names: _decide(module, names, selection, owners, bypassed))
     for layer in layers:
         if layer.scheme is not None:
             require_finite(layer)
@@ -79,9 +80,9 @@ def plan_skeleton(model: nn.Module, selection: Selection) -> list[Layer]:
     """As `plan_quantization`, of a model on the meta device: dtypes and values are left to whoever has them."""
     names_of = _names_of(model)
     selection.check_patterns([name for names in names_of.values() for name in names])
-    owners = _owners(names_of)
+    owners, bypassed = _owners(names_of), bypassed_layers(model)
     return _layers(
-        names_of, lambda module, names: _decide(module, names, selection, owners, has_values=False)
+        names_of, lambda module, names: _decide(module, names, selection, owners, bypassed, has_values=False)
     )
 
 
@@ -155,6 +156,7 @@ def _decide(
     names: list[str],
     selection: Selection,
     owners: dict[object, list[str]],
+    bypassed: dict[nn.Module, str],
     has_values: bool = True,
 ) -> Decision:
     if isinstance(module, QuantLinear):
@@ -166,7 +168,7 @@ def _decide(
     scheme, reason = selection.choose(module, names)
     if scheme is None:
         return None, reason
-    obstacle = _reason_to_keep(module, names[0], owners)
+    obstacle = _reason_to_keep(module, names[0], owners) or bypassed.get(module)
     if has_values and not obstacle:
         obstacle = scheme.reason_to_keep(module)
     return (None, obstacle) if obstacle else (scheme, "")

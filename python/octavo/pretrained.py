@@ -79,7 +79,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     with _quiet_transformers() as transformers:
         kind, _ = _kind(transformers, Path(folder))
-        shards.weight_map(Path(folder))  # transformers would follow an index to any file
+        shards.require_files(Path(folder))  # transformers would follow an index to any file
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
 

@@ -69,35 +69,46 @@ class QuantizationReport:
         return f"QuantizationReport({self._summary()})"
 
     def __str__(self) -> str:
-        return f"{as_text(_HEADER, map(_cells, self.rows), right=_NUMBERS)}\n{self._summary()}"
+        header = self._header()
+        return f"{as_text(header, self._cells(), right=header[4:6])}\n{self._summary()}"
 
     def _repr_html_(self) -> str:
-        return f"{as_html(_HEADER, map(_cells, self.rows))}<p>{html.escape(self._summary())}</p>"
+        return f"{as_html(self._header(), self._cells())}<p>{html.escape(self._summary())}</p>"
+
+    @property
+    def _unit(self) -> tuple[str, int]:
+        """The unit of all sizes, and its bytes: the largest in which the whole model is no fraction."""
+        return ("MB", 10**6) if max(self.bytes_before, self.bytes_after) >= 10**6 else ("kB", 10**3)
+
+    def _header(self) -> tuple[str, ...]:
+        unit, _ = self._unit
+        return ("name", "kind", "action", "scheme", f"{unit} before", f"{unit} after", "reason")
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        _, unit = self._unit
+        return [
+            (
+                row.name or "(the model)",
+                row.kind,
+                row.action,
+                row.scheme or "-",
+                _amount(row.bytes_before, unit),
+                _amount(row.bytes_after, unit),
+                row.reason,
+            )
+            for row in self.rows
+        ]
 
     def _summary(self) -> str:
         smaller = f" ({self.bytes_before / self.bytes_after:.2f}x smaller)" if self.bytes_after else ""
+        name, unit = self._unit
         rows, done = (self.prepared, "prepared") if self.prepared else (self.quantized, "quantized")
         return (
             f"{len(rows)} of {len(self.rows)} layers with weights {done}, "
-            f"{_megabytes(self.bytes_before)} -> {_megabytes(self.bytes_after)} MB{smaller}"
+            f"{_amount(self.bytes_before, unit)} -> {_amount(self.bytes_after, unit)} {name}{smaller}"
         )
 
 
-_HEADER = ("name", "kind", "action", "scheme", "MB before", "MB after", "reason")
-_NUMBERS = ("MB before", "MB after")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.name or "(the model)",
-        row.kind,
-        row.action,
-        row.scheme or "-",
-        _megabytes(row.bytes_before),
-        _megabytes(row.bytes_after),
-        row.reason,
-    )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3f}"
+def _amount(count: int, unit: int) -> str:
+    """`count` bytes in units: three digits after the point, or all of them where nothing else would be left."""
+    return f"{count / unit:.{6 if 0 < count < unit / 1000 else 3}f}"

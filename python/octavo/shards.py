@@ -122,6 +122,12 @@ def weight_map(folder: Path) -> dict[str, str] | None:
     return index
 
 
+def require_files(folder: Path) -> None:
+    """For a folder that another package is going to read. Raises: as `catalog`, but for what the files hold."""
+    for path in _files(folder, weight_map(folder)):
+        require_regular(path)
+
+
 def header(path: Path) -> dict[str, Entry]:
     """What the file says of its tensors, by name, also of dtypes that octavo does not read. Raises: as `read_file`."""
     with _opened(path):  # checks the header, and the file's length against it
