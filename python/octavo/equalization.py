@@ -116,9 +116,8 @@ def _found(model: nn.Module, linears: list[nn.Linear], data: Any) -> list[Pair]:
         with traced(model, linears) as trace:
             for args, kwargs in calls(data, "equalize_: data"):
                 model(*args, **kwargs)
-        takes_part = set(linears) - trace.read_elsewhere
         pairs: list[Any] = [(group.producer, group.consumers) for group in trace.groups()]
-        found = [_Trial(pair, i) for i, pair in enumerate(pairs) if takes_part >= {pair[0], *pair[1]}]
+        found = [_Trial(pair, i) for i, pair in enumerate(pairs) if pair[0] in linears]
         with torch.inference_mode(False), torch.no_grad():
             return [trial.pair for trial in proven(model, found, trace.replay)]
 
