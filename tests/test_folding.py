@@ -9,50 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import octavo
-import octavo.folding
-from asserts import assert_bits_equal, assert_unchanged, assert_within, model_state
+from asserts import assert_bits_equal, assert_within
+from folding_models import Net, X, folded, free_tanh, quantized_in_place
 from octavo.nn import QuantLinear, SmoothedLinear
 
-X = torch.randn(32, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 1, 20, 1, 1, 0.1, 1])
-
-
-class Net(nn.Module):
-    """norm -> a -> ReLU -> b, and whatever `use` does with the model, its input and the norm's output."""
-
-    def __init__(self, use=lambda net, x, h: 0.0, setup=lambda net: None):
-        super().__init__()
-        torch.manual_seed(0)
-        self.norm, self.a, self.b = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
-        with torch.no_grad():
-            self.norm.weight.uniform_(0.5, 2)
-            self.norm.bias.normal_()
-        self.use = use
-        setup(self)
-
-    def forward(self, x):
-        h = self.norm(x)
-        return self.b(F.relu(self.a(h))) + self.use(self, x, h)
-
-
-def folded(net: nn.Module) -> list[str]:
-    """The layers that get smoothed input, after prepare_ and a calibration that must not change the float output."""
-    expected = net(X).detach()
-    octavo.prepare_(net, octavo.SmoothQuant())
-    for _ in range(2):
-        with octavo.calibrating(net), torch.no_grad():
-            found = net(X)
-    # rounding of s, of the weights and of three sums of 8: 2^-23 for each of some 30 numbers
-    assert_within(found, expected, 2**-18 * expected.abs().max().item())
-    return [name for name in "ab" if getattr(net, name).is_folded]
-
-
-def quantized_in_place(net: nn.Module) -> tuple[list[str], float]:
-    """The layers that get smoothed input, and how far the outputs are from float, dB."""
-    with torch.no_grad():
-        expected = net(X)
-        octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
-        error = octavo.metrics.sqnr_db(expected, net(X))
-    return [name for name in "ab" if type(getattr(net, name)) is QuantLinear], error
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 def test_without_another_reader_both_are_folded():
@@ -80,11 +41,6 @@ class Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h):
         return h * h
-
-
-def scripted(code: str):
-    with pytest.warns(DeprecationWarning):
-        return torch.jit.CompilationUnit(f"def f(h, w):\n    return {code}").f
 
 
 def keep(net, x, h):
@@ -126,12 +82,8 @@ def test_a_norm_whose_output_is_read_is_left_alone(use):
 
 
 def test_a_scripted_function_is_not_seen_but_found():
-    function = torch.jit.script(lambda_free_tanh)
+    function = torch.jit.script(free_tanh)
     assert folded(Net(lambda net, x, h: function(h))) == ["b"]
-
-
-def lambda_free_tanh(h: torch.Tensor) -> torch.Tensor:
-    return torch.tanh(h).sum(-1, keepdim=True)
 
 
 def test_hooks_of_users_see_what_the_modules_around_them_give():
@@ -228,6 +180,29 @@ def test_what_a_wrapped_norm_gives_is_folded():
     assert type(model.head) is QuantLinear
 
 
+def test_hidden_states_that_calibration_did_not_ask_for_stay_what_they_were():
+    """The pooler reads the last norm, which is also the last hidden state and what the inner model gives."""
+    transformers = pytest.importorskip("transformers")
+    from tiny_models import IDS, bert
+
+    model = bert(transformers.BertForSequenceClassification)
+    with torch.no_grad():
+        expected = model(IDS, output_hidden_states=True).hidden_states[-1]
+        octavo.quantize_(model, octavo.SmoothQuant(), data=[IDS], include="bert.pooler.dense")
+        assert_bits_equal(model(IDS, output_hidden_states=True).hidden_states[-1], expected)
+        assert_bits_equal(model.bert(IDS).last_hidden_state, expected)
+
+
+def test_a_llama_like_model_folds_what_its_layers_norms_give():
+    pytest.importorskip("transformers")
+    from tiny_models import IDS, llama
+
+    model = octavo.quantized(llama(), octavo.SmoothQuant(), data=[IDS])
+    divide = [name for name, module in model.named_modules() if type(module) is SmoothedLinear]
+    inner = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.o_proj", "mlp.down_proj")]
+    assert divide == [*inner, "lm_head"]
+
+
 # --- axes -----------------------------------------------------------------------------------------------------------
 
 
@@ -255,134 +230,3 @@ def test_a_group_norm_of_rows_absorbs():
     model = nn.Sequential(nn.GroupNorm(2, 8), nn.Linear(8, 8))
     octavo.quantize_(model, octavo.SmoothQuant(), data=[X])
     assert type(model[1]) is QuantLinear
-
-
-# --- optimizers and other models ------------------------------------------------------------------------------------
-
-
-def test_an_optimizer_made_before_calibration_trains_folded_layers():
-    net = Net()
-    octavo.prepare_(net, octavo.SmoothQuant())
-    parameters = list(net.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=0.1)
-    with octavo.calibrating(net), torch.no_grad():
-        net(X)
-    assert net.a.is_folded and net.b.is_folded
-    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
-    before = [p.detach().clone() for p in parameters]
-    net(X).square().mean().backward()
-    optimizer.step()
-    assert not any(torch.equal(p, old) for p, old in zip(parameters, before, strict=True))
-
-
-def test_quantizing_in_place_keeps_the_parameters_of_norms():
-    net = Net()
-    weight, bias = net.norm.weight, net.norm.bias
-    quantized_in_place(net)
-    assert net.norm.weight is weight and net.norm.bias is bias and type(net.a) is QuantLinear
-
-
-def test_a_copy_never_writes_into_the_original_not_even_for_a_moment():
-    net = Net()
-    versions = [p._version for p in net.parameters()]
-    assert type(octavo.quantized(net, octavo.SmoothQuant(), data=[X]).b) is QuantLinear
-    assert [p._version for p in net.parameters()] == versions
-
-
-def other_parameter(net: Net) -> nn.Module:
-    other = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
-    other[0].weight = net.norm.weight
-    return other
-
-
-def other_memory(net: Net) -> nn.Module:
-    other = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
-    other[0].weight = nn.Parameter(net.norm.weight.data)
-    return other
-
-
-OTHERS = {
-    "the module": lambda net: nn.Sequential(net.norm, nn.Linear(8, 8)),
-    "the Parameter": other_parameter,
-    "the memory": other_memory,
-}
-
-
-@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
-def test_what_another_model_shares_stays_as_it_is(make):
-    net = Net()
-    other = make(net)
-    expected = other(X).detach()
-    assert quantized_in_place(net)[0] == ["b"]
-    assert_bits_equal(other(X).detach(), expected)
-
-
-def test_a_state_dict_that_is_kept_stays_as_it_is():
-    net = Net()
-    backup = net.state_dict()
-    expected = {name: tensor.clone() for name, tensor in backup.items()}
-    assert quantized_in_place(net)[0] == ["b"]
-    for name, tensor in backup.items():
-        assert_bits_equal(tensor, expected[name])
-
-
-# --- trials ---------------------------------------------------------------------------------------------------------
-
-
-def interrupted(self, *args):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("where", ["Replay.agrees", "Divided._is_right", "powers_of_two"])
-def test_an_interrupted_trial_leaves_the_model_as_it_was(monkeypatch, where):
-    net = Net()
-    octavo.prepare_(net, octavo.SmoothQuant())
-    before = [(p, p.detach().clone()) for p in net.parameters()]
-    monkeypatch.setattr(f"octavo.folding.{where}", interrupted)
-    with pytest.raises(KeyboardInterrupt), octavo.calibrating(net), torch.no_grad():
-        net(X)
-    for parameter, (old, value) in zip(net.parameters(), before, strict=True):
-        assert parameter is old
-        assert_bits_equal(parameter.detach(), value)
-    assert not net.a.is_smoothed and not net.b.is_smoothed
-
-
-def test_an_error_after_folding_puts_the_values_of_norms_back():
-    net = Net()
-    net.unused = nn.Linear(8, 3)
-    before = model_state(net)
-    with pytest.raises(ValueError, match="layer 'unused' is not calibrated"):
-        octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
-    assert_unchanged(net, before)
-
-
-def test_one_wrong_fold_does_not_cost_the_others():
-    function = torch.jit.script(lambda_free_tanh)
-    blocks = [Net(lambda net, x, h: function(h)) if i == 2 else Net() for i in range(4)]
-    model = octavo.quantized(nn.Sequential(*blocks), octavo.SmoothQuant(), data=[X])
-    kinds = [[type(block.a), type(block.b)] for block in model]
-    assert kinds == [[SmoothedLinear if i == 2 else QuantLinear, QuantLinear] for i in range(4)]
-
-
-def test_a_model_that_does_not_repeat_itself_shows_nothing():
-    def noise(net, x, h):
-        net.calls = getattr(net, "calls", 0) + 1
-        return float(net.calls)
-
-    assert quantized_in_place(Net(lambda net, x, h: 0.0 * noise(net, x, h)))[0] == ["a", "b"]
-    net = Net(noise)
-    octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
-    assert type(net.a) is type(net.b) is SmoothedLinear
-
-
-def test_dropout_elsewhere_and_the_users_random_numbers_are_not_in_the_way():
-    net = Net(lambda net, x, h: F.dropout(x, training=True))
-    octavo.prepare_(net, octavo.SmoothQuant())
-    torch.manual_seed(3)
-    with octavo.calibrating(net), torch.no_grad():
-        net(X)
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    F.dropout(X, training=True)
-    assert_bits_equal(after, torch.rand(1))
-    assert net.a.is_folded and net.b.is_folded
