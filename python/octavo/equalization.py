@@ -166,4 +166,6 @@ def _why_not(model: nn.Module, name: str) -> str:
     module = dict(model.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(module, nn.Linear):
         return "is no nn.Linear of the model"
-    return f"cannot be changed: {reason_to_stay(module) or 'somebody else has its weight, a tie or a view'}"
+    tie = "its weight is tied, or somebody else has a view of it"
+    kind = "" if type(module) is nn.Linear else f"a {type(module).__name__} may compute something else"
+    return f"cannot be changed: {reason_to_stay(module) or kind or tie}"

@@ -221,11 +221,8 @@ class Divided:
 def _filled(value: Any, generator: torch.Generator) -> Any:
     """Random numbers in the place of tensors on the meta device; of matrices 16 rows, of larger tensors the first."""
     if isinstance(value, torch.Tensor):
-        shape = (
-            value.shape
-            if value.dim() < 2
-            else (min(len(value), 16 if value.dim() == 2 else 1), *value.shape[1:])
-        )
+        rows = 16 if value.dim() == 2 else 1
+        shape = value.shape if value.dim() < 2 else (min(len(value), rows), *value.shape[1:])
         if not value.is_floating_point():
             return torch.zeros(shape, dtype=value.dtype)
         return torch.randn(shape, generator=generator).to(value.dtype)

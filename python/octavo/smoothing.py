@@ -53,9 +53,10 @@ def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bo
     """Folds one s for all layers of a group into the producer, where that is shown to change nothing."""
     candidates = _candidates(model, groups, in_place)
     folds = [fold for fold in candidates if fold.divided.find_form()]
-    if (
+    can_try = (
         trace.replay.calls or trace.replay.is_lost
-    ):  # else the user has told the groups, and nothing can be tried
+    )  # else the user has told the groups, and was not watched
+    if can_try:
         folds = proven(model, folds, trace.replay)
     with undone(folds):
         for fold in folds:
