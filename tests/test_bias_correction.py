@@ -130,6 +130,37 @@ def test_a_prepared_model_is_corrected_before_it_is_trained_or_frozen():
     assert_within(model(BATCHES[0]), expected, 2**-18)  # float rounding of 24 products of about 1
 
 
+def test_a_prepared_layer_keeps_the_bias_that_an_optimizer_has():
+    reference, model = mlp(), mlp()
+    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    bias, before = model[0].bias, model[0].bias.detach().clone()
+    shifts = octavo.correct_bias_(model, reference, BATCHES)
+    assert model[0].bias is bias
+    assert_within(bias.detach(), before - shifts["0"], 2**-22)
+
+
+def test_a_bias_that_is_tied_to_another_is_not_written_to():
+    reference, model = mlp(), mlp()
+    reference[2].bias = reference[0].bias
+    model[2].bias = model[0].bias
+    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    shifts = octavo.correct_bias_(model, reference, BATCHES)
+    for name in ("0", "2"):
+        found = model.get_submodule(name).bias.detach()
+        assert_within(found, reference[0].bias.detach() - shifts[name], 2**-22)
+
+
+def test_an_error_on_the_way_takes_the_corrections_back():
+    reference, model = mlp(), mlp()
+    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    with torch.no_grad():
+        model[4].weight[0] *= 1e38
+    before = model_state(model)
+    with pytest.raises(ValueError, match="layer '4' gives NaN or Inf"):
+        octavo.correct_bias_(model, reference, [batch * 1e10 for batch in BATCHES])
+    assert_unchanged(model, before)
+
+
 def test_quantizing_every_output_of_all_positive_inputs_gains():
     reference, model = coarse()
     before = octavo.compare(reference, model, BATCHES).output.sqnr_db

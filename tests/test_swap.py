@@ -38,3 +38,14 @@ def test_without_an_error_nothing_is_undone():
     with undone_on_error(m):
         m.head = nn.Identity()
     assert isinstance(m.head, nn.Identity)
+
+
+def test_after_an_error_vectors_have_their_values_back():
+    m = model()
+    before, weight = model_state(m), m.norm.weight
+    with pytest.raises(KeyboardInterrupt), undone_on_error(m), torch.no_grad():
+        m.norm.weight.mul_(2)
+        m.head.bias.zero_()
+        raise KeyboardInterrupt
+    assert_unchanged(m, before)
+    assert m.norm.weight is weight

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from octavo.tracing import is_norm_like, traced
+from octavo.tracing import traced
 
 
 class Net(nn.Module):
@@ -141,14 +141,3 @@ def test_nothing_is_left_behind():
     net = Net(shared)
     assert groups(net)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-
-
-def test_norm_like_is_a_leaf_with_a_weight_of_one_axis():
-    assert all(map(is_norm_like, [nn.LayerNorm(3), nn.RMSNorm(3), nn.LayerNorm(3, bias=False)]))
-    others = [
-        nn.LayerNorm(3, elementwise_affine=False),
-        nn.LayerNorm((2, 3)),
-        nn.Linear(2, 3),
-        nn.BatchNorm1d(3),
-    ]
-    assert not any(map(is_norm_like, [*others, nn.Sequential(nn.LayerNorm(3)), nn.Embedding(2, 3)]))

@@ -116,9 +116,8 @@ def _found(model: nn.Module, linears: list[nn.Linear], data: Any) -> list[Pair]:
         with traced(model, linears) as trace:
             for args, kwargs in calls(data, "equalize_: data", model):
                 model(*args, **kwargs)
-        takes_part = set(linears) - trace.read_elsewhere
         pairs: list[Any] = [(group.producer, group.consumers) for group in trace.groups()]
-        found = [_Trial(pair, i) for i, pair in enumerate(pairs) if takes_part >= {pair[0], *pair[1]}]
+        found = [_Trial(pair, i) for i, pair in enumerate(pairs) if pair[0] in linears]
         with torch.inference_mode(False), torch.no_grad():
             return [trial.pair for trial in proven(model, found, trace.replay)]
 
@@ -167,4 +166,6 @@ def _why_not(model: nn.Module, name: str) -> str:
     module = dict(model.named_modules(remove_duplicate=False)).get(name)
     if not isinstance(module, nn.Linear):
         return "is no nn.Linear of the model"
-    return f"cannot be changed: {reason_to_stay(module) or 'somebody else has its weight, a tie or a view'}"
+    tie = "its weight is tied, or somebody else has a view of it"
+    kind = "" if type(module) is nn.Linear else f"a {type(module).__name__} may compute something else"
+    return f"cannot be changed: {reason_to_stay(module) or kind or tie}"

@@ -48,22 +48,24 @@ def proven(model: nn.Module, folds: Sequence[AnyFold], replay: Replay) -> list[A
         nonlocal runs
         runs += 1
         try:
-            return all([fold.try_() for fold in tried]) and runs <= MOST_RUNS and replay.agrees(tolerance)
+            # The last one first: a layer divides before its weight is hidden by the fold that it reads.
+            return (
+                all([fold.try_() for fold in reversed(tried)])
+                and runs <= MOST_RUNS
+                and replay.agrees(tolerance)
+            )
         finally:
-            for fold in reversed(tried):
+            for fold in tried:
                 fold.undo_()
 
-    def search(tried: Sequence[AnyFold]) -> list[AnyFold]:
-        if not tried or agrees(tried):
-            return list(tried)
-        if len(tried) == 1 or runs >= MOST_RUNS:
-            return []
+    def halves(tried: Sequence[AnyFold]) -> list[AnyFold]:
         half = len(tried) // 2
-        return search(tried[:half]) + search(tried[half:])
+        parts = (tried[:half], tried[half:]) if half else ()
+        return [fold for part in parts for fold in (part if agrees(part) else halves(part))]
 
     if not folds or agrees(folds):
         return list(folds)
-    return search(folds) if len(folds) > 1 and agrees([]) else []
+    return halves(folds) if agrees([]) else []  # a model that does not repeat itself shows nothing
 
 
 def _tolerance(model: nn.Module) -> float:
@@ -104,6 +106,9 @@ class Change:
                 self.module._parameters[name] = nn.Parameter(
                     value.to(old.dtype), requires_grad=old.requires_grad
                 )
+
+    def is_finite(self) -> bool:
+        return all(bool(self.module._parameters[name].isfinite().all()) for name in self.before)
 
     def undo_(self) -> None:
         for name, parameter in self.before.items():
@@ -171,22 +176,20 @@ class Divided:
         """
         change = self.change = Change(self.producer, in_place=self.in_place)
         weight, bias = self.producer.weight.detach(), self.producer._parameters.get("bias")
+        divisor = s.reshape(-1, *(1 for _ in weight.shape[1:]))
         try:
-            before = None if is_linear(self.producer) else self._outputs()
-            divisor = s.reshape(-1, *(1 for _ in weight.shape[1:]))
+            before = [] if is_linear(self.producer) else self._outputs()
             change.write_(self.form(weight, divisor), None if bias is None else bias.detach() / s)
-            if before is not None and not all(
-                map(self._is_right, before, self._outputs(), [s] * len(before))
-            ):
-                self.undo_()
-                return False
+            after = self._outputs() if before else []
+            is_right = change.is_finite() and all(map(self._is_right, before, after, [s] * len(before)))
         except Exception:  # a module that wants other arguments, or writes that are refused
-            self.undo_()
-            return False
+            is_right = False
         except BaseException:
             self.undo_()
             raise
-        return True
+        if not is_right:
+            self.undo_()
+        return is_right
 
     def undo_(self) -> None:
         if self.change is not None:
@@ -218,11 +221,8 @@ class Divided:
 def _filled(value: Any, generator: torch.Generator) -> Any:
     """Random numbers in the place of tensors on the meta device; of matrices 16 rows, of larger tensors the first."""
     if isinstance(value, torch.Tensor):
-        shape = (
-            value.shape
-            if value.dim() < 2
-            else (min(len(value), 16 if value.dim() == 2 else 1), *value.shape[1:])
-        )
+        rows = 16 if value.dim() == 2 else 1
+        shape = value.shape if value.dim() < 2 else (min(len(value), rows), *value.shape[1:])
         if not value.is_floating_point():
             return torch.zeros(shape, dtype=value.dtype)
         return torch.randn(shape, generator=generator).to(value.dtype)

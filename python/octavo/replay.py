@@ -21,12 +21,12 @@ from .batches import float_tensors
 from .nn import QuantLinear
 
 MOST_CALLS = 2  # each costs a run of the model: the first one, and the first with other shapes or arguments
-MOST_ELEMENTS = 2**20  # of each output are kept, evenly spaced
+MOST_ELEMENTS, FEW_ELEMENTS = 2**20, 2**12  # of each output are kept, evenly spaced; of modules inside
 
 
 @dataclass
 class _Call:
-    """One call of the outermost module; `outputs` are samples of what it gave."""
+    """One call of the outermost module; samples of what it gave, and of what modules inside gave, in their order."""
 
     module: nn.Module
     args: tuple
@@ -34,6 +34,8 @@ class _Call:
     random_state: torch.Tensor
     autocast: torch.dtype | None
     outputs: list[torch.Tensor] = field(default_factory=list)
+    inside: list[torch.Tensor] = field(default_factory=list)
+    modules: set[nn.Module] = field(default_factory=set)  # those inside
 
     def run(self) -> list[torch.Tensor]:
         """Once more, with the same random numbers; what the call changes in the module's state is put back."""
@@ -41,7 +43,8 @@ class _Call:
         with torch.random.fork_rng(devices=[]), _state_kept(self.module), torch.no_grad():
             torch.set_rng_state(self.random_state)
             with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
-                return _samples(self.module(*args, **kwargs))
+                with _hooked(self.modules) as inside:
+                    return [*_samples(self.module(*args, **kwargs), MOST_ELEMENTS), *inside]
 
 
 class Replay:
@@ -69,11 +72,18 @@ class Replay:
             return
         self._open = _Call(module, args, kwargs, torch.get_rng_state(), autocast)
 
-    def end(self, output: Any) -> None:
-        """It gives `output`."""
+    def add(self, module: nn.Module, output: Any) -> None:
+        """A module inside, one that is a model by itself, gives `output`, which must stay the same, too."""
         if self._open is not None:
             with torch.inference_mode(False), torch.no_grad():
-                self._open.outputs = _samples(output)
+                self._open.inside += _samples(output, FEW_ELEMENTS)
+            self._open.modules.add(module)
+
+    def end(self, output: Any) -> None:
+        """The outermost module gives `output`."""
+        if self._open is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._open.outputs = _samples(output, MOST_ELEMENTS)
             self.calls.append(self._open)
             self._open = None
 
@@ -85,15 +95,32 @@ class Replay:
         if self.is_lost or not all(call.outputs for call in self.calls):
             return False
         try:
-            return bool(self.calls) and all(_same(call.outputs, call.run(), tolerance) for call in self.calls)
+            return bool(self.calls) and all(
+                _same([*call.outputs, *call.inside], call.run(), tolerance) for call in self.calls
+            )
         except Exception:
             return False
 
 
-def _samples(output: Any) -> list[torch.Tensor]:
+@contextmanager
+def _hooked(modules: set[nn.Module]) -> Iterator[list[torch.Tensor]]:
+    """A list of samples of what `modules` give inside."""
+    samples: list[torch.Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda module, args, y: samples.extend(_samples(y, FEW_ELEMENTS)))
+        for module in modules
+    ]
+    try:
+        yield samples
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _samples(output: Any, most: int) -> list[torch.Tensor]:
     samples = []
     for tensor in float_tensors(output):
-        step = -(-tensor.numel() // MOST_ELEMENTS)
+        step = -(-tensor.numel() // most)
         samples.append(tensor.detach().flatten()[:: max(step, 1)].clone())
     return samples
 

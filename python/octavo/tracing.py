@@ -77,7 +77,8 @@ class Trace:
         for source in () if self.is_lost else self.sources.values():
             through_relu = set(source.consumers.values())
             fed_by_it_alone = all(self.inputs[consumer] == {source} for consumer in source.consumers)
-            is_read = source.has_other_use or source.may_be_read or source.producer in self.read_elsewhere
+            is_read = source.has_other_use or source.may_be_read
+            is_read = is_read or not self.read_elsewhere.isdisjoint({source.producer, *source.consumers})
             if len(through_relu) == 1 and fed_by_it_alone and not is_read:
                 result.append(
                     Group(
@@ -182,6 +183,9 @@ class _Watcher(TorchFunctionMode):
             self._follow(module, args, kwargs, output)
         if not self.running:
             self._end(output)
+        elif len(self.weighted[module]) > 1:
+            with self._blinded():
+                self.trace.replay.add(module, output)
 
     def _follow(self, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor) -> None:
         source = self.trace.sources.setdefault(module, Source(module))

@@ -55,9 +55,10 @@ def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bo
     """Folds one s for all layers of a group into the producer, where that is shown to change nothing."""
     candidates = _candidates(model, groups, in_place)
     folds = [fold for fold in candidates if fold.divided.find_form()]
-    if (
+    can_try = (
         trace.replay.calls or trace.replay.is_lost
-    ):  # else the user has told the groups, and nothing can be tried
+    )  # else the user has told the groups, and was not watched
+    if can_try:
         folds = proven(model, folds, trace.replay)
     with undone(folds):
         for fold in folds:
@@ -97,8 +98,9 @@ def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[G
 
 
 def _candidates(model: nn.Module, groups: Sequence[Group], in_place: bool) -> list[_SmoothFold]:
-    """The groups that can be tried: nobody else has the producer, and no module is in two of them."""
+    """The groups that can be tried: nobody else has the producer, and no module divides or multiplies twice."""
     owners, holders = sole_owners(model), None
+    producers: set[nn.Module] = set()
     taken: set[nn.Module] = set()
     result = []
     for number, group in enumerate(groups):
@@ -106,13 +108,14 @@ def _candidates(model: nn.Module, groups: Sequence[Group], in_place: bool) -> li
         width: Any = producer._parameters.get("weight")
         is_ready = width is not None and all(_waits_for(layer, len(width)) for layer in group.consumers)
         may_change = not any(reason_to_stay(module) for module in (producer, *layers))
-        if not (is_ready and may_change and producer in owners) or producer in taken or layers & taken:
+        if not (is_ready and may_change and producer in owners) or producer in producers or layers & taken:
             continue
         writes = in_place or not is_linear(producer)
         if writes:
             holders = holders or Holders(model)
             if holders.have(producer, producer._parameters.values()):
                 continue
+        producers.add(producer)
         taken |= layers
         result.append(_SmoothFold(group, number, in_place=writes))
     return result
@@ -134,28 +137,28 @@ class _SmoothFold:
         self.layers: list[Any] = group.consumers
         self.divided = Divided(group.producer, group.calls, in_place=in_place)
         self.number = number
-        self.before: list[dict[str, torch.Tensor]] = []
+        self.tried: list[Any] = []
 
     def try_(self) -> bool:
         s = self.divided.exact(powers_of_two(self.divided.k, self.number))
         if not self.divided.by_(s):
             return False
-        self.before = [dict(layer._buffers) for layer in self.layers]
         for layer in self.layers:
-            layer.smoothing = s
-            layer.is_smoothed = layer.is_folded = torch.tensor(True, device="cpu")
+            layer.try_smoothing_(s)
+            self.tried.append(layer)
         return True
 
     def undo_(self) -> None:
         self.divided.undo_()
-        for layer, buffers in zip(self.layers, self.before, strict=False):
-            layer._buffers.update(buffers)
-        self.before = []
+        while self.tried:
+            self.tried.pop().end_trial_()
 
     def smooth_(self) -> None:
         """For good, if the producer does as it should."""
         s = choose_smoothing(self.layers)
-        if self.divided.by_(s):
+        largest = max((layer.input_absmax / s).max() for layer in self.layers)
+        fits = largest <= torch.finfo(self.divided.producer.weight.dtype).max / 2  # float16 ends early
+        if fits and self.divided.by_(s):
             producer = self.divided.producer
             if isinstance(producer, PreparedLinear):
                 producer.reset_weight_scale_()

@@ -129,6 +129,22 @@ class PreparedSmoothed(PreparedLinear):
         self.sample = []
         self.reset_weight_scale_()
 
+    # --- trials -----------------------------------------------------------------------------------------------------
+
+    def try_smoothing_(self, smoothing: torch.Tensor) -> None:
+        """Until `end_trial_`, whoever reads `weight` gets the smoothed one, made anew each time: a copy would stay."""
+        self.__dict__["tried"] = (self._parameters.pop("weight"), smoothing)
+
+    def end_trial_(self) -> None:
+        weight, _ = self.__dict__.pop("tried")
+        self._parameters = {"weight": weight, **self._parameters}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "tried" in self.__dict__:
+            weight, smoothing = self.__dict__["tried"]
+            return (weight * smoothing).to(weight.dtype)
+        return super().__getattr__(name)
+
     # --- the views --------------------------------------------------------------------------------------------------
 
     @property
