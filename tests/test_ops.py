@@ -192,7 +192,7 @@ def static(input_scale, input_zero_point):
         (ValueError, "qmin < qmax", lambda: ops.choose_qparams(X, 5, 5, False)),
         (ValueError, "row 1", lambda: ops.choose_qparams(NAN_IN_ROW_1, -127, 127, True)),
         (ValueError, "row 0", lambda: ops.choose_qparams(torch.tensor([[torch.inf]]), -127, 127, False)),
-        (TypeError, "dtype is int16", lambda: ops.quantize(X, SCALE, ZERO, -127, 127, torch.int16)),
+        (TypeError, "dtype is int32", lambda: ops.quantize(X, SCALE, ZERO, -127, 127, torch.int32)),
         (ValueError, "0 <= qmin", lambda: ops.quantize(X, SCALE, ZERO, -127, 127, torch.uint8)),
         (ValueError, "scale must be float32", lambda: ops.quantize(X, ZERO, ZERO, 0, 7, torch.int8)),
         (
