@@ -19,7 +19,9 @@ SCHEMES = {
     "Int8Dynamic()": octavo.Int8Dynamic(),
     "Int8WeightOnly()": octavo.Int8WeightOnly(),
     "Int8Static()": octavo.Int8Static(),
-    "SmoothQuant(), not folded": octavo.SmoothQuant(),  # a bare layer has nothing before it
+    "SmoothQuant(), not folded": octavo.Int8Dynamic(
+        method=octavo.SmoothQuant()
+    ),  # a bare layer has nothing before it
     "LLMInt8(1e9), no columns": octavo.LLMInt8(1e9),
     "LLMInt8(10.0), six columns": octavo.LLMInt8(10.0),
 }
@@ -47,7 +49,9 @@ def training_times(linear: nn.Linear) -> None:
     layers: dict[str, nn.Module] = {"float": linear.requires_grad_()}
     for learn in (False, True):
         name = "learned scales" if learn else "straight through"
-        layers[name] = octavo.Int8Dynamic(weight_bits=4).prepare_linear(linear, learn_scales=learn)
+        layers[name] = octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4)).prepare_linear(
+            linear, learn_scales=learn
+        )
     times = interleaved({name: lambda f=f: f(x).sum().backward() for name, f in layers.items()})
     unit = times["float"].best
     print("train: " + ", ".join(f"{name} {time.best / unit:.2f}" for name, time in times.items()))

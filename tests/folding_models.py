@@ -33,7 +33,7 @@ class Net(nn.Module):
 def folded(net: nn.Module) -> list[str]:
     """The layers that get smoothed input, after prepare_ and a calibration that must not change the float output."""
     expected = net(X).detach()
-    octavo.prepare_(net, octavo.SmoothQuant())
+    octavo.prepare_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     for _ in range(2):
         with octavo.calibrating(net), torch.no_grad():
             found = net(X)
@@ -46,7 +46,7 @@ def quantized_in_place(net: nn.Module) -> tuple[list[str], float]:
     """The layers that get smoothed input, and how far the outputs are from float, dB."""
     with torch.no_grad():
         expected = net(X)
-        octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
+        octavo.quantize_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
         error = octavo.metrics.sqnr_db(expected, net(X))
     return [name for name in "ab" if type(getattr(net, name)) is QuantLinear], error
 

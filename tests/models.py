@@ -58,7 +58,7 @@ def model() -> Model:
 
 def variants() -> list[Scheme]:
     """Each scheme with each combination of its boolean fields, and those that go before another one with each."""
-    result: list[Scheme] = [octavo.SmoothQuant(then=octavo.Int8Static())]
+    result: list[Scheme] = [octavo.Int8Static(method=octavo.SmoothQuant())]
     for scheme in SCHEMES.values():
         flags = [field.name for field in dataclasses.fields(scheme) if isinstance(field.default, bool)]
         for values in itertools.product([True, False], repeat=len(flags)):

@@ -78,7 +78,7 @@ def test_smoothquant_does_not_fold_into_it(kind):
     """The layer stays float, with the same numbers; the next one divides its input."""
     model = changed(0)(kind)
     expected = model[0](X).detach()
-    octavo.quantize_(model, octavo.SmoothQuant(), data=[X])
+    octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
     assert type(model[2]) is octavo.nn.SmoothedLinear
     assert_bits_equal(model[0](X).detach(), expected)
 
@@ -86,7 +86,7 @@ def test_smoothquant_does_not_fold_into_it(kind):
 @pytest.mark.parametrize("kind", CHANGED)
 def test_nor_into_a_prepared_layer_that_was_changed_afterwards(kind):
     model = mlp()
-    octavo.prepare_(model, octavo.SmoothQuant())
+    octavo.prepare_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     CHANGED[kind](model[0])
     with octavo.calibrating(model):
         expected = model[0](X).detach()
@@ -98,7 +98,7 @@ def test_nor_into_a_prepared_layer_that_was_changed_afterwards(kind):
 @pytest.mark.parametrize("kind", CHANGED)
 def test_nor_does_a_changed_layer_get_smoothed_input(kind):
     model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
-    octavo.prepare_(model, octavo.SmoothQuant())
+    octavo.prepare_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     CHANGED[kind](model[1])
     norm = model[0].weight.detach().clone()
     with octavo.calibrating(model):
@@ -112,7 +112,9 @@ def test_a_mapping_that_names_a_changed_layer_is_refused():
     with pytest.raises(
         ValueError, match="fold names '0', which cannot be changed: its weight is no parameter"
     ):
-        octavo.quantize_(model, octavo.SmoothQuant(fold={"0": ["2"]}), data=[X], include="2")
+        octavo.quantize_(
+            model, octavo.Int8Dynamic(method=octavo.SmoothQuant(fold={"0": ["2"]})), data=[X], include="2"
+        )
     assert_unchanged(model, before)
 
 
@@ -128,7 +130,7 @@ def test_a_mapping_that_names_a_changed_layer_is_refused():
 )
 def test_a_bias_that_the_output_would_not_follow_is_not_corrected(kind):
     model = mlp()
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     CHANGED[kind](model[2])
     before = model_state(model)
     with pytest.raises(ValueError, match="the bias of layer '2' cannot be changed"):

@@ -237,7 +237,7 @@ SCHEMES = {
     "dynamic": octavo.Int8Dynamic(),
     "weight_only": octavo.Int8WeightOnly(),
     "static": octavo.Int8Static(),
-    "smoothed": octavo.SmoothQuant(fold=False),
+    "smoothed": octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False)),
     "outliers": octavo.LLMInt8(1.0),
 }
 

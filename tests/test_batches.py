@@ -103,10 +103,12 @@ def test_every_figure_sees_what_an_output_holds(wrap):
     """An error that is not seen would be 0 or inf dB."""
     torch.manual_seed(0)
     reference = Wrapped(wrap)
-    model = octavo.quantized(reference, octavo.Int8Dynamic(weight_bits=3))
+    model = octavo.quantized(reference, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     assert 0 < octavo.compare(reference, model, Y).output.sqnr_db < 60
     assert 0 < octavo.evaluate(reference, model, Y, kind="module", resources=()).output.sqnr_db < 60
-    found = octavo.sensitivity(reference, Y, octavo.Int8Dynamic(weight_bits=3), figure="error")
+    found = octavo.sensitivity(
+        reference, Y, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)), figure="error"
+    )
     assert found.rows[1].figure > 0
 
 

@@ -33,7 +33,9 @@ def coarse(scheme=octavo.Int8Dynamic()) -> tuple[nn.Sequential, nn.Sequential]:
     import dataclasses
 
     reference = mlp()
-    return reference, octavo.quantized(reference, dataclasses.replace(scheme, weight_bits=3), data=BATCHES)
+    return reference, octavo.quantized(
+        reference, dataclasses.replace(scheme, weights=octavo.formats.CoarseInt8(3)), data=BATCHES
+    )
 
 
 def outputs(model: nn.Sequential) -> dict[str, torch.Tensor]:
@@ -122,7 +124,7 @@ def test_only_biases_change():
 
 def test_a_prepared_model_is_corrected_before_it_is_trained_or_frozen():
     reference, model = mlp(), mlp()
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     octavo.correct_bias_(model, reference, BATCHES)
     assert model[2].bias.requires_grad
     expected = model(BATCHES[0]).detach()
@@ -132,7 +134,7 @@ def test_a_prepared_model_is_corrected_before_it_is_trained_or_frozen():
 
 def test_a_prepared_layer_keeps_the_bias_that_an_optimizer_has():
     reference, model = mlp(), mlp()
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     bias, before = model[0].bias, model[0].bias.detach().clone()
     shifts = octavo.correct_bias_(model, reference, BATCHES)
     assert model[0].bias is bias
@@ -143,7 +145,7 @@ def test_a_bias_that_is_tied_to_another_is_not_written_to():
     reference, model = mlp(), mlp()
     reference[2].bias = reference[0].bias
     model[2].bias = model[0].bias
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     shifts = octavo.correct_bias_(model, reference, BATCHES)
     for name in ("0", "2"):
         found = model.get_submodule(name).bias.detach()
@@ -152,7 +154,7 @@ def test_a_bias_that_is_tied_to_another_is_not_written_to():
 
 def test_an_error_on_the_way_takes_the_corrections_back():
     reference, model = mlp(), mlp()
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=3))
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(3)))
     with torch.no_grad():
         model[4].weight[0] *= 1e38
     before = model_state(model)
@@ -239,16 +241,26 @@ def prepared(scheme):
 
 
 RESCALED = {
-    "folded": lambda folder: octavo.quantized(wide(), octavo.SmoothQuant(weight_bits=4), data=X),
-    "folded_static": lambda folder: octavo.quantized(
-        wide(), octavo.SmoothQuant(then=octavo.Int8Static(), weight_bits=4), data=X
+    "folded": lambda folder: octavo.quantized(
+        wide(), octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant()), data=X
     ),
-    "folded_prepared": lambda folder: prepared(octavo.SmoothQuant(weight_bits=4)),
-    "folded_loaded": lambda folder: loaded(octavo.SmoothQuant(weight_bits=4), folder),
-    "equalized": lambda folder: equalized(octavo.Int8Dynamic(weight_bits=4)),
-    "equalized_and_smoothed": lambda folder: equalized(octavo.SmoothQuant(fold=False, weight_bits=4)),
-    "equalized_and_folded": lambda folder: equalized(octavo.SmoothQuant(weight_bits=4)),
-    "equalized_with_outliers": lambda folder: equalized(octavo.LLMInt8(weight_bits=4)),
+    "folded_static": lambda folder: octavo.quantized(
+        wide(), octavo.Int8Static(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant()), data=X
+    ),
+    "folded_prepared": lambda folder: prepared(
+        octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant())
+    ),
+    "folded_loaded": lambda folder: loaded(
+        octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant()), folder
+    ),
+    "equalized": lambda folder: equalized(octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4))),
+    "equalized_and_smoothed": lambda folder: equalized(
+        octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant(fold=False))
+    ),
+    "equalized_and_folded": lambda folder: equalized(
+        octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant())
+    ),
+    "equalized_with_outliers": lambda folder: equalized(octavo.LLMInt8(weights=octavo.formats.CoarseInt8(4))),
 }
 rescaled = pytest.mark.parametrize("make", RESCALED.values(), ids=RESCALED)
 
@@ -273,7 +285,9 @@ def float_units(case: str) -> torch.Tensor:
     if "equalized" in case:
         octavo.equalize_(model, X)
     if "folded" in case:
-        octavo.prepare_(model, octavo.SmoothQuant(weight_bits=4))
+        octavo.prepare_(
+            model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant())
+        )
         with octavo.calibrating(model), torch.no_grad():
             model(X)
     return (wide()[1].weight / model[1].weight).detach()[:, 0]
@@ -294,7 +308,7 @@ def test_a_rescaled_producer_gets_the_references_mean_in_its_own_units(case, tmp
 def test_factors_that_cannot_be_told_are_refused_and_the_model_stays():
     """A model that was folded and then trained by other means: no reference's weight explains what it holds."""
     reference = wide()
-    model = octavo.quantized(reference, octavo.SmoothQuant(weight_bits=8), data=X)
+    model = octavo.quantized(reference, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=X)
     other = copy.deepcopy(reference)
     with torch.no_grad():
         other[1].weight.mul_(1 + 0.05 * seeded(32, 8))

@@ -50,7 +50,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
 def test_a_step_moves_a_learned_scale_by_a_share_of_its_size(bits):
     """Adam's first step is the learning rate for every element with a gradient, however large that is."""
     model = tiny_model()
-    octavo.prepare_(model, octavo.Int8Dynamic(weight_bits=bits), learn_scales=True)
+    octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(bits)), learn_scales=True)
     before = copy.deepcopy(model)
     train(model, TEXT, Config(steps=1, batch=2, learning_rate=1e-3, warmup=1))
     for old, new in zip(before.modules(), model.modules(), strict=True):

@@ -61,7 +61,12 @@ def test_files_hold_codes_and_scales_under_the_names_of_compressed_tensors(folde
     config = json.loads((folder / "octavo.json").read_text())
     assert config["format"] == "octavo" and config["format_version"] == 1
     assert config["octavo_version"] == octavo.__version__
-    assert config["layers"]["body.2"] == {"name": "Int8Dynamic", "weight_bits": 8, "symmetric": True}
+    assert config["layers"]["body.2"] == {
+        "name": "Int8Dynamic",
+        "weights": {"name": "Int8"},
+        "method": {"name": "RoundToNearest"},
+        "symmetric": True,
+    }
 
 
 def test_tied_weights_are_written_once_and_stay_tied(folder):

@@ -142,8 +142,8 @@ def damage_text(folder, old, new):
     [
         ('"symmetric": true', '"symmetric": false'),
         ('"Int8Dynamic"', '"Int8WeightOnly"'),
-        ('"weight_bits": 8', '"weight_bits": 4'),
-        ('"weight_bits": 8,', ""),
+        ('"Int8"', '"CoarseInt8"'),
+        ('"name": "Int8"', ""),
         ('"head.weight": "embed.weight"', ""),
         ('"crc32": "', '"crc32": "0'),
     ],
@@ -187,7 +187,10 @@ def one_layer(scheme):
     [
         *((octavo.Int8Dynamic(), "0.weight_scale", value) for value in BAD_SCALES),
         *((octavo.Int8Static(), "0.input_scale", value) for value in BAD_SCALES),
-        *((octavo.SmoothQuant(fold=False), "0.input_multiplier", value) for value in BAD_SCALES),
+        *(
+            (octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False)), "0.input_multiplier", value)
+            for value in BAD_SCALES
+        ),
         (octavo.Int8Dynamic(), "0.bias", math.nan),
         (octavo.LLMInt8(threshold=0.5), "0.outlier_weight", math.nan),
         (octavo.LLMInt8(threshold=0.5), "0.outlier_columns", 8),

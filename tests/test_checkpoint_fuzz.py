@@ -50,7 +50,7 @@ def octavo_folder(folder: Path) -> None:
     """A layer of each kind that has a field of its own, a prepared one, aliases, buffers."""
     torch.manual_seed(0)
     model = skeleton("cpu")
-    smooth = octavo.SmoothQuant(then=octavo.Int8Static(), fold=False)
+    smooth = octavo.Int8Static(method=octavo.SmoothQuant(fold=False))
     octavo.quantize_(model, {"0": smooth, "2": octavo.LLMInt8()}, data=[torch.randn(8, 4)])
     octavo.prepare_(model, {"3": octavo.Int8Static(observers.Percentile(99.0)), "*": None}, learn_scales=True)
     model.register_buffer("table", torch.arange(3), persistent=False)

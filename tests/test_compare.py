@@ -335,7 +335,7 @@ def test_exchanged_arguments_are_warned_about(pair, caplog):
 
 
 def folded(model: nn.Module, x: torch.Tensor, folder) -> nn.Module:
-    return octavo.quantized(model, octavo.SmoothQuant(), data=x)
+    return octavo.quantized(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=x)
 
 
 def folded_and_loaded(model: nn.Module, x: torch.Tensor, folder) -> nn.Module:

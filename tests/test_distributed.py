@@ -49,7 +49,7 @@ def calibrate(m):
 
 
 states = {}
-smooth = octavo.SmoothQuant((0.3, 0.7), then=octavo.Int8Static())
+smooth = octavo.Int8Static(method=octavo.SmoothQuant((0.3, 0.7)))
 schemes = [octavo.Int8Static(symmetric=False), smooth, octavo.LLMInt8(1.5)]
 for scheme in schemes:
     for learn_scales in (False, True):

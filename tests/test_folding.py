@@ -90,10 +90,13 @@ def test_hooks_of_users_see_what_the_modules_around_them_give():
     net = nn.Sequential(nn.Sequential(nn.LayerNorm(8), nn.Identity()), nn.Linear(8, 8))
     for module, register in ((net[0], "register_forward_hook"), (net[0][1], "register_forward_pre_hook")):
         handle = getattr(module, register)(lambda *seen: None)
-        quantized = octavo.quantized(net, octavo.SmoothQuant(), data=[X])
+        quantized = octavo.quantized(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
         assert type(quantized[1]) is SmoothedLinear
         handle.remove()
-    assert type(octavo.quantized(net, octavo.SmoothQuant(), data=[X])[1]) is QuantLinear
+    assert (
+        type(octavo.quantized(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])[1])
+        is QuantLinear
+    )
 
 
 # --- readers of the weights -----------------------------------------------------------------------------------------
@@ -169,14 +172,14 @@ def test_what_an_inner_model_gives_stays_what_it_was(last):
     torch.manual_seed(0)
     model = Inner(nn.Sequential(nn.Linear(8, 8), nn.GELU(), last)).eval()
     expected = model.inner(X).detach()
-    octavo.quantize_(model, octavo.SmoothQuant(), data=[X], include="head")
+    octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X], include="head")
     assert_bits_equal(model.inner(X).detach(), expected)
 
 
 def test_what_a_wrapped_norm_gives_is_folded():
     """With one module that has weights in it, it is no model by itself."""
     model = Inner(nn.Sequential(nn.LayerNorm(8), nn.Identity()))
-    octavo.quantize_(model, octavo.SmoothQuant(), data=[X])
+    octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
     assert type(model.head) is QuantLinear
 
 
@@ -188,7 +191,9 @@ def test_hidden_states_that_calibration_did_not_ask_for_stay_what_they_were():
     model = bert(transformers.BertForSequenceClassification)
     with torch.no_grad():
         expected = model(IDS, output_hidden_states=True).hidden_states[-1]
-        octavo.quantize_(model, octavo.SmoothQuant(), data=[IDS], include="bert.pooler.dense")
+        octavo.quantize_(
+            model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[IDS], include="bert.pooler.dense"
+        )
         assert_bits_equal(model(IDS, output_hidden_states=True).hidden_states[-1], expected)
         assert_bits_equal(model.bert(IDS).last_hidden_state, expected)
 
@@ -197,7 +202,7 @@ def test_a_llama_like_model_folds_what_its_layers_norms_give():
     pytest.importorskip("transformers")
     from tiny_models import IDS, llama
 
-    model = octavo.quantized(llama(), octavo.SmoothQuant(), data=[IDS])
+    model = octavo.quantized(llama(), octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[IDS])
     divide = [name for name, module in model.named_modules() if type(module) is SmoothedLinear]
     inner = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.o_proj", "mlp.down_proj")]
     assert divide == [*inner, "lm_head"]
@@ -219,7 +224,7 @@ def test_a_norm_that_scales_another_axis_of_the_same_size_absorbs_nothing(norm, 
     x = X.reshape(4, 8, 8)
     model = nn.Sequential(norm, nn.Linear(8, 8))
     expected = model[0](x).detach()
-    octavo.quantize_(model, octavo.SmoothQuant(), data=[x])
+    octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[x])
     assert (type(model[1]) is QuantLinear) == is_right
     if not is_right:
         assert_bits_equal(model[0](x).detach(), expected)
@@ -228,5 +233,5 @@ def test_a_norm_that_scales_another_axis_of_the_same_size_absorbs_nothing(norm, 
 def test_a_group_norm_of_rows_absorbs():
     """Its channels are the last axis then."""
     model = nn.Sequential(nn.GroupNorm(2, 8), nn.Linear(8, 8))
-    octavo.quantize_(model, octavo.SmoothQuant(), data=[X])
+    octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
     assert type(model[1]) is QuantLinear

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 
 def test_an_optimizer_made_before_calibration_trains_folded_layers():
     net = Net()
-    octavo.prepare_(net, octavo.SmoothQuant())
+    octavo.prepare_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     parameters = list(net.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1)
     with octavo.calibrating(net), torch.no_grad():
@@ -39,7 +39,10 @@ def test_quantizing_in_place_keeps_the_parameters_of_norms():
 def test_a_copy_never_writes_into_the_original_not_even_for_a_moment():
     net = Net()
     versions = [p._version for p in net.parameters()]
-    assert type(octavo.quantized(net, octavo.SmoothQuant(), data=[X]).b) is QuantLinear
+    assert (
+        type(octavo.quantized(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X]).b)
+        is QuantLinear
+    )
     assert [p._version for p in net.parameters()] == versions
 
 
@@ -90,7 +93,7 @@ def interrupted(self, *args):
 @pytest.mark.parametrize("where", ["Replay.agrees", "Divided._is_right", "powers_of_two"])
 def test_an_interrupted_trial_leaves_the_model_as_it_was(monkeypatch, where):
     net = Net()
-    octavo.prepare_(net, octavo.SmoothQuant())
+    octavo.prepare_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     before = [(p, p.detach().clone()) for p in net.parameters()]
     monkeypatch.setattr(f"octavo.folding.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt), octavo.calibrating(net), torch.no_grad():
@@ -106,14 +109,16 @@ def test_an_error_after_folding_puts_the_values_of_norms_back():
     net.unused = nn.Linear(8, 3)
     before = model_state(net)
     with pytest.raises(ValueError, match="layer 'unused' is not calibrated"):
-        octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
+        octavo.quantize_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
     assert_unchanged(net, before)
 
 
 def test_one_wrong_fold_does_not_cost_the_others():
     function = torch.jit.script(free_tanh)
     blocks = [Net(lambda net, x, h: function(h)) if i == 2 else Net() for i in range(4)]
-    model = octavo.quantized(nn.Sequential(*blocks), octavo.SmoothQuant(), data=[X])
+    model = octavo.quantized(
+        nn.Sequential(*blocks), octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X]
+    )
     kinds = [[type(block.a), type(block.b)] for block in model]
     assert kinds == [[SmoothedLinear if i == 2 else QuantLinear, QuantLinear] for i in range(4)]
 
@@ -125,13 +130,13 @@ def test_a_model_that_does_not_repeat_itself_shows_nothing():
 
     assert quantized_in_place(Net(lambda net, x, h: 0.0 * noise(net, x, h)))[0] == ["a", "b"]
     net = Net(noise)
-    octavo.quantize_(net, octavo.SmoothQuant(), data=[X])
+    octavo.quantize_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=[X])
     assert type(net.a) is type(net.b) is SmoothedLinear
 
 
 def test_dropout_elsewhere_and_the_users_random_numbers_are_not_in_the_way():
     net = Net(lambda net, x, h: F.dropout(x, training=True))
-    octavo.prepare_(net, octavo.SmoothQuant())
+    octavo.prepare_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     torch.manual_seed(3)
     with octavo.calibrating(net), torch.no_grad():
         net(X)

@@ -26,7 +26,9 @@ def static(model: nn.Module) -> nn.Module:
 
 USES = {
     "quantize_": lambda data: octavo.quantize_(mlp(), octavo.Int8Static(), data=data),
-    "quantized": lambda data: octavo.quantized(mlp(), octavo.SmoothQuant(), data=data),
+    "quantized": lambda data: octavo.quantized(
+        mlp(), octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=data
+    ),
     "compare": lambda data: octavo.compare(mlp(), static(mlp()), data),
     "evaluate": lambda data: octavo.evaluate(mlp(), static(mlp()), data, kind="module", resources=()),
     "sensitivity": lambda data: octavo.sensitivity(mlp(), data, octavo.Int8Dynamic()),

@@ -13,7 +13,12 @@ from octavo.nn import PreparedLinear, QuantLinear
 from octavo.report import QuantizationReport
 from octavo.schemes.base import Scheme
 
-SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Static(), octavo.SmoothQuant(), octavo.LLMInt8()]
+SCHEMES = [
+    octavo.Int8Dynamic(),
+    octavo.Int8Static(),
+    octavo.Int8Dynamic(method=octavo.SmoothQuant()),
+    octavo.LLMInt8(),
+]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 ERRORS = [KeyboardInterrupt, MemoryError, SystemExit]
 
@@ -104,7 +109,7 @@ def test_before_that_everything_is_undone(monkeypatch, owner):
     before = model_state(m)
     interrupt(monkeypatch, owner, name, 1 if name == "calibrate" else 3)
     with pytest.raises(KeyboardInterrupt):
-        octavo.quantize_(m, octavo.SmoothQuant(), data=IDS)
+        octavo.quantize_(m, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=IDS)
     assert_unchanged(m, before)
 
 

@@ -64,7 +64,12 @@ def test_questions_about_the_form_need_no_values(layer, reads):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     "scheme",
-    [octavo.Int8Dynamic(), octavo.Int8Static(), octavo.LLMInt8(0.5), octavo.SmoothQuant(fold=False)],
+    [
+        octavo.Int8Dynamic(),
+        octavo.Int8Static(),
+        octavo.LLMInt8(0.5),
+        octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False)),
+    ],
     ids=lambda scheme: scheme.name,
 )
 def test_it_has_the_dtype_of_the_float_layer_also_from_a_file(tmp_path, dtype, bias, scheme):

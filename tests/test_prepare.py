@@ -3,6 +3,7 @@
 
 import copy
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,18 +21,26 @@ SCHEMES = {
     "static": (STATIC, {}),
     "static affine, pure": (octavo.Int8Static(MovingAverage(0.5), symmetric=False), {"estimator": "pure"}),
     "static, int32 bias": (octavo.Int8Static(MinMax(), int32_bias=True), {}),
-    "static 4 bit": (octavo.Int8Static(Percentile(99.0, bins=128), weight_bits=4), {}),
-    "dynamic 4 bit, learned": (octavo.Int8Dynamic(weight_bits=4), {"learn_scales": True}),
+    "static 4 bit": (octavo.Int8Static(Percentile(99.0, bins=128), weights=octavo.formats.CoarseInt8(4)), {}),
+    "dynamic 4 bit, learned": (
+        octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4)),
+        {"learn_scales": True},
+    ),
     "static, learned": (STATIC, {"learn_scales": True}),
     "static affine, learned": (
         octavo.Int8Static(CLIPPING, symmetric=False, int32_bias=True),
         {"learn_scales": True},
     ),
-    "smooth": (octavo.SmoothQuant(), {}),
-    "smooth, not folded": (octavo.SmoothQuant((0.3, 0.6), fold=False, weight_bits=4), {}),
-    "smooth, static, learned": (octavo.SmoothQuant(then=STATIC), {"learn_scales": True}),
+    "smooth": (octavo.Int8Dynamic(method=octavo.SmoothQuant()), {}),
+    "smooth, not folded": (
+        octavo.Int8Dynamic(
+            weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant((0.3, 0.6), fold=False)
+        ),
+        {},
+    ),
+    "smooth, static, learned": (replace(STATIC, method=octavo.SmoothQuant()), {"learn_scales": True}),
     "smooth, static affine, learned": (
-        octavo.SmoothQuant(then=octavo.Int8Static(CLIPPING, symmetric=False)),
+        octavo.Int8Static(CLIPPING, symmetric=False, method=octavo.SmoothQuant()),
         {"learn_scales": True},
     ),
     "outliers": (octavo.LLMInt8(1.1, relative=True), {}),

@@ -16,12 +16,14 @@ from octavo.observers import MinMax, Percentile
 SCHEMES = [
     octavo.Int8WeightOnly(),
     octavo.Int8Dynamic(),
-    octavo.Int8Dynamic(symmetric=False, weight_bits=4),
+    octavo.Int8Dynamic(symmetric=False, weights=octavo.formats.CoarseInt8(4)),
     octavo.Int8Static(MinMax()),
     octavo.Int8Static(Percentile(90.0), symmetric=False),
-    octavo.Int8Static(Percentile(90.0), weight_bits=4),
+    octavo.Int8Static(Percentile(90.0), weights=octavo.formats.CoarseInt8(4)),
     octavo.Int8Static(MinMax(), int32_bias=True),
-    octavo.Int8Static(Percentile(90.0), symmetric=False, int32_bias=True, weight_bits=2),
+    octavo.Int8Static(
+        Percentile(90.0), symmetric=False, int32_bias=True, weights=octavo.formats.CoarseInt8(2)
+    ),
 ]
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 

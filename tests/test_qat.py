@@ -24,7 +24,7 @@ def model(digits) -> nn.Module:
 
 
 def scheme(bits: int, symmetric: bool = True) -> octavo.Int8Static:
-    return octavo.Int8Static(weight_bits=bits, symmetric=symmetric)
+    return octavo.Int8Static(symmetric=symmetric, weights=octavo.formats.CoarseInt8(bits))
 
 
 def loss(model: nn.Module, digits: Digits) -> torch.Tensor:

@@ -42,7 +42,9 @@ def test_what_outlier_columns_and_smoothing_add_counts_as_bits_of_the_weights():
     plain = bits_per_weight(octavo.quantized(linear, octavo.Int8Dynamic()))
     outliers = bits_per_weight(octavo.quantized(linear, octavo.LLMInt8(), data=x))
     assert outliers >= plain + 32 * 3 / 64
-    smoothed = bits_per_weight(octavo.quantized(linear, octavo.SmoothQuant(), data=x))
+    smoothed = bits_per_weight(
+        octavo.quantized(linear, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=x)
+    )
     assert smoothed == plain + 8 * 4 * 64 / (64 * 32)
 
 

@@ -68,7 +68,7 @@ def test_weight_is_within_half_a_step_and_the_largest_is_exact(scheme, dtype):
 @every_scheme
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_output_is_within_the_bound_that_the_scales_give(scheme, bits):
-    scheme = dataclasses.replace(scheme, weight_bits=bits)
+    scheme = dataclasses.replace(scheme, weights=octavo.formats.CoarseInt8(bits))
     linear, x = nn.Linear(130, 40), seeded(9, 130)
     layer = octavo.quantized(linear, scheme, data=x)
     assert layer.codes().abs().max() == 2 ** (bits - 1) - 1
@@ -179,12 +179,21 @@ def test_what_a_scheme_cannot_serve_is_named(scheme, make, reason):
     [
         (lambda: octavo.Int8Dynamic(symmetric=1), TypeError, "symmetric must be True or False, got 1"),
         (lambda: octavo.Int8Dynamic(symetric=True), TypeError, "symetric"),
-        (lambda: octavo.Int8Dynamic(weight_bits=4.0), TypeError, "weight_bits must be an int, got 4.0"),
-        (lambda: octavo.Int8WeightOnly(weight_bits=9), ValueError, r"weight_bits must be in 2 .. 8, got 9"),
+        (
+            lambda: octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(4.0)),
+            TypeError,
+            "CoarseInt8: bits must be an int, got 4.0",
+        ),
+        (
+            lambda: octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(9)),
+            ValueError,
+            r"CoarseInt8: bits must be in 2 .. 8, got 9",
+        ),
         (lambda: octavo.Int8Static(symmetric=0), TypeError, "Int8Static: symmetric must be True or False"),
         (lambda: octavo.Int8Static(int32_bias=1), TypeError, "int32_bias must be True or False, got 1"),
         (lambda: octavo.Int8Static("minmax"), TypeError, "observer is 'minmax'.*MSE, MinMax, MovingAverage"),
         (lambda: from_dict({"name": "Int8Static", "observer": {"name": "X"}}), ValueError, "observer 'X'"),
+        (lambda: octavo.Int8Dynamic(weights=8), TypeError, "weights is 8, accepted are .*Int8"),
         (lambda: from_dict({"name": "Int3"}), ValueError, "'Int3' is unknown.*Int8Dynamic, Int8Static"),
         (lambda: from_dict({}), ValueError, "None is unknown"),
         (
@@ -215,3 +224,37 @@ def test_a_layer_refuses_other_widths_and_dtypes(scheme, x, error, text):
     layer = octavo.quantized(nn.Linear(3, 4), scheme, data=torch.ones(2, 3))
     with pytest.raises(error, match=text):
         layer(x)
+
+
+@pytest.mark.parametrize(
+    "text, scheme",
+    [
+        ("int8-dynamic", octavo.Int8Dynamic()),
+        ("INT8_Dynamic", octavo.Int8Dynamic()),
+        ("Int8WeightOnly", octavo.Int8WeightOnly()),
+        ("llm-int8:threshold=4", octavo.LLMInt8(4.0)),
+        (
+            "int8-static:observer=minmax,symmetric=False",
+            octavo.Int8Static(octavo.observers.MinMax(), symmetric=False),
+        ),
+        ("int8-dynamic:method=smooth-quant", octavo.Int8Dynamic(method=octavo.SmoothQuant())),
+    ],
+)
+def test_a_scheme_has_one_name_however_it_is_spelled(text, scheme):
+    assert octavo.schemes.by_name(text) == scheme
+    assert octavo.quantized(nn.Linear(4, 4), text, data=torch.ones(2, 4)).in_features == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["int3", "int8-dynamic:symmetric", "int8-dynamic:bits=4", "int8-dynamic:method=awk"]
+)
+def test_an_unknown_name_is_refused_with_what_there_is(text):
+    with pytest.raises(ValueError, match="Int8Dynamic|symmetric=|RoundToNearest"):
+        octavo.schemes.by_name(text)
+
+
+def test_fewer_bits_of_older_files_are_the_format_that_has_them_now():
+    assert from_dict({"name": "Int8Dynamic", "weight_bits": 8, "symmetric": True}) == octavo.Int8Dynamic()
+    assert from_dict({"name": "Int8WeightOnly", "weight_bits": 3}) == octavo.Int8WeightOnly(
+        weights=octavo.formats.CoarseInt8(3)
+    )

@@ -16,7 +16,7 @@ from octavo import byte_lm, byte_text, mixed_precision
 from octavo.metrics import DistributionAccumulator, relative_error
 from octavo.sensitivity import LayerSensitivity, Sensitivity
 
-W8, W4, W3, W2 = (octavo.Int8Dynamic(weight_bits=bits) for bits in (8, 4, 3, 2))
+W8, W4, W3, W2 = (octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(bits)) for bits in (8, 4, 3, 2))
 UNIT = 2.0**-20  # figures that are multiples of it add up without rounding, in any order
 
 
@@ -33,7 +33,7 @@ def made_up(layers: int, seed: int, *, with_float: bool = True) -> Sensitivity:
         if with_float:
             rows.append(LayerSensitivity(str(i), None, 0.0, 4 * weights, weights))
         for scheme, figure in zip((W8, W4, W2), figures, strict=True):
-            rows.append(LayerSensitivity(str(i), scheme, figure, scheme.weight_bits * weights // 8, weights))
+            rows.append(LayerSensitivity(str(i), scheme, figure, scheme.weights.bits * weights // 8, weights))
     return Sensitivity("kld", rows)
 
 
@@ -185,7 +185,7 @@ def test_sizes_are_those_of_the_weights_at_their_bits():
 def test_a_batch_that_raises_leaves_the_model_as_it_was():
     reference = model().train()
     before = model_state(reference)
-    for scheme in (W4, octavo.SmoothQuant()):
+    for scheme in (W4, octavo.Int8Dynamic(method=octavo.SmoothQuant())):
         with pytest.raises(IndexError):
             octavo.sensitivity(reference, [IDS, IDS + 10**6], scheme)
         assert_unchanged(reference, before)
@@ -254,14 +254,18 @@ def test_an_output_without_logits_asks_for_the_other_figure():
 
 
 def test_a_sensitivity_is_a_table_a_dict_and_a_plot(capsys):
-    found = octavo.sensitivity(model(), IDS, [W8, octavo.SmoothQuant()], progress=True)
+    found = octavo.sensitivity(
+        model(), IDS, [W8, octavo.Int8Dynamic(method=octavo.SmoothQuant())], progress=True
+    )
     assert "measuring sensitivity" in capsys.readouterr().err
     lines = str(found).splitlines()
     assert len(lines) == 2 + len(found.rows) and "KL divergence, nats" in lines[0]
     assert found._repr_html_().count("<tr>") == 1 + len(found.rows)
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["figure"] == "kld" and plain["rows"][0]["scheme"] is None
-    assert octavo.schemes.from_dict(plain["rows"][2]["scheme"]) == octavo.SmoothQuant()
+    assert octavo.schemes.from_dict(plain["rows"][2]["scheme"]) == octavo.Int8Dynamic(
+        method=octavo.SmoothQuant()
+    )
 
 
 def test_a_plot_marks_every_figure_above_0():
@@ -309,7 +313,7 @@ def test_half_the_layers_at_4_bits_and_half_at_2_is_better_than_the_other_way_ro
     """The eight layers of the perceptrons have one size, so both choices have. On all windows: 0.23 and 1.53."""
     rows = [row for row in measured.rows if ".mlp." in row.name and row.scheme in (W2, W4)]
     chosen = octavo.choose(Sensitivity("kld", rows), budget=8 * 65536 * 3 / 8)
-    assert sorted(scheme.weight_bits for scheme in chosen.values()) == [2, 2, 2, 2, 4, 4, 4, 4]
+    assert sorted(scheme.weights.bits for scheme in chosen.values()) == [2, 2, 2, 2, 4, 4, 4, 4]
     inverted = {name: W2 if scheme == W4 else W4 for name, scheme in chosen.items()}
     assert kld(chosen) < kld(inverted) / 3
 

@@ -3,6 +3,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import nn
 
 import octavo
 from asserts import assert_bits_equal, assert_unchanged, assert_within, model_state
+from octavo.methods.smoothing import choose_smoothing, output_error, smoothing_scales
 from octavo.nn import QuantLinear, SmoothedLinear, StaticQuantLinear, StaticSmoothedLinear
 from octavo.observers import MinMax
-from octavo.smoothing import choose_smoothing, output_error, smoothing_scales
 
 STATIC = octavo.Int8Static(MinMax())
 K = 24
@@ -83,7 +84,9 @@ def attention(producer: str = "LayerNorm", **options) -> Attention:
     return model
 
 
-def calibrated(model: nn.Module, scheme=octavo.SmoothQuant(), passes: int = 1) -> nn.Module:
+def calibrated(
+    model: nn.Module, scheme=octavo.Int8Dynamic(method=octavo.SmoothQuant()), passes: int = 1
+) -> nn.Module:
     octavo.prepare_(model, scheme, include=READERS)
     for _ in range(passes):
         with octavo.calibrating(model):
@@ -110,7 +113,7 @@ def oracle(x: torch.Tensor, weight: torch.Tensor, alpha: float) -> tuple[torch.T
 def test_s_and_codes_are_those_of_the_paper(alpha):
     """s is rounded once and the codes are the nearest ones, but for 2^-20 of a step in 127."""
     linear, x = nn.Linear(K, 16), data()
-    layer = octavo.quantized(linear, octavo.SmoothQuant(alpha), data=x)
+    layer = octavo.quantized(linear, octavo.Int8Dynamic(method=octavo.SmoothQuant(alpha)), data=x)
     s, unrounded = oracle(x, linear.weight, alpha)
     assert_within(layer.input_multiplier, 1 / s, 2**-22 / s)
     assert_within(layer.codes().float(), unrounded, 0.5 + 127 * 2**-20)
@@ -119,7 +122,7 @@ def test_s_and_codes_are_those_of_the_paper(alpha):
 @pytest.mark.parametrize("then", [octavo.Int8Dynamic(symmetric=False), octavo.Int8WeightOnly(), STATIC])
 def test_the_layer_is_that_of_the_scheme_that_follows_on_smoothed_input(then):
     linear, x = nn.Linear(K, 16), data()
-    layer = octavo.quantized(linear, octavo.SmoothQuant(then=then), data=x)
+    layer = octavo.quantized(linear, replace(then, method=octavo.SmoothQuant()), data=x)
     smoothed = x * layer.input_multiplier.detach()
     plain = then.layer.from_codes(layer.codes(), layer.weight_scale, layer.bias, then)
     if then.needs_data:
@@ -141,7 +144,7 @@ def test_a_channel_that_is_always_zero_is_left_alone_and_units_do_not_matter():
 def test_of_several_alphas_the_one_with_the_closest_output_is_taken():
     grid = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
     linear, x = nn.Linear(K, 16), data()
-    prepared = octavo.SmoothQuant(grid, STATIC).prepare_linear(linear)
+    prepared = replace(STATIC, method=octavo.SmoothQuant(grid)).prepare_linear(linear)
     prepared.is_calibrating = True
     prepared(x)
     weight_absmax = linear.weight.detach().abs().amax(0)
@@ -150,7 +153,7 @@ def test_of_several_alphas_the_one_with_the_closest_output_is_taken():
     best = errors.index(min(errors))
     assert 0 < best < len(grid) - 1, "the ends should lose: they smooth one side only"
     assert_bits_equal(choose_smoothing([prepared]), candidates[best])
-    layer = octavo.quantized(linear, octavo.SmoothQuant(grid, STATIC), data=x)
+    layer = octavo.quantized(linear, replace(STATIC, method=octavo.SmoothQuant(grid)), data=x)
     assert_bits_equal(layer.input_multiplier.detach(), 1 / candidates[best])
 
 
@@ -159,7 +162,8 @@ def test_smoothing_helps_where_there_are_outliers():
     model.before.weight.data[[3, 11]] *= 30
     for then in (octavo.Int8Dynamic(), STATIC):
         plain, smooth = (
-            octavo.quantized(model, s, data=data()) for s in (then, octavo.SmoothQuant(then=then))
+            octavo.quantized(model, s, data=data())
+            for s in (then, replace(then, method=octavo.SmoothQuant()))
         )
         figures = [octavo.compare(model, each, data()).output.sqnr_db for each in (plain, smooth)]
         assert figures[1] > figures[0] + 3
@@ -182,10 +186,11 @@ def test_the_producer_absorbs_s_and_the_float_output_stays(producer):
 def test_a_folded_layer_is_an_ordinary_one_of_the_scheme_that_follows():
     for then, kind in ((octavo.Int8Dynamic(), QuantLinear), (STATIC, StaticQuantLinear)):
         model = attention()
-        report = octavo.quantize_(model, octavo.SmoothQuant(then=then), data=data())
+        scheme = replace(then, method=octavo.SmoothQuant())
+        report = octavo.quantize_(model, scheme, data=data())
         assert [type(model.get_submodule(name)) for name in READERS] == [kind] * 3
         assert model.q.scheme == then
-        assert {row.scheme for row in report.quantized} == {"SmoothQuant"}
+        assert {row.scheme for row in report.quantized} == {octavo.schemes.label(scheme)}
 
 
 def test_layers_that_share_an_input_share_the_s_of_their_common_maximum():
@@ -210,11 +215,16 @@ NOT_FOLDED = {
     "a tied norm": tied,
     "another reader": lambda: calibrated(attention(use=lambda h: h.sum(-1, keepdim=True))),
     "one is kept float": lambda: octavo.quantized(
-        attention(), octavo.SmoothQuant(), data=data(), exclude="v"
+        attention(), octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=data(), exclude="v"
     ),
-    "not wanted": lambda: calibrated(attention(), octavo.SmoothQuant(fold=False)),
+    "not wanted": lambda: calibrated(attention(), octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False))),
     "two schemes": lambda: octavo.quantized(
-        attention(), {"q": octavo.SmoothQuant(0.3), "*": octavo.SmoothQuant()}, data=data()
+        attention(),
+        {
+            "q": octavo.Int8Dynamic(method=octavo.SmoothQuant(0.3)),
+            "*": octavo.Int8Dynamic(method=octavo.SmoothQuant()),
+        },
+        data=data(),
     ),
     "an unknown norm": lambda: calibrated(Attention(RMSNorm(K, bend=torch.tanh))),
     "a norm of another kind": lambda: calibrated(Attention(nn.LayerNorm(K, elementwise_affine=False))),
@@ -242,11 +252,13 @@ def test_told_groups_are_folded_and_only_those():
     model = Attention(nn.Sequential(layer_norm(), nn.Unflatten(-1, (1, K)), nn.Flatten(-2)))
     expected = model(data()).detach()
     assert not calibrated(copy.deepcopy(model)).q.is_folded
-    calibrated(model, octavo.SmoothQuant(fold={"before.0": READERS}))
+    calibrated(model, octavo.Int8Dynamic(method=octavo.SmoothQuant(fold={"before.0": READERS})))
     assert all(model.get_submodule(name).is_folded for name in READERS)
     with octavo.calibrating(model):
         assert_relative(model(data()), expected, 1e-5)
-    assert not calibrated(attention(), octavo.SmoothQuant(fold={"q": ["k"]})).v.is_folded
+    assert not calibrated(
+        attention(), octavo.Int8Dynamic(method=octavo.SmoothQuant(fold={"q": ["k"]}))
+    ).v.is_folded
 
 
 @pytest.mark.parametrize(
@@ -262,7 +274,7 @@ def test_a_wrong_mapping_is_refused_and_the_model_stays(fold, text):
     model = attention()
     before = model_state(model)
     with pytest.raises(ValueError, match=text):
-        octavo.quantize_(model, octavo.SmoothQuant(fold=fold), data=data())
+        octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=fold)), data=data())
     assert_unchanged(model, before)
 
 
@@ -270,12 +282,12 @@ def test_a_wrong_mapping_is_refused_and_the_model_stays(fold, text):
 def test_a_copy_leaves_the_original_alone_and_errors_undo_the_fold(producer):
     model = attention(producer)
     before = model_state(model)
-    octavo.quantized(model, octavo.SmoothQuant(), data=data())
+    octavo.quantized(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=data())
     assert_unchanged(model, before)
     model.unused = nn.Linear(K, 3)  # no batch reaches it, which is found out after folding
     before = model_state(model)
     with pytest.raises(ValueError, match="layer 'unused' is not calibrated"):
-        octavo.quantize_(model, octavo.SmoothQuant(), data=data())
+        octavo.quantize_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), data=data())
     assert_unchanged(model, before)
 
 
@@ -284,7 +296,7 @@ def test_a_copy_leaves_the_original_alone_and_errors_undo_the_fold(producer):
 
 def test_after_an_error_in_the_block_nothing_is_smoothed_but_what_was_seen_counts():
     model = attention()
-    octavo.prepare_(model, octavo.SmoothQuant(), include=READERS)
+    octavo.prepare_(model, octavo.Int8Dynamic(method=octavo.SmoothQuant()), include=READERS)
     with pytest.raises(RuntimeError), octavo.calibrating(model):
         model(data() * 2)
         raise RuntimeError
@@ -297,19 +309,24 @@ def test_after_an_error_in_the_block_nothing_is_smoothed_but_what_was_seen_count
 
 
 def test_a_static_scheme_needs_a_second_block_and_says_so():
-    model = calibrated(attention(), octavo.SmoothQuant(then=STATIC))
+    model = calibrated(attention(), replace(STATIC, method=octavo.SmoothQuant()))
     with pytest.raises(ValueError, match="layer 'q' is not calibrated: .*run the data a second time"):
         octavo.freeze_(model)
     with octavo.calibrating(model):
         model(data())
     octavo.freeze_(model)
     at_once = attention()
-    octavo.quantize_(at_once, octavo.SmoothQuant(then=STATIC), include=READERS, data=iter([data()]))
+    octavo.quantize_(
+        at_once, replace(STATIC, method=octavo.SmoothQuant()), include=READERS, data=iter([data()])
+    )
     assert_bits_equal(model(data()), at_once(data()))
 
 
 def test_frozen_codes_are_those_of_the_prepared_layer():
-    for scheme in (octavo.SmoothQuant(then=STATIC), octavo.SmoothQuant(fold=False, then=STATIC)):
+    for scheme in (
+        replace(STATIC, method=octavo.SmoothQuant()),
+        replace(STATIC, method=octavo.SmoothQuant(fold=False)),
+    ):
         model = calibrated(attention(), scheme, passes=2)
         codes = model.q.quantized_weight.codes
         expected = model(data()).detach()
@@ -319,7 +336,7 @@ def test_frozen_codes_are_those_of_the_prepared_layer():
 
 
 def test_a_layer_that_divides_itself_survives_half_precision_and_files(tmp_path):
-    model = octavo.quantized(attention(), octavo.SmoothQuant(fold=False, then=STATIC), data=data())
+    model = octavo.quantized(attention(), replace(STATIC, method=octavo.SmoothQuant(fold=False)), data=data())
     assert type(model.q) is StaticSmoothedLinear
     multiplier = model.q.input_multiplier.detach().clone()
     octavo.save(model, tmp_path)
@@ -337,16 +354,26 @@ def test_a_layer_that_divides_itself_survives_half_precision_and_files(tmp_path)
 @pytest.mark.parametrize(
     "call, error, text",
     [
-        (lambda: octavo.SmoothQuant(1.5), ValueError, r"alpha must be a number in \[0, 1\] or several"),
-        (lambda: octavo.SmoothQuant(()), ValueError, "alpha must be"),
-        (lambda: octavo.SmoothQuant("auto"), ValueError, "alpha must be.*got 'auto'"),
-        (lambda: octavo.SmoothQuant(math.nan), ValueError, "alpha must be"),
-        (lambda: octavo.SmoothQuant(then=3), TypeError, "then is 3, accepted are Int8Dynamic"),
-        (lambda: octavo.SmoothQuant(then=octavo.SmoothQuant()), TypeError, "then is SmoothQuant"),
-        (lambda: octavo.SmoothQuant(then=octavo.LLMInt8()), TypeError, "then is LLMInt8"),
-        (lambda: octavo.SmoothQuant(fold=3), TypeError, "fold must be True, False or a mapping"),
-        (lambda: octavo.SmoothQuant(fold={}), TypeError, "fold must be"),
-        (lambda: octavo.SmoothQuant(weight_bits=9), ValueError, "weight_bits must be in 2 .. 8, got 9"),
+        (
+            lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant(1.5)),
+            ValueError,
+            r"alpha must be a number in \[0, 1\] or several",
+        ),
+        (lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant(())), ValueError, "alpha must be"),
+        (
+            lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant("auto")),
+            ValueError,
+            "alpha must be.*got 'auto'",
+        ),
+        (lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant(math.nan)), ValueError, "alpha must be"),
+        (lambda: octavo.LLMInt8(method=octavo.SmoothQuant()), ValueError, "does not go with LLMInt8"),
+        (lambda: octavo.Int8Dynamic(method=3), TypeError, "method is 3, accepted are .*octavo.SmoothQuant"),
+        (
+            lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=3)),
+            TypeError,
+            "fold must be True, False or a mapping",
+        ),
+        (lambda: octavo.Int8Dynamic(method=octavo.SmoothQuant(fold={})), TypeError, "fold must be"),
     ],
 )
 def test_bad_arguments_are_refused(call, error, text):
@@ -354,11 +381,24 @@ def test_bad_arguments_are_refused(call, error, text):
         call()
 
 
-def test_weight_bits_are_those_of_the_scheme_that_follows_unless_given():
-    assert octavo.SmoothQuant(then=octavo.Int8Dynamic(weight_bits=4)).weight_bits == 4
-    assert octavo.SmoothQuant(then=octavo.Int8Dynamic(weight_bits=4), weight_bits=6).then.weight_bits == 6
-    assert octavo.SmoothQuant(then=octavo.Int8Dynamic) == octavo.SmoothQuant()
+def test_a_method_alone_is_no_scheme_and_the_error_says_how_to_write_it():
+    message = r"goes with a scheme: octavo.Int8Dynamic\(method=octavo.SmoothQuant\(\)\)"
+    for value in (octavo.SmoothQuant(), octavo.SmoothQuant):
+        with pytest.raises(TypeError, match=message):
+            octavo.quantize_(attention(), value, data=data())
+
+
+def test_alphas_are_numbers_however_they_are_given():
     assert octavo.SmoothQuant((0.3, 1)).alpha == (0.3, 1.0)
+    assert octavo.Int8Dynamic(method=octavo.SmoothQuant) == octavo.Int8Dynamic(method=octavo.SmoothQuant())
+
+
+def test_files_from_when_smoothquant_was_a_scheme_around_another_are_read():
+    then = {"name": "Int8Static", "weight_bits": 4, "symmetric": False}
+    fields = {"name": "SmoothQuant", "weight_bits": 4, "alpha": [0.3, 0.5], "fold": True, "then": then}
+    assert octavo.schemes.from_dict(fields) == octavo.Int8Static(
+        symmetric=False, weights=octavo.formats.CoarseInt8(4), method=octavo.SmoothQuant((0.3, 0.5))
+    )
 
 
 # --- parity ---------------------------------------------------------------------------------------------------------
@@ -372,7 +412,7 @@ def test_parity_with_torchao(alpha):
     observer = core.SmoothQuantObserver(linear.weight, alpha)
     observer(x)
     theirs = observer.calculate_qparams()[0].detach()
-    layer = octavo.quantized(linear, octavo.SmoothQuant(alpha), data=x)
+    layer = octavo.quantized(linear, octavo.Int8Dynamic(method=octavo.SmoothQuant(alpha)), data=x)
     eps = torch.finfo(torch.float32).eps
     relative = (
         alpha * eps / x.abs().amax(0) + (1 - alpha) * eps / linear.weight.detach().abs().amax(0) + 2**-21

@@ -11,6 +11,7 @@ import torch
 
 import octavo
 from octavo import byte_text, cli, study
+from octavo.formats import CoarseInt8, WeightFormat
 from octavo.observers import MinMax, Percentile
 from octavo.schemes import SCHEMES, label
 from octavo.study_result import StudyResult, StudyRow
@@ -26,7 +27,7 @@ TINY = study.Settings(
 class Coarse(octavo.Int8WeightOnly):
     """Weights of four bits: plainly worse than eight."""
 
-    weight_bits: int = field(default=4, kw_only=True)
+    weights: WeightFormat = field(default=CoarseInt8(4), kw_only=True)
 
 
 def run_with_coarse() -> StudyResult:
@@ -59,7 +60,7 @@ def test_the_float_model_comes_first_and_equals_itself(result):
 def test_every_registered_scheme_is_measured_in_its_variants(result):
     """Being in the registry is enough: Coarse is known to this file alone."""
     names = [row.name for row in result.schemes]
-    assert names == [*map(study.label, study.registered_schemes()), "Coarse"]
+    assert sorted(names) == sorted([*map(study.label, study.registered_schemes()), "Coarse"])
     assert {row.scheme["name"] for row in result.schemes} == {*SCHEMES, "Coarse"}
     assert {"Int8Dynamic(symmetric=False)", "Int8Static(MinMax)", "Int8Static(Percentile(99.9))"} <= set(
         names
@@ -102,10 +103,12 @@ def test_schemes_calibrate_on_the_training_text_alone(monkeypatch):
 LABELS = {
     "Int8Dynamic": octavo.Int8Dynamic(),
     "Int8Dynamic(symmetric=False)": octavo.Int8Dynamic(symmetric=False),
-    "Int8WeightOnly(weight_bits=4)": octavo.Int8WeightOnly(weight_bits=4),
+    "Int8WeightOnly(weights=CoarseInt8)": octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(4)),
     "Int8Static(Percentile(99.9), symmetric=False)": octavo.Int8Static(Percentile(99.9), symmetric=False),
-    "SmoothQuant": octavo.SmoothQuant(),
-    "SmoothQuant(0.7, then=Int8Static(MinMax))": octavo.SmoothQuant(0.7, octavo.Int8Static(MinMax())),
+    "Int8Dynamic(method=SmoothQuant)": octavo.Int8Dynamic(method=octavo.SmoothQuant()),
+    "Int8Static(MinMax, method=SmoothQuant(0.7))": octavo.Int8Static(
+        MinMax(), method=octavo.SmoothQuant(0.7)
+    ),
     "LLMInt8(4.0)": octavo.LLMInt8(4.0),
 }
 

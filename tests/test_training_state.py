@@ -174,7 +174,7 @@ def test_a_scale_that_crossed_zero_is_frozen_as_what_training_computed_with(name
 
 
 def test_a_smoothed_weight_that_overflows_is_refused_before_anything_changes():
-    m = calibrated(octavo.SmoothQuant(fold=False))
+    m = calibrated(octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False)))
     m[2].weight.data[0, 0] = 1e38
     m[2].smoothing[0] = 2.0**40
     before = model_state(m)
@@ -197,7 +197,11 @@ class Unused(nn.Module):
         return self.layers[0](x)
 
 
-@pytest.mark.parametrize("scheme", [octavo.Int8Static(), octavo.SmoothQuant(), octavo.LLMInt8()], ids=repr)
+@pytest.mark.parametrize(
+    "scheme",
+    [octavo.Int8Static(), octavo.Int8Dynamic(method=octavo.SmoothQuant()), octavo.LLMInt8()],
+    ids=repr,
+)
 def test_all_layers_without_data_are_named_at_once(scheme):
     m = Unused(5)
     before = model_state(m)

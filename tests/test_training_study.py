@@ -77,7 +77,7 @@ def test_no_held_out_window_is_trained_on(monkeypatch):
 def test_fewer_than_four_bits_are_trained_with_the_second_learning_rate():
     settings = dataclasses.replace(TINY, learning_rates=(1e-9, 1e-4), windows=1)
     result = training_study.run(
-        [octavo.Int8WeightOnly(weight_bits=bits) for bits in (4, 3)], settings=settings
+        [octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(bits)) for bits in (4, 3)], settings=settings
     )
     rates = {row.name: row.learning_rate for row in result.rows if row.training == STRAIGHT_THROUGH}
     assert rates == {"Int8WeightOnly(weight_bits=4)": 1e-9, "Int8WeightOnly(weight_bits=3)": 1e-4}
@@ -88,7 +88,7 @@ def test_fewer_than_four_bits_are_trained_with_the_second_learning_rate():
 
 def test_every_registered_scheme_can_be_trained():
     settings = dataclasses.replace(TINY, training=Config(steps=1, batch=1, warmup=1), windows=1)
-    schemes = [scheme(weight_bits=4) for scheme in SCHEMES.values()]
+    schemes = [scheme(weights=octavo.formats.CoarseInt8(4)) for scheme in SCHEMES.values()]
     result = training_study.run(schemes, settings=settings)
     assert [row.name for row in result.rows[2::4]] == [label(scheme) for scheme in schemes]
     assert all(row.perplexity < 256 for row in result.rows)

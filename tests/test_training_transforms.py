@@ -150,7 +150,7 @@ GRAPHS = [
     (octavo.Int8Dynamic(), {"estimator": "pure"}),
     (octavo.Int8Static(int32_bias=True), {}),
     (octavo.Int8Static(symmetric=False), {"learn_scales": True}),
-    (octavo.SmoothQuant(then=octavo.Int8Static()), {}),
+    (octavo.Int8Static(method=octavo.SmoothQuant()), {}),
     (octavo.LLMInt8(), {"learn_scales": True}),
 ]
 
@@ -183,7 +183,9 @@ def test_outlier_columns_are_in_the_graph_as_well(new_graphs):
 
 
 @pytest.mark.parametrize(
-    "scheme", [octavo.Int8Static(), octavo.LLMInt8(), octavo.SmoothQuant(then=octavo.Int8Static())], ids=repr
+    "scheme",
+    [octavo.Int8Static(), octavo.LLMInt8(), octavo.Int8Static(method=octavo.SmoothQuant())],
+    ids=repr,
 )
 def test_a_graph_of_a_layer_that_is_not_calibrated_raises_when_it_runs(scheme, new_graphs):
     m = nn.Sequential(nn.Linear(70, 20))

@@ -8,7 +8,20 @@ from importlib.metadata import version as _version
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import activations, dtypes, evaluation, formats, methods, metrics, nn, numpy, observers, ops, reference, schemes
+from . import (
+    activations,
+    dtypes,
+    evaluation,
+    formats,
+    methods,
+    metrics,
+    nn,
+    numpy,
+    observers,
+    ops,
+    reference,
+    schemes,
+)
 from .bias_correction import correct_bias_
 from .checkpoint import load, save
 from .compare import compare

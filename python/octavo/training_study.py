@@ -21,7 +21,7 @@ from . import byte_lm, byte_text
 from .byte_training import Config, train
 from .convert import quantized
 from .evaluate import evaluate
-from .formats import CoarseInt8, Int8
+from .formats import CoarseInt8
 from .prepare import calibrating, freeze_, prepare_
 from .progress import with_bar
 from .schemes import SCHEMES, Scheme, label
@@ -84,8 +84,9 @@ def run(
 
 def variants(schemes: Sequence[type[Scheme]]) -> list[Scheme]:
     """Each of `schemes` with its defaults and weights of BITS bits."""
-    formats = [Int8() if bits == 8 else CoarseInt8(bits) for bits in BITS]
-    return [scheme(weights=weights) for scheme in schemes for weights in formats]
+    return [
+        scheme() if bits == 8 else scheme(weights=CoarseInt8(bits)) for scheme in schemes for bits in BITS
+    ]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import ops
-from .. import huge_pages
+from .. import huge_pages, ops
 from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
 from .base import TensorForm, Tensors, WeightFormat
 
@@ -115,7 +114,7 @@ class CoarseInt8(Int8):
     """As Int8, with the codes that `bits` bits would have. Nothing gets smaller: a code takes a byte all the same.
 
     It is for studies and for training: it shows what fewer bits cost, and what training wins back.
-    bits     2 .. 7
+    bits     2 .. 8
     raises   TypeError, ValueError for other bits
     """
 
@@ -124,5 +123,5 @@ class CoarseInt8(Int8):
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool):
             raise TypeError(f"CoarseInt8: bits must be an int, got {self.bits!r}")
-        if not 2 <= self.bits <= 7:
-            raise ValueError(f"CoarseInt8: bits must be in 2 .. 7, got {self.bits}; Int8() has 8")
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"CoarseInt8: bits must be in 2 .. 8, got {self.bits}")

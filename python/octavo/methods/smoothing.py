@@ -18,11 +18,11 @@ from torch import nn
 
 from ..absorbing import is_linear, is_norm_like, reason_to_stay
 from ..folding import Divided, powers_of_two, proven, undone
-from .base import RoundToNearest
 from ..nn import PreparedLinear, PreparedSmoothed
 from ..sharing import Holders, sole_owners
 from ..swap import undone_on_error
 from ..tracing import Group, Trace, traced
+from .base import RoundToNearest
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
 
