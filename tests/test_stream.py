@@ -199,7 +199,8 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_checkpoint(source, tmp_pa
     for point in points[:-1]:
         (left,) = (tmp_path / str(point)).iterdir()
         assert left.name.startswith(".") and left.name.endswith(".partial")
-    quantize_folder(source, tmp_path / "22/int8", DYNAMIC)  # what is left of the first run is in nobody's way
+    quantize_folder(source, tmp_path / "22/int8", DYNAMIC)
+    assert os.listdir(tmp_path / "22") == ["int8"]  # what was left of the first run is gone
     for point in (22, 23):
         assert len(pretrained.load_quantized(tmp_path / str(point) / "int8").state_dict()) == 21 + 15
 
