@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import octavo
-from asserts import assert_bits_equal
+from asserts import assert_bits_equal, assert_within
 from fusion_models import DECODER, IDS, PADDED, bert, llama, mistral, outputs, transformers, with_cache
 from octavo import ops
 from octavo.fusion.interface import attention_forward, is_native
@@ -129,7 +129,11 @@ def test_models_within_a_module_are_found_by_name():
     "kind, options, reason",
     [
         ("T5EncoderModel", dict(d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2), "does not let"),
-        ("Gemma2ForCausalLM", DECODER, "of another kind"),
+        (
+            "Gemma2ForCausalLM",
+            DECODER,
+            "kind",
+        ),  # some versions of transformers allow SDPA, which has no softcap
         ("LlamaForCausalLM", {**DECODER, "head_dim": 8}, "only torch computes"),
     ],
 )
@@ -150,6 +154,34 @@ def test_attention_weights_are_left_to_torch():
     assert not found or all(each is None for each in found)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_module_may_call_attention_by_the_names_of_its_arguments(by_name, calls):
+    """Many models of images and texts hand attention_mask over by its name."""
+    model = llama()
+    for layer in model.model.layers:
+        kind = type(layer.self_attn)
+
+        class Calls(kind):
+            def forward(self, hidden_states, position_embeddings, attention_mask=None, **options):
+                batch, length, _ = hidden_states.shape
+                q, k, v = (
+                    getattr(self, f"{name}_proj")(hidden_states).view(batch, length, -1, 16).transpose(1, 2)
+                    for name in "qkv"
+                )
+                attend = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+                given = {"query": q, "key": k, "value": v, "attention_mask": attention_mask}
+                values = [] if by_name else list(given.values())
+                y, _ = attend(self, *values, **(given if by_name else {}), scaling=self.scaling)
+                return self.o_proj(y.reshape(batch, length, -1)), None
+
+        layer.self_attn.__class__ = Calls
+    before = outputs(model)
+    (row,) = attention_rows(model, attention="float32")
+    assert row.action == "fused", row
+    calls.clear()
+    assert (outputs(model) - before).norm() <= 2**-14 * before.norm() and len(calls) == 2
+
+
 def test_dropout_is_refused_not_ignored():
     model = bert(attention_probs_dropout_prob=0.1)
     octavo.fuse_(model, PADDED)
@@ -163,7 +195,7 @@ def test_sinks_and_softcaps_are_refused():
     q = torch.randn(1, 2, 3, 16)
     with pytest.raises(ValueError, match="no sinks"):
         attention_forward(nn.Identity(), q, q, q, None, s_aux=torch.ones(2))
-    with pytest.raises(ValueError, match="softcap"):
+    with pytest.raises(ValueError, match="no softcap"):
         attention_forward(nn.Identity(), q, q, q, None, softcap=30.0)
 
 
@@ -192,7 +224,9 @@ def test_a_causal_call_of_another_length_is_torchs():
     y, weights = attention_forward(module, q, k, k, None, is_causal=True)
     expected = F.scaled_dot_product_attention(q, k[:, :, :3], k[:, :, :3], is_causal=True)
     assert weights is None
-    assert_bits_equal(y, expected.transpose(1, 2).contiguous())
+    assert_within(
+        y, expected.transpose(1, 2).contiguous(), 2**-20
+    )  # some versions hide keys, others cut them off
 
 
 def test_a_pickled_model_brings_its_attention_along(monkeypatch):

@@ -54,6 +54,11 @@ class FixedEpsRMSNorm(LlamaRMSNorm):
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3)
 
 
+class LimitedRMSNorm(LlamaRMSNorm):
+    def finish(self, y):
+        return super().finish(y).clamp(-1e6, 1e6)
+
+
 def torch_norm():
     norm = nn.RMSNorm(48)
     norm.weight.data.normal_()
@@ -94,6 +99,7 @@ def test_a_norm_is_replaced_and_keeps_its_parameter(kind, dtype):
         (MeanRMSNorm, "something else than"),
         (FixedEpsRMSNorm, "something else than"),
         (BiasRMSNorm, "not one weight"),
+        (LimitedRMSNorm, "operator clamp may take another path for other inputs"),
         (lambda: nn.RMSNorm(48, elementwise_affine=False), "not one weight"),
     ],
 )

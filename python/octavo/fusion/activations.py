@@ -19,6 +19,7 @@ from ..nn import QuantLinear
 from ..plan import has_hooks
 from ..tracing import Source, traced
 from .example import Example
+from .paths import Proofs, other_paths
 from .step import HOOKS, Candidate, Changes
 from .verify import FLOAT32_ERROR
 
@@ -40,12 +41,13 @@ class Activations:
         return [
             candidate
             for module in leaves
-            for candidate in _candidates(model, names, module, trace.inputs[module])
+            for candidate in _candidates(model, names, module, trace.inputs[module], example.proofs)
         ]
 
 
-def activation_of(module: nn.Module) -> str | None:
-    """Which of ops.ACTIVATIONS the module computes, told by its values; None for any other."""
+def activation_of(module: nn.Module, proofs: Proofs | None = None) -> str | None:
+    """Which of ops.ACTIVATIONS the module computes, told by its values; None for any other, and for one whose graph has
+    another path for some values. `proofs` is what is known of modules' graphs already."""
     if not _may_be_activation(module):
         return None
     try:
@@ -58,7 +60,9 @@ def activation_of(module: nn.Module) -> str | None:
     for activation in ops.ACTIVATIONS:
         expected = ops.torch_activation(PROBE, activation)
         if bool(((found - expected).abs() <= 2 * FLOAT32_ERROR * expected.abs().clamp(min=1.0)).all()):
-            return activation
+            inputs = {"": PROBE.reshape(1, -1, 1).expand(2, -1, 2).contiguous()}
+            has_paths = other_paths(module, inputs, {} if proofs is None else proofs, kinks=True)
+            return None if has_paths else activation
     return None
 
 
@@ -72,7 +76,11 @@ def _may_be_activation(module: nn.Module) -> bool:
 
 
 def _candidates(
-    model: nn.Module, names: dict[nn.Module, str], module: nn.Module, sources: set[Source | None]
+    model: nn.Module,
+    names: dict[nn.Module, str],
+    module: nn.Module,
+    sources: set[Source | None],
+    proofs: Proofs,
 ) -> list[Candidate]:
     """One for each quantized layer that `module` reads: all of them are fused, or none."""
     producers = {source.producer for source in sources if source is not None}
@@ -81,7 +89,7 @@ def _candidates(
     if not layers:
         is_one = type(module).__module__ in ACTIVATION_MODULES and bool(sources)
         return [Candidate(names[module], kind, "does not read what a quantized layer gives")] * is_one
-    activation = activation_of(module)
+    activation = activation_of(module, proofs)
     if activation is None:
         return [Candidate(names[module], kind, f"is none of {', '.join(ops.ACTIVATIONS)}")]
     group = [Candidate(names[layer], kind, _obstacle(layer, module, sources)) for layer in layers]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 
 from .example import Example
-from .interface import NAMES, Registration, attention_forward, is_native, register, sdpa
+from .interface import NAMES, Registration, attention_forward, is_native, register, running, sdpa
 from .step import Candidate, Changes
 from .verify import failure
 
 WATCHED = "octavo_watched"  # torch's SDPA, and what it was asked
+LENGTH = 24  # of random keys
 DIFFERS = "differs on the example by more than rounding explains"
 
 
@@ -94,14 +96,21 @@ def _use(model: Any, name: str, changes: Changes) -> None:
 def _watch(model: Any, precision: str, example: Example) -> tuple[float | None, str]:
     """Runs torch's SDPA through the interface with ours beside it: the largest difference, and a reason to keep."""
     calls: list[float | str] = []
+    forms: set[tuple] = set()
 
-    def watched(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        expected = sdpa(module, query, key, value, mask, **options)
+    def watched(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        expected = sdpa(module, query, key, value, attention_mask, **options)
         if not is_native(query, key, value, options):
             calls.append(f"its attention is of a kind that only torch computes: {tuple(query.shape)}")
             return expected
-        found, _ = attention_forward(module, query, key, value, mask, precision=precision, **options)
-        calls.append(_difference(expected[0].float(), found.float(), precision))
+        found, _ = attention_forward(
+            module, query, key, value, attention_mask, precision=precision, **options
+        )
+        calls.append(_difference(expected[0], found, precision))
+        form = query.shape[1], key.shape[1], query.shape[3], options.get("scaling"), options.get("is_causal")
+        if form not in forms:
+            forms.add(form)
+            calls.extend(_on_random(module, query, key, precision, options))
         return expected
 
     changes = Changes()
@@ -121,15 +130,36 @@ def _watch(model: Any, precision: str, example: Example) -> tuple[float | None, 
     return (max(errors), "") if errors and DIFFERS not in reasons else (None, reasons[0])
 
 
+def _on_random(
+    module: Any, query: torch.Tensor, key: torch.Tensor, precision: str, options: dict[str, Any]
+) -> Iterator[float | str]:
+    """The differences for random heads: all keys, one query, and a mask that hides some keys and all from one query."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(heads: int, length: int) -> torch.Tensor:
+        return torch.randn(2, heads, length, query.shape[-1], generator=generator).to(query.dtype)
+
+    mask = torch.rand(2, 1, LENGTH, LENGTH, generator=generator) < 0.5
+    mask[:, :, 0] = False
+    for length, look in ((LENGTH, None), (1, None), (LENGTH, mask)):
+        q, k, v = random(query.shape[1], length), random(key.shape[1], LENGTH), random(key.shape[1], LENGTH)
+        expected = sdpa(module, q, k, v, look, **options)[0]
+        found = attention_forward(module, q, k, v, look, precision=precision, **options)[0]
+        first = 0 if look is None else 1  # the query that sees nothing has no result to agree on
+        yield _difference(expected[:, first:], found[:, first:], precision)
+
+
 def _difference(expected: torch.Tensor, found: torch.Tensor, precision: str) -> float | str:
     """The largest one; DIFFERS if all together are more than rounded products explain.
 
     Those are off by 3e-3 of the result in bfloat16 and 1.5e-2 in int8, for usual scores; a bound of about ten times
     that, for unusual ones, is judgement.
     """
+    rounding = 4 * torch.finfo(expected.dtype).eps
+    expected, found = expected.float(), found.float()
     finite = expected.isfinite()  # torch gives NaN to a query that may look at nothing, in some cases
     difference, expected = (found - expected)[finite], expected[finite]
-    bound = {"float32": 2.0**-12, "int8": 2.0**-3}.get(precision, 2.0**-4)
+    bound = max(rounding, {"float32": 2.0**-12, "int8": 2.0**-3}.get(running(precision), 2.0**-4))
     if not bool(difference.norm() <= bound * expected.norm()):
         return DIFFERS
     return difference.abs().max().item() if difference.numel() else 0.0

@@ -78,6 +78,22 @@ def read_call(module: Any) -> AttentionCall:
     return call
 
 
+def inputs_of(module: Any, call: AttentionCall) -> Iterator[dict[str, Any]]:
+    """What the module takes, with a cache and without one, to look at the formula it computes by."""
+    run = _inputs(module, call, 1.0, 0)
+    options = {name: value for name, value in run.options.items() if isinstance(value, torch.Tensor)}
+    for cache, keys in ((None, _LENGTH), (_Doubling(), 2 * _LENGTH)):
+        mask = torch.ones(_BATCH, 1, _LENGTH, keys, dtype=torch.bool)
+        yield {**run.given, **options, "attention_mask": mask, call.cache: cache}
+
+
+class _Doubling:
+    """A cache that holds what it is given already."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return torch.cat([keys, keys], 2), torch.cat([values, values], 2)
+
+
 def recorded(module: Any, call: AttentionCall, size: float = 1.0, position: int = 0) -> Run:
     """One run of `module` on random inputs of this size, from this position on. Raises: NotUnderstood."""
     run = _inputs(module, call, size, position)

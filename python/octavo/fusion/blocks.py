@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn import FusedBlock, QuantLinear, fused_block
+from ..nn import FusedBlock, fused_block
 from ..nn.block_call import BlockCall, Parameters
 from ..nn.fused_block import BlockPlan
-from ..nn.shared_input import SharedInput
 from ..plan import has_hooks
 from .example import Example
 from .graph import NotUnderstood, export_block, is_linear
 from .lowering import normal_form
 from .patterns import Pattern, find_pattern
 from .step import HOOKS, Candidate, Changes
+from .structure import comparable, structure_of
 
 MASKS = ("attention_mask", "attn_mask", "mask")
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 class Blocks:
@@ -88,10 +87,10 @@ class _Plans:
         names and nothing else; otherwise each block is exported."""
         ends: dict[Any, list[nn.Module]] = {}
         for block, call in calls.items():
-            ends.setdefault(_structure(block, call, False), []).append(block)
+            ends.setdefault(_structure(block, call, with_numbers=False), []).append(block)
         for first, *_, last in (blocks for blocks in ends.values() if len(blocks) > 2):
             plans = [self._plan_or_reason(block, calls[block]) for block in (first, last)]
-            self.known[_structure(first, calls[first], False)] = plans[0]
+            self.known[_structure(first, calls[first], with_numbers=False)] = plans[0]
             self.with_numbers |= plans[0] != plans[1]
 
     def plan_of(self, block: nn.Module, call: _Call) -> _Plan:
@@ -222,33 +221,6 @@ def _tuple_size(output: Any) -> int:
 
 def _structure(block: nn.Module, call: _Call, with_numbers: bool) -> Any:
     """Equal for blocks that differ in their weights only, and perhaps in their numbers, and are called alike."""
-    modules = tuple(
-        (name, type(module), _settings(module, with_numbers)) for name, module in block.named_modules()
-    )
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
-    kinds = tuple((name, type(value), _comparable(value)) for name, value in values.items())
-    return modules, kinds, type(call.output)
-
-
-def _settings(module: nn.Module, with_numbers: bool) -> Any:
-    """Shapes and everything else a module keeps in attributes; objects by their identity."""
-    shapes = tuple((name, None if p is None else p.shape) for name, p in module._parameters.items())
-    if isinstance(module, QuantLinear):
-        has_bias = module.bias is not None
-        return module.in_features, module.out_features, has_bias, module.scheme, module.activation
-    return shapes, tuple(
-        (name, _comparable(value))
-        for name, value in vars(module).items()
-        if name not in _MODULE_ATTRIBUTES
-        and type(value) is not SharedInput
-        and (with_numbers or not name.endswith(("_idx", "_index")))
-    )
-
-
-def _comparable(value: Any) -> Any:
-    """Plain values by themselves, tensors by their kind, other objects by identity."""
-    if isinstance(value, tuple):
-        return tuple(map(_comparable, value))
-    if isinstance(value, torch.Tensor):
-        return value.dim(), value.dtype
-    return value if value is None or isinstance(value, bool | int | float | str) else id(value)
+    kinds = tuple((name, type(value), comparable(value)) for name, value in values.items())
+    return structure_of(block, with_numbers), kinds, type(call.output)

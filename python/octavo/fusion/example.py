@@ -11,13 +11,17 @@ from torch import nn
 
 from ..batches import calls, float_tensors
 from .decoding import decodings
+from .paths import Proofs
+from .perturbed import perturbed
 
 
 class Example:
     """Batches and the model they are for.
 
     batches    the arguments of each call: [(args, kwargs), ...], at least one
+    proofs     what the steps found out about modules' paths (paths.py)
     outputs    floating-point tensors of each batch's output, of the model as it was when the example was made
+    others     batches that are made from those (perturbed.py), and the model's outputs for them
     decodings  models in it that write with a cache, and what they wrote then
     """
 
@@ -29,14 +33,31 @@ class Example:
                 "fuse_: example is empty; give at least one batch (a used-up generator is empty)"
             )
         self.outputs = self.run()
+        self.others = [other for args, kwargs in self.batches for other in self._other(args, kwargs)]
         self.decodings = decodings(model, self.run)
+        self.proofs: Proofs = {}
 
     def run(self) -> list[list[torch.Tensor]]:
         """Runs the model, as it is now, on all batches; returns the floating-point tensors of each output."""
-        outputs = []
-        for args, kwargs in self.batches:
-            # A cache among the arguments grows with each run, so each gets a fresh copy.
-            args, kwargs = copy.deepcopy((args, kwargs))
-            with torch.no_grad():
-                outputs.append([tensor.clone() for tensor in float_tensors(self.model(*args, **kwargs))])
-        return outputs
+        return [self._outputs(args, kwargs) for args, kwargs in self.batches]
+
+    def run_others(self) -> list[list[torch.Tensor]]:
+        """The same for the other batches."""
+        return [self._outputs(args, kwargs) for args, kwargs, _ in self.others]
+
+    def _outputs(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        # A cache among the arguments grows with each run, so each gets a fresh copy.
+        args, kwargs = copy.deepcopy((args, kwargs))
+        with torch.no_grad():
+            return [tensor.clone() for tensor in float_tensors(self.model(*args, **kwargs))]
+
+    def _other(
+        self, args: tuple, kwargs: dict[str, Any]
+    ) -> list[tuple[tuple, dict[str, Any], list[torch.Tensor]]]:
+        """One batch that the model takes, if it takes any."""
+        for other in perturbed(args, kwargs):
+            try:
+                return [(*other, self._outputs(*other))]
+            except Exception:  # values that mean something, or more positions than there are
+                continue
+        return []

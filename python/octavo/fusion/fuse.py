@@ -114,7 +114,7 @@ def _apply(
     replaced = [old for _, _, old, _ in changes.done[before:] if isinstance(old, nn.Module)]
     try:
         output, reason = _look_at_output(example, replaced)
-        reason = reason or _look_at_decoding(example, min_cosine)
+        reason = reason or _look_at_others(example, min_cosine) or _look_at_decoding(example, min_cosine)
     except Exception as error:  # a path through the model that the parts alone did not show
         output, reason = None, failure(error)
     if not reason and output is not None and not output.cosine >= min_cosine:  # NaN is too low as well
@@ -142,6 +142,14 @@ def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[Output
     if called:
         return None, f"the model calls a {type(called[0]).__name__} by another way than its place"
     return compare_outputs(example.outputs, found)
+
+
+def _look_at_others(example: Example, min_cosine: float) -> str:
+    """Why the step must be taken back: the model gives something else for other inputs; "" if it does not."""
+    output, reason = compare_outputs([before for *_, before in example.others], example.run_others())
+    if not reason and output is not None and example.others and not output.cosine >= min_cosine:
+        reason = f"for other inputs the output's cosine falls to {output.cosine:.4f}, below min_cosine"
+    return reason
 
 
 def _look_at_decoding(example: Example, min_cosine: float) -> str:

@@ -84,7 +84,7 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
     call = _Call(_skeleton(block), args, kwargs)
     try:
         # Else torch takes every size for more than 1, and a block that asks whether it is would not be found out.
-        with torch.no_grad(), _config.patch(backed_size_oblivious=True):
+        with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(call, inputs, dynamic_shapes=(dims,), strict=False)
     except Exception as error:  # whatever a block does that cannot be traced
         line = (str(error).strip().splitlines() or [""])[0]

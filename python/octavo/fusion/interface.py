@@ -7,6 +7,8 @@ function for torch's SDPA, call by call; what neither knows is refused.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,8 @@ from .. import ops
 
 # The precision of ops.attention -> the name of the implementation.
 NAMES = {name: "octavo" if name == "auto" else f"octavo_{name}" for name in ops.PRECISIONS}
+# Parameters of transformers' function for torch's SDPA that attention_forward reads as it does.
+KNOWN = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
 NO_DROPOUT = "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
 
 
@@ -39,6 +43,8 @@ def attention_forward(
         raise ValueError(NO_DROPOUT)
     if options.get("s_aux") is not None:
         raise ValueError("octavo's attention has no sinks: call octavo.unfuse_(model)")
+    if options.get("softcap") is not None:
+        raise ValueError("octavo's attention has no softcap: call octavo.unfuse_(model)")
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     # As SDPA's function reads these: one query looks at everything, and a mask says all there is to say.
@@ -56,15 +62,34 @@ def attention_forward(
 def is_native(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]) -> bool:
     """Whether ops.attention computes this call; options are those of the AttentionInterface."""
     size = query.shape[-1]
-    is_plain = not any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    is_plain = not any(options.get(name) is not None for name in ("cache", "softcap", *_others_of_sdpa()))
     return (
         is_plain and not options.get("output_attentions") and is_native_size(size) and value.shape[-1] == size
     )
 
 
+@functools.cache
+def _others_of_sdpa() -> tuple[str, ...]:
+    """Parameters of transformers' function that are not known here, such as position_bias, and later ones."""
+    parameters = inspect.signature(_interface()["sdpa"]).parameters.values()
+    return tuple(p.name for p in parameters if p.name not in KNOWN and p.kind is not p.VAR_KEYWORD)
+
+
 def is_native_size(head_dim: int) -> bool:
     """Whether ops.attention takes heads of this size; torch computes the others."""
     return head_dim % 16 == 0 and head_dim <= 128
+
+
+def running(precision: str) -> str:
+    """What `precision` is on this CPU."""
+    if precision != "auto":
+        return precision
+    x = torch.zeros(1, 1, 1, 16)
+    try:
+        ops.attention(x, x, x, precision="bfloat16")
+    except ValueError:
+        return "float32"
+    return "bfloat16"
 
 
 def sdpa(*args: Any, **options: Any) -> Any:

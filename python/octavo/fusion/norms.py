@@ -18,6 +18,7 @@ from ..nn import RMSNorm
 from ..plan import has_hooks
 from ..tracing import is_norm_like
 from .example import Example
+from .paths import Proofs, other_paths
 from .step import HOOKS, ROOT, Candidate, Changes
 from .verify import FLOAT32_ERROR, failure, relative
 
@@ -32,15 +33,15 @@ class Norms:
 
     def find(self, model: nn.Module, example: Example) -> list[Candidate]:
         return [
-            _candidate(model, name, module)
+            _candidate(model, name, module, example.proofs)
             for name, module in model.named_modules()
             if "RMSNorm" in type(module).__name__ and not isinstance(module, RMSNorm)
         ]
 
 
-def _candidate(model: nn.Module, name: str, module: nn.Module) -> Candidate:
+def _candidate(model: nn.Module, name: str, module: nn.Module, proofs: Proofs) -> Candidate:
     candidate = Candidate(name, type(module).__name__)
-    replacement, candidate.reason = (None, ROOT) if module is model else _replacement(module)
+    replacement, candidate.reason = (None, ROOT) if module is model else _replacement(module, proofs)
     if replacement is not None:
         candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
         candidate.reads = candidate.gives = module
@@ -49,16 +50,16 @@ def _candidate(model: nn.Module, name: str, module: nn.Module) -> Candidate:
     return candidate
 
 
-def _replacement(module: nn.Module) -> tuple[RMSNorm | None, str]:
+def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str]:
     """What computes the same for random rows, or the reason why nothing does."""
     if not is_norm_like(module) or module._parameters.get("bias") is not None:
         return None, "not one weight of one axis and nothing else"
     if has_hooks(module):
         return None, HOOKS
     weight: Any = module.weight
-    x = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, len(weight), generator=torch.Generator().manual_seed(0))
     # Small rows tell one eps from another.
-    x = (x * torch.tensor([30.0, 1.0, 1e-2, 1e-4])[:, None]).to(weight.dtype)
+    x = (x * torch.tensor([1e3, 30.0, 1.0, 1e-2, 1e-4])[:, None]).to(weight.dtype)
     try:
         expected = module.forward(x)
     except Exception as error:
@@ -69,7 +70,8 @@ def _replacement(module: nn.Module) -> tuple[RMSNorm | None, str]:
         replacement = RMSNorm(weight, eps, offset)
         difference = (replacement.forward(x).float() - expected.float()).abs()
         if bool((difference <= _error(module) * expected.float().abs()).all()):
-            return replacement, ""
+            reason = other_paths(module, {"": torch.stack([x, x])}, proofs)
+            return (None, reason) if reason else (replacement, "")
     return None, "computes something else than x / rms(x) * weight"
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from ..nn import QuantLinear, RotaryAttention
 from ..nn.rotary_attention import NORMS, PROJECTIONS
 from ..plan import has_hooks
-from .attention_call import TRIALS, read_call, recorded
+from .attention_call import TRIALS, inputs_of, read_call, recorded
 from .example import Example
 from .graph import NotUnderstood
-from .interface import NAMES, attention_forward
+from .interface import NAMES, attention_forward, running
+from .paths import Proofs, other_paths
 from .step import HOOKS, Candidate, Changes
 from .verify import failure
 
@@ -34,9 +35,9 @@ class Rotary:
 
     def find(self, model: nn.Module, example: Example) -> list[Candidate]:
         found = [(name, module) for name, module in model.named_modules() if takes_rotations(module)]
-        return [self._candidate(model, name, module) for name, module in found]
+        return [self._candidate(model, name, module, example) for name, module in found]
 
-    def _candidate(self, model: nn.Module, name: str, module: Any) -> Candidate:
+    def _candidate(self, model: nn.Module, name: str, module: Any, example: Example) -> Candidate:
         candidate = Candidate(name, type(module).__name__, obstacle(module))
         replacement = None
         if not candidate.reason:
@@ -46,7 +47,7 @@ class Rotary:
             candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
             candidate.bound = partial(_bound, precision)
             attend = partial(attention_forward, precision=precision)
-            replacement, candidate.reason = _replacement(module, attend)
+            replacement, candidate.reason = _replacement(module, attend, example.proofs)
         if replacement is not None:
             candidate.compute = partial(_compute, replacement)
             candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
@@ -77,10 +78,13 @@ def obstacle(module: Any) -> str:
     return HOOKS if has_hooks(module) else ""
 
 
-def _replacement(module: Any, attend: Any) -> tuple[RotaryAttention | None, str]:
+def _replacement(module: Any, attend: Any, proofs: Proofs) -> tuple[RotaryAttention | None, str]:
     """What stands for `module`, held against it on random inputs; or the reason why it may not."""
     try:
         replacement = RotaryAttention(module, attend, read_call(module))
+        for inputs in inputs_of(module, replacement.call):
+            if reason := other_paths(module, inputs, proofs):
+                return None, reason
         for size, position in TRIALS:
             run = recorded(module, replacement.call, size, position)
             (keys, values, *_), _ = run.updates[0]
@@ -114,4 +118,4 @@ def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.T
 
 def _bound(precision: str, expected: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     """Wide: it is for another formula, not for rounding. Rounding q and k to bfloat16 moves scores of 16 by 1/8."""
-    return (2**-10 if precision == "float32" else 2**-3) * expected.abs().max()
+    return (2**-10 if running(precision) == "float32" else 2**-3) * expected.abs().max()

@@ -52,6 +52,7 @@ class Candidate:
                the same one for a module that is replaced, a layer and the activation after it for a pair
     of_input   `compute` must reproduce what `gives` is called with, and `reads` return what `gives` does
     compute    the replacement as a function, called before anything is changed; None: the model's output alone decides
+    trials     arguments for `reads`, beside the ones of the example: values for which another formula would show
     bound      how far `compute` may be off; None: it is measured and reported, and the model's output decides
     error      largest |difference| that was measured; verify.py fills it in
     partners   places that are fused together or not at all
@@ -65,6 +66,7 @@ class Candidate:
     gives: nn.Module | None = None
     of_input: bool = False
     compute: Callable[..., Any] | None = None
+    trials: list[tuple] = field(default_factory=list)
     bound: Bound | None = None
     error: float | None = None
     partners: list[Candidate] = field(default_factory=list)

@@ -36,6 +36,8 @@ def verify(candidates: list[Candidate], example: Example) -> None:
             for handle in probe.hook():
                 stack.callback(handle.remove)
         example.run()
+        for probe in probes:
+            probe.run_trials()
     for probe in probes:
         probe.conclude()
     for candidate in candidates:
@@ -72,6 +74,7 @@ class _Probe:
         self.pending: deque[tuple[tuple, dict, list[torch.Tensor]]] = deque()
         self.calls, self.error, self.reason = 0, 0.0, ""
         self.last: Any = None  # what `gives` returned
+        self.place = "the example"
 
     def hook(self) -> Iterator[Any]:
         candidate = self.candidate
@@ -129,7 +132,16 @@ class _Probe:
         self.error = max(self.error, largest)
         bound = self.candidate.bound
         if bound is not None and not bool((difference <= bound(expected, *args, **kwargs)).all()):
-            self.reason = f"differs by {largest:.1e} on the example, more than rounding explains"
+            self.reason = f"differs by {largest:.1e} on {self.place}, more than rounding explains"
+
+    def run_trials(self) -> None:
+        """The original on values of the step's own, if the example reaches it."""
+        self.place = "random inputs"
+        assert self.candidate.reads is not None
+        for args in self.candidate.trials:
+            if self.calls and not self.reason:
+                with torch.no_grad():
+                    self.candidate.reads(*args)
 
     def conclude(self) -> None:
         candidate = self.candidate

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a module computes by one formula for all inputs: then random inputs prove what it computes.
+
+A module is exported, and its graph may hold smooth operators only, such as sums, products and powers, and no condition
+on sizes. Two such formulas that agree on random inputs agree everywhere. A limit, a comparison or a rounding is another
+path that no example need take: a module with one of those is left alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from .graph import NotUnderstood, export_block
+from .structure import NUMBERS, structure_of
+
+SHAPES = """stack alias cat chunk clone contiguous detach detach_ dropout expand flatten getitem lift_fresh_copy permute
+    repeat_interleave reshape select slice split split_with_sizes squeeze sym_size to _to_copy transpose type_as
+    unbind unflatten unsafe_split unsqueeze view _unsafe_view add_int mul_int _assert_tensor_metadata _assert_scalar"""
+ARITHMETIC = """add add_ sub rsub mul mul_ div div_ neg pow square mean sum rsqrt sqrt exp tanh sigmoid erf linear
+    matmul gelu silu mish layer_norm rms_norm softmax scaled_dot_product_attention"""
+SMOOTH = frozenset([*SHAPES.split(), *ARITHMETIC.split()])
+# Of these the values at a few points say all that there is to know: they have no settings.
+KINKS = frozenset({"relu", "relu_"})
+
+# (structure of a module, what it was called with) -> why it has other paths, or "".
+Proofs = dict[Any, str]
+
+
+def other_paths(module: nn.Module, inputs: dict[str, Any], proofs: Proofs, *, kinks: bool = False) -> str:
+    """Why `module`, called with `inputs`, may compute by another formula for other values or sizes; "" if it does not.
+
+    proofs   what is known already, for modules that exist at this time
+    kinks    ReLU is accepted, too
+    """
+    kinds = tuple((name, type(value)) for name, value in inputs.items())
+    key = structure_of(module, with_numbers=False), kinds
+    if key not in proofs:
+        proofs[key] = _look(module, inputs, kinks, without=NUMBERS)
+    if not any(name in proofs[key] for name in NUMBERS):
+        return proofs[key]
+    # It asks for its number in the model: each is looked at with the number it has.
+    key = structure_of(module, with_numbers=True), kinds
+    if key not in proofs:
+        proofs[key] = _look(module, inputs, kinks, without=())
+    return proofs[key]
+
+
+def _look(module: nn.Module, inputs: dict[str, Any], kinks: bool, without: tuple[str, ...]) -> str:
+    hidden = {name: value for name, value in vars(module).items() if without and name.endswith(without)}
+    for name in hidden:
+        del vars(module)[name]
+    try:
+        exported = export_block(module, (), _named(module, inputs))
+    except NotUnderstood as error:
+        return str(error)
+    finally:
+        vars(module).update(hidden)
+    for node in exported.program.graph.nodes:
+        name = _operator(node)
+        is_known = name in SMOOTH or (kinks and name in KINKS)
+        if name and (not is_known or _rounds(node)):
+            return f"operator {name} may take another path for other inputs"
+    guards = [guard for guard in exported.guards if not guard.startswith("len(") and "==" not in guard]
+    return f"it computes something else for other sizes than {_readable(guards[0])}" if guards else ""
+
+
+def _named(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` by name; one without a name, "", is the first argument."""
+    first = next(iter(inspect.signature(module.forward).parameters), "")
+    return {name or first: value for name, value in inputs.items()}
+
+
+def _operator(node: Any) -> str:
+    """Its name; "" for what is none, and for operators of Octavo, whose formula is known."""
+    if node.op != "call_function":
+        return ""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return str(getattr(node.target, "__name__", node.target))
+    name = node.target._schema.name
+    return "" if name.startswith("octavo::") else str(name).removeprefix("aten::")
+
+
+def _rounds(node: Any) -> bool:
+    """Whether it makes whole numbers of others: a division or a conversion may."""
+    value, sources = node.meta.get("val"), [source.meta.get("val") for source in node.all_input_nodes]
+    to_integers = isinstance(value, torch.Tensor) and not value.is_floating_point()
+    from_floats = any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in sources)
+    return (to_integers and from_floats) or "rounding_mode" in node.kwargs
+
+
+def _readable(guard: str) -> str:
+    return guard.replace("{", "").replace("}", ".shape")
