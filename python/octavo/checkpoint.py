@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import compressed_tensors, shards
+from . import compressed_tensors, computed, shards
 from .nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from .schemes import Scheme, from_dict
+from .skeleton import skeleton as skeleton_of
 from .swap import undone_on_error
 
 FORMAT_VERSION = 1
@@ -71,32 +72,41 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
+def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
 
     folder     of `save`, or of transformers with integer weights in the compressed-tensors format
     skeleton   the float model that was quantized, with any weights or, best, none: built under
-               `with torch.device("meta")`, so that no float copy of a quantized weight ever exists
+               `with torch.device("meta")`, so that no float copy of a quantized weight ever exists.
+               None: the model of transformers that config.json in `folder` describes, as `octavo quantize`,
+               `save_pretrained` and `pretrained.save_quantized` leave one there
     The Linear layers that the checkpoint holds as integers become QuantLinear, those that were prepared are
     prepared again, calibration and learned scales included; every other tensor is
     replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
     and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
+    A model from a folder of transformers is in eval mode then, as from_pretrained leaves it; otherwise the modes are
+    the skeleton's.
 
     Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, foreign, of a newer
     format, or does not fit the skeleton, or if something would stay on the meta device; TypeError if
     skeleton is not a module. On an error the skeleton is as it was.
     Source: ours.
     """
+    folder = Path(folder)
+    if skeleton is None:
+        skeleton = _skeleton_in(folder)
     if not isinstance(skeleton, nn.Module):
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
-    folder = Path(folder)
     is_foreign = (folder / compressed_tensors.CONFIG).exists() and not (folder / CONFIG).exists()
     if is_foreign:
         schemes, tensors = compressed_tensors.read(folder, skeleton)
         makers = {name: _frozen_maker(scheme) for name, scheme in schemes.items()}
     else:
         makers, tensors = _read_ours(folder)
-    buffers = shards.read_file(folder / BUFFERS) if (folder / BUFFERS).exists() else {}
+    if (folder / BUFFERS).exists():
+        buffers = shards.read_file(folder / BUFFERS)
+    else:
+        buffers = computed.transient_buffers(skeleton)
     layers = _unfilled_layers(skeleton, makers)
     for name, layer in layers.items():
         layer.take_shapes_(tensors, f"{name}." if name else "")
@@ -111,7 +121,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
             layer.pack_()
     leave_fused_paths(model)
     compressed_tensors.set_quantization_config(model)
-    return model
+    return model.eval() if is_foreign else model
 
 
 # Writing
@@ -163,6 +173,15 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 # Reading
+
+
+def _skeleton_in(folder: Path) -> nn.Module:
+    if not (folder / compressed_tensors.CONFIG).exists():
+        raise FileNotFoundError(
+            f"load: {folder} holds no {compressed_tensors.CONFIG} that says what the model is; give the float model "
+            "that was quantized, as skeleton"
+        )
+    return skeleton_of(folder)
 
 
 def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor]]:
