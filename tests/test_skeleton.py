@@ -111,3 +111,23 @@ def test_a_wrong_value_in_config_json_is_one_sentence_with_the_name_of_the_file(
 def test_negative_numbers_that_mean_something_are_no_errors(source):
     edit_config(source, pad_token_id=-1)
     assert skeleton(source).config.pad_token_id == -1
+
+
+def test_folders_of_sentence_transformers_come_back_as_the_documentation_says(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    encoder = SentenceTransformer(str(pretrained.bundled_folder()), device="cpu")
+    encoder.append(Dense(384, 32))
+    encoder.save_pretrained(str(tmp_path / "float"))
+    octavo.quantize_(encoder, DYNAMIC)
+    octavo.save(encoder, tmp_path / "whole")
+    other = SentenceTransformer(str(tmp_path / "float"), device="cpu")
+    check_equal_states(octavo.load(tmp_path / "whole", other), encoder)
+    assert (other.encode(["a text"]) == encoder.encode(["a text"])).all()
+    encoder.save_pretrained(str(tmp_path / "theirs"))
+    quantize_folder(tmp_path / "float", tmp_path / "ours", DYNAMIC)
+    for folder in ("theirs", "ours"):
+        other = SentenceTransformer(str(tmp_path / "float"), device="cpu")
+        check_equal_states(octavo.load(tmp_path / folder, other[0].model), encoder[0].model)

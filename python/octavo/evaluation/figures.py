@@ -42,7 +42,13 @@ class Figure:
         """The value as text, with its unit."""
         if self.text == BYTES:
             return megabytes(int(value))
-        return f"{1e3 * value:.3g} ms" if self.text == SECONDS else self.text.format(value)
+        if self.text == SECONDS:  # never 1.8e+03 ms
+            return (
+                f"{1e3 * value:.3g} ms"
+                if value < 0.9995
+                else f"{max(value, 1.0):.{1 if value < 100 else 0}f} s"
+            )
+        return self.text.format(value)
 
     def bar_share(self, evaluation: Any) -> float | None:
         """The bar's length, 0 to 1; None for no bar."""
