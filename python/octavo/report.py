@@ -88,7 +88,7 @@ class QuantizationReport:
         for row in self.kept:
             kept[row.kind] = kept.get(row.kind, 0) + row.bytes_before
         share = sum(kept.values()) / self.bytes_before if self.bytes_before else 0.0
-        if share <= 0.5:
+        if share <= 2 / 3:
             return ""
         largest = max(kept, key=kept.__getitem__)
         return f"; {100 * share:.0f} % of the bytes stay as they were, most of them in {largest}"
