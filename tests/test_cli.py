@@ -10,7 +10,8 @@ import torch
 
 import octavo
 from octavo import cli, demo, metrics, pretrained
-from octavo.cli.quantize import BY_NAME
+from octavo.cli._json import strict
+from octavo.cli._types import scheme_called, scheme_names
 from octavo.nn import QuantLinear
 
 transformers = pytest.importorskip("transformers")
@@ -29,6 +30,13 @@ def model_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def int8_folder(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("int8") / "model"
+    assert run("quantize", model_folder, folder) == 0
+    return folder
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
@@ -40,19 +48,24 @@ def run(*arguments) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("scheme", sorted(BY_NAME))
+@pytest.mark.parametrize("scheme", [name for name in scheme_names() if not scheme_called(name).needs_data])
 def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
     assert run("quantize", model_folder, tmp_path / "int8", "--scheme", scheme) == 0
     printed = capsys.readouterr().out
     assert "quantized" in printed and f"saved: {tmp_path / 'int8'}" in printed
+    found: dict = {}
+    exec(printed.splitlines()[-1].removeprefix("load it in Python: "), found)
     assert run("compare", model_folder, tmp_path / "int8", "--text", text) == 0
     printed = capsys.readouterr().out
     reference = pretrained.load_model(model_folder)
-    model = octavo.quantized(reference, BY_NAME[scheme])
+    model = octavo.quantized(reference, scheme_called(scheme))
     tokenizer = pretrained.load_tokenizer(model_folder)
     sentences = [line for line in text.read_text().splitlines() if line]
     batches = pretrained.unpadded_batches(tokenizer, sentences)
-    assert printed == f"{octavo.compare(reference, model, batches)}\n"
+    expected = octavo.compare(reference, model, batches)
+    assert printed == f"{expected}\n" == f"{octavo.compare(reference, found['model'], batches)}\n"
+    assert run("compare", model_folder, tmp_path / "int8", "--text", text, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == expected.to_dict()
 
 
 def test_a_quantized_folder_cannot_be_mistaken_for_a_float_one(model_folder, tmp_path):
@@ -105,6 +118,18 @@ def test_info_names_the_active_kernels(capsys):
     assert octavo.cpu_info().active in printed and octavo.__version__ in printed
 
 
+def test_info_as_json_has_the_same(capsys):
+    assert run("info", "--json") == 0
+    found, expected = json.loads(capsys.readouterr().out), octavo.cpu_info()
+    assert found["active"] == expected.active and tuple(found["isas"]) == expected.isas
+    assert found["octavo"] == octavo.__version__ and found["torch"] == torch.__version__
+
+
+def test_json_is_strict():
+    found = strict({"a": [float("inf"), (1.5, float("nan"))], "b": -float("inf"), "c": "text"})
+    assert found == {"a": ["inf", [1.5, "nan"]], "b": "-inf", "c": "text"}
+
+
 def test_demo_prints_the_result(monkeypatch, capsys):
     asked = {}
 
@@ -118,14 +143,35 @@ def test_demo_prints_the_result(monkeypatch, capsys):
     assert asked == {"model": None, "output": "here", "threads": 2}
 
 
-def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, tmp_path, text, capsys):
-    empty = tmp_path / "empty.txt"
+def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, int8_folder, tmp_path, text, capsys):
+    empty, latin, wrong = tmp_path / "empty.txt", tmp_path / "latin.txt", tmp_path / "wrong"
     empty.write_text("\n \n")
+    latin.write_bytes("caf\u00e9".encode("latin-1"))
+    wrong.mkdir()
+    config = json.loads((model_folder / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps({**config, "hidden_act": "gelo"}))
     for arguments, message in [
         (("quantize", tmp_path / "nowhere", tmp_path / "out"), "holds no config.json"),
         (("quantize", model_folder, model_folder), "exists and is not an empty folder"),
         (("quantize", model_folder, text), "exists and is not an empty folder"),
         (("compare", model_folder, model_folder, "--text", text), "has no quantization_config"),
+        (("compare", int8_folder, model_folder, "--text", text), "give the float folder first"),
+        (("evaluate", int8_folder, model_folder, "--text", text), "give the float folder first"),
+        (("compare", int8_folder, int8_folder, "--text", text), "give the folder of its float model first"),
+        (
+            ("compare", model_folder, int8_folder, "--text", latin),
+            f"{latin} is not UTF-8 text: byte 3 is 0xe9",
+        ),
+        (
+            ("evaluate", model_folder, int8_folder, "--text", latin),
+            f"{latin} is not UTF-8 text: byte 3 is 0xe9",
+        ),
+        (("compare", model_folder, int8_folder, "--text", tmp_path), f"directory: '{tmp_path}'"),
+        (("compare", tmp_path, int8_folder, "--text", text), f"{tmp_path} holds no config.json"),
+        (("quantize", wrong, tmp_path / "out"), f"{wrong / 'config.json'}: transformers cannot make"),
+        (("quantize", model_folder, tmp_path / "out", "--exclude", "["), "matches no layer"),
+        (("inspect", tmp_path / "nowhere"), "nowhere does not exist"),
+        (("inspect", text), "not a safetensors file"),
         (("compare", model_folder, model_folder, "--text", tmp_path / "none.txt"), "none.txt"),
         (("compare", model_folder, model_folder, "--text", empty), "holds no text"),
     ]:
@@ -143,7 +189,12 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, tmp_path,
         ["quantize", "a", "b", "--scheme", "int8_static"],  # it needs data
         ["quantize", "a", "b", "--shard-size", "many"],
         ["quantize", "a", "b", "--shard-size", "0GB"],
+        ["quantize", "a", "b", "--shard-size", "9" * 5000],
         ["demo", "--threads", "0"],
+        ["demo", "--threads", "9" * 5000],
+        ["demo", "--threads", "\u0663"],
+        ["dtypes", "1/0"],
+        ["dtypes", "1e5/3"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, capsys):
@@ -151,6 +202,71 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
         run(*arguments)
     assert stopped.value.code == 2
     assert "usage: octavo" in capsys.readouterr().err
+
+
+def test_schemes_are_named_by_their_files():
+    assert {scheme_called(name) for name in scheme_names()} == set(octavo.schemes.SCHEMES.values())
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert run("demo") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "octavo demo: interrupted"
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (ValueError("a\n  b"), "a b"),
+        (MemoryError(), "not enough memory"),
+        (KeyError("x"), "KeyError: 'x'; with OCTAVO_TRACEBACK=1 in the environment it says where"),
+        (RuntimeError(""), "RuntimeError: ; with OCTAVO_TRACEBACK=1 in the environment it says where"),
+    ],
+    ids=repr,
+)
+def test_an_error_of_any_kind_is_one_line(monkeypatch, capsys, error, line):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(demo, "run", fail)
+    assert run("demo") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"octavo demo: {line}"
+    monkeypatch.setenv("OCTAVO_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        run("demo")
+
+
+SCRIPT = """
+import sys
+from octavo_command import main
+try:
+    code = main()
+except SystemExit as stopped:
+    code = stopped.code
+print("torch" in sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, code, loads_torch",
+    [
+        (["fly"], 2, False),
+        (["--help"], 0, False),
+        (["quantize", "--help"], 0, False),
+        (["quantize", "a", "b", "--scheme", "int3"], 2, False),
+        (["compare", "a", "b"], 2, False),
+        (["study", "--schemes", "int3"], 2, False),
+        (["info"], 0, True),
+    ],
+)
+def test_the_installed_script_parses_before_torch_is_imported(arguments, code, loads_torch):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.splitlines()[-1] == str(loads_torch), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_command_is_installed():

@@ -43,6 +43,22 @@ def test_every_linear_is_replaced_and_every_module_with_weights_reported():
     }
 
 
+class Experts(nn.Module):
+    """As transformers holds the experts of a mixture: one tensor, and no layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.zeros(3, 4, 4))
+
+
+def test_a_class_that_holds_matrices_is_kept_with_a_remedy():
+    report = octavo.quantize_(nn.Sequential(nn.Linear(4, 4), Experts(), nn.Embedding(4, 4)), SCHEME)
+    assert [row.reason for row in report.kept] == [
+        "no scheme for this kind: nn.Linear layers in its place would be quantized",
+        "no scheme for this kind",
+    ]
+
+
 def test_output_stays_close_to_the_float_model():
     m = model()
     expected = m(IDS)

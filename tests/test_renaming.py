@@ -52,3 +52,51 @@ def test_names_of_norms_in_old_checkpoints_are_known():
 def test_other_modules_keep_their_names_and_forms():
     conversions = Conversions(nn.Sequential(nn.Linear(2, 2)))
     assert conversions.renamed("0.weight") == "0.weight" and conversions.converted({}) == {}
+
+
+class Stand(dict):
+    """What a conversion gives, whatever it is."""
+
+    def convert(self, name, model, config):
+        return self["gives"](name)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda name: {name: torch.ones(2)},
+        lambda name: {name: [torch.ones(2)]},
+        lambda name: ({name: torch.ones(2)}, None),  # transformers 5.0.0
+        lambda name: ({name: [torch.ones(2)]}, {}),
+    ],
+)
+def test_the_forms_in_which_versions_of_transformers_give_tensors_are_known(form):
+    assert torch.equal(Conversions(mixtral())._convert("x", Stand(gives=form))["x"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda name: None,
+        lambda name: {},
+        lambda name: (),
+        lambda name: (None, "error"),
+        lambda name: {name: [torch.ones(2), torch.ones(2)]},
+        lambda name: {name: "text"},
+        lambda name: {}["missing"],
+    ],
+)
+def test_a_conversion_that_octavo_does_not_know_is_refused_with_the_version(form):
+    with pytest.raises(ValueError, match="'x'") as raised:
+        Conversions(mixtral())._convert("x", Stand(gives=form))
+    assert f"transformers {transformers.__version__}" in str(raised.value)
+
+
+def test_a_kind_of_change_that_octavo_does_not_know_is_refused(monkeypatch):
+    from transformers import conversion_mapping
+
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: ["rotate"])
+    with pytest.raises(
+        ValueError, match="changes files of BertForMaskedLM by a str, which octavo does not know"
+    ):
+        Conversions(bert())

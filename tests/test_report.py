@@ -66,3 +66,10 @@ def test_a_small_model_is_shown_in_kilobytes_and_a_small_layer_never_as_nothing(
     lines = str(mixed).splitlines()
     assert lines[5].split()[4:] == ["0.000256", "0.000256"]
     assert lines[4].split()[4:6] == ["0.000", "0.000"]  # tied: nothing of its own
+
+
+def test_the_summary_names_what_keeps_most_of_the_bytes():
+    """A layer in three is quantized, and the model is as large as before."""
+    experts = Row("experts", "Experts", "kept", "no scheme for this kind", "", 30_000_000, 30_000_000)
+    summary = str(QuantizationReport([*REPORT.rows, experts])).splitlines()[-1]
+    assert summary.endswith("; 89 % of the bytes stay as they were, most of them in Experts")  # 31 of 35 MB

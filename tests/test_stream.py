@@ -88,24 +88,99 @@ def test_a_weight_that_is_no_float_stays(source, tmp_path):
     assert [row.reason for row in report.rows if row.name == "lm_head"] == ["the weight is torch.float64"]
 
 
-def test_files_beside_the_weights_come_along_but_no_weights_code_or_hidden_ones(source, tmp_path):
-    for name in ("1_Pooling/config.json", "chat.jinja", "run.py", "old.bin", "flax.msgpack", ".cache/x.json"):
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text("{}")
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_files(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+
+def test_files_beside_the_weights_come_along_whatever_their_names(source, tmp_path):
+    names = ["source.spm", "bpe.codes", "LICENSE", "chat.jinja", "tokens.dat", "1_Pooling/config.json"]
+    names += ["2_Dense/model.safetensors", "2_Dense/deeper/x.y", "3_Dense/pytorch_model.bin", "modules.json"]
+    write_files(source, *names)
+    (source / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "3_Dense"}]))
+    (source / "4_Normalize").mkdir()
     before = os.umask(0o022)
     try:
-        quantize_folder(source, tmp_path / "new" / "int8", DYNAMIC)
+        report = quantize_folder(source, tmp_path / "new" / "int8", DYNAMIC)
     finally:
         os.umask(before)
-    files = {
-        path.relative_to(tmp_path / "new/int8").as_posix() for path in (tmp_path / "new/int8").rglob("*.*")
-    }
-    assert files == {
-        *("config.json", "generation_config.json", "model.safetensors"),
-        *("tokenizer.json", "merges.txt", "chat.jinja", "1_Pooling/config.json"),
-    }
+    assert files_of(tmp_path / "new/int8") == files_of(source)
+    for name in names:
+        assert (tmp_path / "new/int8" / name).read_bytes() == (source / name).read_bytes()
+    assert (tmp_path / "new/int8/4_Normalize").is_dir() and report.left_out == {}
     assert (tmp_path / "new/int8").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "new/int8/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_files_that_stay_behind_are_named_with_the_reason(source, tmp_path):
+    expected = {
+        "weights in another format": [
+            "pytorch_model.bin",
+            "pytorch_model.bin.index.json",
+            "flax.msgpack",
+            "on/x.onnx",
+        ],
+        "weights that the model is not loaded from": ["consolidated.safetensors"],
+        "of another checkpoint": ["octavo.json"],
+        "code": ["modeling.py", "2_Dense/run.py"],
+    }
+    write_files(source, *(name for names in expected.values() for name in names))
+    write_files(source, ".gitattributes", ".cache/x.json", "checkpoint-500/model.safetensors")
+    (source / "away").symlink_to(tmp_path)
+    (source / "broken.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(source / "pipe.json")
+    expected |= {
+        "hidden": [".gitattributes", ".cache"],
+        "a step of training": ["checkpoint-500"],
+        "no regular file": ["away", "broken.txt", "pipe.json"],
+    }
+    # Inside the source: what the new folder holds so far is not part of it.
+    report = quantize_folder(source, source / "int8", DYNAMIC)
+    assert report.left_out == {name: reason for reason, names in expected.items() for name in names}
+    assert report.to_dict()["left_out"] == report.left_out
+    assert not files_of(source / "int8").intersection(report.left_out)
+    assert "not copied (code): 2_Dense/run.py, modeling.py" in str(report)
+
+
+def test_links_to_files_are_copied_as_files(source, tmp_path):
+    """A folder of the hub's cache holds nothing but links."""
+    (source / "tokenizer.json").rename(tmp_path / "blob")
+    (source / "tokenizer.json").symlink_to(tmp_path / "blob")
+    quantize_folder(source, tmp_path / "int8", DYNAMIC)
+    assert not (tmp_path / "int8/tokenizer.json").is_symlink()
+    assert (tmp_path / "int8/tokenizer.json").read_bytes() == (tmp_path / "blob").read_bytes()
+
+
+def test_tensors_that_the_model_has_no_place_for_are_copied_and_named(source, tmp_path):
+    edit_config(source, num_hidden_layers=1)
+    report = quantize_folder(source, tmp_path / "int8", DYNAMIC)
+    stored = load_file(source / shards.WEIGHTS)
+    assert report.unknown == sorted(name for name in stored if ".layers.1." in name)
+    assert "no place for them: model.layers.1.input_layernorm.weight, " in str(report)
+    assert all(
+        torch.equal(load_file(tmp_path / "int8" / shards.WEIGHTS)[name], stored[name])
+        for name in report.unknown
+    )
+    assert len(octavo.load(tmp_path / "int8").model.layers) == 1
+
+
+def test_a_missing_layer_is_refused_with_a_remedy_that_works(tmp_path):
+    """As sentence-transformers saves a BERT whose pooler nobody uses."""
+    from tiny_models import transformers
+
+    folder = folder_of(bert(transformers.BertModel), tmp_path / "source")
+    edit_tensors(folder, lambda t: [t.pop(name) for name in list(t) if name.startswith("pooler")])
+    check_refused(
+        folder, tmp_path, ValueError, "do not hold pooler.dense.bias, pooler.dense.weight.*save_pretrained"
+    )
+    pretrained.load_model(folder).save_pretrained(tmp_path / "whole")
+    quantize_folder(tmp_path / "whole", tmp_path / "int8", DYNAMIC)
+    assert octavo.load(tmp_path / "int8").pooler.dense.scheme == DYNAMIC
 
 
 def test_a_skeleton_costs_nothing_and_has_its_buffers(source):
@@ -175,7 +250,7 @@ def deadly(action):
 torch.set_num_threads(1)
 source, output, *points = sys.argv[1:]
 pretrained.skeleton(source)  # transformers is imported once, not in each child
-shards.read, stream._copy_others, os.rename = map(deadly, (shards.read, stream._copy_others, os.rename))
+shards.read, stream.copy_others, os.rename = map(deadly, (shards.read, stream.copy_others, os.rename))
 for left in map(int, points):  # each in a process of its own, which is cheaper forked than started
     child = os.fork()
     if child == 0:
@@ -233,7 +308,8 @@ def test_a_weight_with_nan_is_named(source, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.pop("lm_head.weight"), "do not hold 'lm_head' as it is.*exclude='lm_head'"),
+        (lambda t: t.pop("lm_head.weight"), "do not hold lm_head.weight, which a LlamaForCausalLM has"),
+        (lambda t: t.pop("model.norm.weight"), "do not hold model.norm.weight"),
         (
             lambda t: t.update({"lm_head.weight": torch.zeros(64, 31)}),
             r"\(64, 31\), config.json makes it \(64, 32\)",

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import compressed_tensors, manifest, shards
+from . import compressed_tensors, computed, manifest, shards
 from .files import current, folder_argument, save_into
 from .nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from .qparams import FLOAT_DTYPES
 from .schemes import Scheme, from_dict
+from .skeleton import skeleton as skeleton_of
 from .swap import undone_on_error
 
 Maker = Callable[[nn.Linear], OurLinear]
@@ -68,25 +69,31 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 
 @torch.inference_mode(False)  # inference tensors could take no part in training later
-def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
+def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
 
     folder     of `save`, or of transformers with integer weights in the compressed-tensors format
     skeleton   the float model that was quantized, with any weights or, best, none: built under
-               `with torch.device("meta")`, so that no float copy of a quantized weight ever exists
+               `with torch.device("meta")`, so that no float copy of a quantized weight ever exists.
+               None: the model of transformers that config.json in `folder` describes, as `octavo quantize`,
+               `save_pretrained` and `pretrained.save_quantized` leave one there
     The Linear layers that the checkpoint holds as integers become QuantLinear, those that were prepared are
     prepared again, calibration and learned scales included; every other tensor is
     replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
     and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
+    A model from a folder of transformers is in eval mode then, as from_pretrained leaves it; otherwise the modes are
+    the skeleton's.
 
     Raises: FileNotFoundError if a file is missing, PermissionError if one cannot be read; ValueError if one is damaged,
     foreign, of a newer format, or no regular file, if it holds scales that are none or does not fit the skeleton, or if
     something would stay on the meta device; TypeError if skeleton is not a module. Then the skeleton is as it was.
     Source: ours.
     """
+    folder = folder_argument("load", folder)
+    if skeleton is None:
+        skeleton = _skeleton_in(folder)
     if not isinstance(skeleton, nn.Module):
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
-    folder = folder_argument("load", folder)
     is_foreign = (folder / compressed_tensors.CONFIG).exists() and not current(folder, CONFIG).exists()
     dtypes: dict[str, str] | None = None
     if is_foreign:
@@ -95,7 +102,10 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
     else:
         makers, tensors, dtypes = _read_ours(folder)
     buffers_file = current(folder, BUFFERS)
-    buffers = shards.read_file(buffers_file) if buffers_file.exists() else {}
+    if buffers_file.exists():
+        buffers = shards.read_file(buffers_file)
+    else:
+        buffers = computed.transient_buffers(skeleton)
     layers = _unfilled_layers(skeleton, makers)
     for name, layer in layers.items():
         layer.take_shapes_(tensors, f"{name}." if name else "")
@@ -115,7 +125,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module) -> nn.Module:
             layer.pack_()
     leave_fused_paths(model)
     compressed_tensors.set_quantization_config(model)
-    return model
+    return model.eval() if is_foreign else model
 
 
 def _check_values(function: str, layers: dict[str, QuantLinear], state: dict[str, Any]) -> None:
@@ -159,6 +169,15 @@ def _storable(name: str, value: Any) -> torch.Tensor:
 
 
 # Reading
+
+
+def _skeleton_in(folder: Path) -> nn.Module:
+    if not (folder / compressed_tensors.CONFIG).exists():
+        raise FileNotFoundError(
+            f"load: {folder} holds no {compressed_tensors.CONFIG} that says what the model is; give the float model "
+            "that was quantized, as skeleton"
+        )
+    return skeleton_of(folder)
 
 
 def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor], dict[str, str] | None]:

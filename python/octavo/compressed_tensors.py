@@ -8,17 +8,20 @@ words for get an entry without quant_method: octavo reads it, transformers refus
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import shards
+from . import computed, shards
 from .files import read_json
 from .nn import QuantLinear
 from .renaming import Conversions
@@ -45,7 +48,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     groups: dict[str, tuple[Any, list[str]]] = {}
     for name, scheme in schemes.items():
         activations = scheme.activations.compressed_tensors()
-        groups.setdefault(json.dumps(activations), (activations, []))[1].append(name)
+        groups.setdefault(json.dumps(activations), (activations, []))[1].append(_target(name, modules))
     if len(groups) == 1:
         # The usual way to say it, and the one that a part of the model can be saved with, too.
         groups = {key: (activations, ["Linear"]) for key, (activations, _) in groups.items()}
@@ -53,25 +56,31 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "quantization_status": "compressed",
-        "ignore": [name for name, module in modules.items() if isinstance(module, nn.Linear)],
+        "ignore": [
+            _target(name, modules) for name, module in modules.items() if isinstance(module, nn.Linear)
+        ],
         "config_groups": {f"group_{i}": _group(*group) for i, group in enumerate(groups.values())},
     }
 
 
 def set_quantization_config(model: nn.Module) -> None:
-    """Tells the config of each transformers model in `model` what its layers are now.
+    """Tells the config of each transformers model that holds quantized layers of `model` what its layers are now.
 
-    Then `save_pretrained` writes a folder that loads as what it is. transformers is not imported: a model of it is what
-    has a `config` and a `config_class`, and its config is told from others by `to_diff_dict`.
+    Then `save_pretrained` writes a folder that loads as what it is. Such models lie in `model`, or around it if it is a
+    part of one. Each gets a copy of its config to hold the entry, because another model may have been made of the same
+    object. Within one model, modules that shared a config share the copy. transformers is not imported: a model of it
+    is what has a `config` and a `config_class`, and its config is told from others by `to_diff_dict`.
     """
-    seen: set[int] = set()
-    for module in model.modules():
-        config: Any = getattr(module, "config", None) if hasattr(type(module), "config_class") else None
-        if not hasattr(config, "to_diff_dict") or id(config) in seen:
-            continue
-        seen.add(id(config))  # of the models that share a config, the outermost one's names count
-        if any(isinstance(inner, QuantLinear) for inner in module.modules()):
-            config.quantization_config = quantization_config(module)
+    if "transformers" not in sys.modules or not _has_quantized(model):
+        return
+    for outermost in _models_around(model) or [model]:
+        _own_configs(outermost)
+        told: set[int] = set()
+        for module in filter(_is_transformers, outermost.modules()):
+            config: Any = module.config
+            if id(config) not in told and _has_quantized(module):
+                config.quantization_config = quantization_config(module)
+            told.add(id(config))  # of the models that share a config, the outermost one's names count
 
 
 def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str, torch.Tensor]]:
@@ -90,11 +99,13 @@ def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str
         schemes = _schemes(entry, skeleton)
     except (TypeError, KeyError, AttributeError, re.error) as error:
         raise ValueError(f"load: {ENTRY} of {folder / CONFIG} is damaged ({error!r})") from error
-    tensors = _by_name_of(skeleton, shards.read_folder(folder), set(schemes))
+    tensors, unknown = by_name_of(skeleton, shards.read_folder(folder), set(schemes))
+    unknown -= computed.may_be_left_over(skeleton, unknown)
+    if unknown:
+        _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
     for name in schemes:
         _adapt(name, tensors)
-    _tie(skeleton, tensors)
-    return schemes, tensors
+    return schemes, tensors | computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -122,13 +133,82 @@ def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return result
 
 
+def by_name_of(
+    skeleton: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """`tensors` of a file by the skeleton's names, and the names of those that it has no place for.
+
+    layers   names of quantized layers, which may hold any tensor
+    A file holds one of the names of a tied tensor; here the others have the same tensor. Values are not looked at.
+    """
+    state = skeleton.state_dict(keep_vars=True)
+    names = own_names(skeleton, tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name not in names}
+    converted = Conversions(skeleton).converted(others)
+    placed = own_names(skeleton, converted)
+    found = {name: tensors[stored] for stored, name in names.items()}
+    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
+    unknown = {name for name in found if name not in state and name.rpartition(".")[0] not in layers}
+    found = {name: tensor for name, tensor in found.items() if name not in unknown}
+    holder = {id(value): name for name, value in state.items() if name in found}
+    tied = {name: found[holder[id(value)]] for name, value in state.items() if id(value) in holder}
+    return tied | found, unknown
+
+
+def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:
+    """Names of the skeleton's tensors that are not among `tensors`; those of `layers` are not looked for."""
+    return {
+        name for name in skeleton.state_dict().keys() - set(tensors) if name.rpartition(".")[0] not in layers
+    }
+
+
 # Writing
+
+
+def _has_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, QuantLinear) for module in model.modules())
+
+
+def _own_configs(model: nn.Module) -> None:
+    """Gives `model` copies of its transformers configs, in every module that holds one, and in one another."""
+    copies: dict[int, Any] = {}
+    for module in filter(_is_transformers, model.modules()):
+        deepcopy(module.config, copies)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if hasattr(value, "to_diff_dict") and id(value) in copies:
+                vars(module)[name] = copies[id(value)]
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    return hasattr(type(module), "config_class") and hasattr(getattr(module, "config", None), "to_diff_dict")
+
+
+def _models_around(model: nn.Module) -> list[nn.Module]:
+    """The transformers models alive that `model` is a part of or is, without those that lie in others of them.
+
+    A module does not know what it is a part of, so all objects that the garbage collector knows are looked through.
+    """
+    kinds = (each for each in gc.get_objects() if issubclass(type(each), nn.Module))
+    models = filter(_is_transformers, kinds)
+    around = [each for each in models if any(inner is model for inner in each.modules())]
+    return [
+        each
+        for each in around
+        if not any(each is not other and each in set(other.modules()) for other in around)
+    ]
 
 
 def _has_words(layer: QuantLinear) -> bool:
     """Whether the format can say what is in the layer's state_dict, which is not asked: it would unpack codes."""
     names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
     return names <= TENSORS and (layer.bias is None or layer.bias.is_floating_point())
+
+
+def _target(name: str, modules: dict[str, nn.Module]) -> str:
+    """What matches this layer alone: its name, unless that would be read as a class or a regular expression."""
+    classes = {kind.__name__ for module in modules.values() for kind in type(module).__mro__}
+    return f"re:{re.escape(name)}$" if name in classes or name.startswith("re:") else name
 
 
 def _group(activations: dict[str, Any] | None, targets: list[str]) -> dict[str, Any]:
@@ -156,15 +236,30 @@ def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
             raise ValueError(f"load: {ENTRY} has a {key}, which octavo does not compute")
     if (entry.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise ValueError("load: the weights are stored sparse, octavo reads dense ones")
-    groups = [(group["targets"], group, _scheme(group, entry)) for group in entry["config_groups"].values()]
-    schemes = {}
+    by_target: dict[str, Scheme] = {}  # a target that is repeated means what the last group says
+    for group in entry["config_groups"].values():
+        by_target.update(dict.fromkeys(_strings(group["targets"]), _scheme(group, entry)))
+    ignore = _strings(entry.get("ignore") or [])
+    schemes: dict[str, Scheme] = {}
+    first: dict[nn.Module, str] = {}  # a module of several names is matched by its first one
     for name, module in skeleton.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear) and not _matches(name, module, entry.get("ignore") or []):
-            fitting = [scheme for targets, _, scheme in groups if _matches(name, None, targets)]
-            fitting += [scheme for targets, _, scheme in groups if _matches(name, module, targets)]
-            if fitting:
-                schemes[name] = fitting[0]
+        targets = _matching(first.setdefault(module, name), module, by_target)
+        if not targets or _matching(first[module], module, ignore):
+            continue
+        if isinstance(module, nn.Embedding):
+            raise ValueError(
+                f"load: {name} is an embedding and {targets[0]!r} wants it quantized, which octavo cannot"
+            )
+        if isinstance(module, nn.Linear):  # other classes are passed over by compressed-tensors, too
+            schemes[name] = by_target[targets[0]]
     return schemes
+
+
+def _strings(found: Any) -> list[str]:
+    """A list of texts. Raises TypeError for anything else: a text is many letters, and each would be a pattern."""
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{found!r} is no list of names")
+    return found
 
 
 def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
@@ -203,32 +298,19 @@ def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return other or any(complete[key] != value for key, value in wanted.items())
 
 
-def _matches(name: str, module: nn.Module | None, patterns: Iterable[str]) -> bool:
-    """By exact name, by a regular expression after "re:" and, if `module` is given, by its class."""
-    classes = {kind.__name__ for kind in type(module).__mro__} if module is not None else set()
-    return any(
-        bool(re.match(pattern[3:], name))
-        if pattern.startswith("re:")
-        else pattern == name or pattern in classes
-        for pattern in patterns
-    )
+def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]:
+    """The targets that mean this module, the one that counts first: its name, regular expressions, its classes.
 
-
-def _by_name_of(
-    skeleton: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
-) -> dict[str, torch.Tensor]:
-    """`tensors` by the skeleton's names, without those that it has no place for, as in transformers."""
-    known = skeleton.state_dict().keys()
-    names = own_names(skeleton, tensors)
-    others = {name: tensor for name, tensor in tensors.items() if name not in names}
-    converted = Conversions(skeleton).converted(others)
-    placed = own_names(skeleton, converted)
-    found = {name: tensors[stored] for stored, name in names.items()}
-    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
-    unknown = [name for name in found if name not in known and name.rpartition(".")[0] not in layers]
-    if unknown:
-        _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
-    return {name: tensor for name, tensor in found.items() if name not in unknown}
+    Source: compressed-tensors 0.20.1, `match_targets`.
+    """
+    ordered = sorted(targets, key=lambda target: ("re:" in target, target))
+    classes = {kind.__name__ for kind in type(module).__mro__ if issubclass(kind, nn.Module)}
+    named = [
+        target
+        for target in ordered
+        if (re.match(target[3:], name) if target.startswith("re:") else target == name)
+    ]
+    return named + [target for target in ordered if target in classes]
 
 
 def _adapt(layer: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -244,13 +326,3 @@ def _adapt(layer: str, tensors: dict[str, torch.Tensor]) -> None:
     weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
     if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
         tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)
-
-
-def _tie(skeleton: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """A file holds one of the names of a tied tensor; the others get the same tensor."""
-    holder = {
-        id(value): name for name, value in skeleton.state_dict(keep_vars=True).items() if name in tensors
-    }
-    for name, value in skeleton.state_dict(keep_vars=True).items():
-        if name not in tensors and id(value) in holder:
-            tensors[name] = tensors[holder[id(value)]]

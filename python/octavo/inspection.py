@@ -284,8 +284,9 @@ def _leaf(name: str) -> str:
 
 
 def _scheme_text(fields: dict[str, Any]) -> str:
-    # Bits have a column.
-    shown = {key: value for key, value in fields.items() if key not in ("name", "weight_bits")}
+    # 8 bits are those of the column; codes of fewer are stored as bytes, too.
+    hidden = {"name"} | ({"weight_bits"} if fields.get("weight_bits") == 8 else set())
+    shown = {key: value for key, value in fields.items() if key not in hidden}
     options = ", ".join(f"{key}={value!r}" for key, value in shown.items())
     return f"{fields.get('name')}({options})"
 

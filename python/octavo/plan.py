@@ -164,7 +164,7 @@ def _decide(
     if isinstance(module, PreparedLinear):
         return None, "already prepared: octavo.freeze_ quantizes it"
     if not isinstance(module, nn.Linear):
-        return None, "no scheme for this kind"
+        return None, _reason_for_kind(module)
     scheme, reason = selection.choose(module, names)
     if scheme is None:
         return None, reason
@@ -172,6 +172,16 @@ def _decide(
     if has_values and not obstacle:
         obstacle = scheme.reason_to_keep(module)
     return (None, obstacle) if obstacle else (scheme, "")
+
+
+def _reason_for_kind(module: nn.Module) -> str:
+    """With a remedy if the class is none of torch's and holds matrices, as experts and GPT-2's Conv1D do."""
+    is_own = not type(module).__module__.startswith("torch.nn.")
+    has_matrix = any(
+        value is not None and not is_lazy(value) and value.dim() >= 2 for value in module._parameters.values()
+    )
+    remedy = ": nn.Linear layers in its place would be quantized" if is_own and has_matrix else ""
+    return f"no scheme for this kind{remedy}"
 
 
 def _reason_to_keep(linear: nn.Linear, name: str, owners: dict[object, list[str]]) -> str | None:

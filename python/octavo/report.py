@@ -105,8 +105,19 @@ class QuantizationReport:
         rows, done = (self.prepared, "prepared") if self.prepared else (self.quantized, "quantized")
         return (
             f"{len(rows)} of {len(self.rows)} layers with weights {done}, "
-            f"{_amount(self.bytes_before, unit)} -> {_amount(self.bytes_after, unit)} {name}{smaller}"
+            f"{_amount(self.bytes_before, unit)} -> {_amount(self.bytes_after, unit)} {name}{smaller}{self._mostly_float()}"
         )
+
+    def _mostly_float(self) -> str:
+        """A count of layers says little where one kind without a scheme holds most of the model: that is named."""
+        kept: dict[str, int] = {}
+        for row in self.kept:
+            kept[row.kind] = kept.get(row.kind, 0) + row.bytes_before
+        share = sum(kept.values()) / self.bytes_before if self.bytes_before else 0.0
+        if share <= 2 / 3:
+            return ""
+        largest = max(kept, key=kept.__getitem__)
+        return f"; {100 * share:.0f} % of the bytes stay as they were, most of them in {largest}"
 
 
 def _amount(count: int, unit: int) -> str:

@@ -7,29 +7,64 @@ its place and renamed when it is whole, so an interrupted run leaves nothing tha
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import compressed_tensors, pretrained, shards
+from . import compressed_tensors, computed, shards
 from .files import folder_argument, scratch
+from .folder_files import copy_others
 from .matching import Patterns, SchemeLike, Selection
 from .nn import QuantLinear
 from .plan import Layer, plan_skeleton, report_of, require_finite
 from .qparams import FLOAT_DTYPES
 from .report import QuantizationReport
+from .skeleton import skeleton as skeleton_of
 
 GB = 10**9
-# Tokenizers, settings, licences; no weights and no code.
-COPIED = {"", ".json", ".jinja", ".md", ".model", ".tiktoken", ".txt"}
+
+
+@dataclass(frozen=True, repr=False)
+class FolderReport(QuantizationReport):
+    """The report of a folder: also what became of everything that is no layer.
+
+    unknown    names of tensors that were copied although the model has no place for them, such as those of more layers
+               than config.json speaks of
+    left_out   {file or folder of the source that was not copied: why}
+    """
+
+    unknown: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `QuantizationReport`, and both fields."""
+        return {**super().to_dict(), "unknown": self.unknown, "left_out": self.left_out}
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that the table does not show."""
+        lines = []
+        if self.unknown:
+            lines.append(f"copied, but the model has no place for them: {_some(self.unknown)}")
+        for reason in sorted(set(self.left_out.values())):
+            names = sorted(name for name, why in self.left_out.items() if why == reason)
+            lines.append(f"not copied ({reason}): {', '.join(names)}")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
 
 
 def quantize_folder(
@@ -40,7 +75,7 @@ def quantize_folder(
     exclude: Patterns = None,
     shard_size: int = 4 * GB,
     progress: bool = False,
-) -> QuantizationReport:
+) -> FolderReport:
     """Writes `output`, a compressed-tensors checkpoint of the float model in `source`, and reports on every layer.
 
     source       a folder of transformers: config.json and safetensors, one file or shards with an index
@@ -49,10 +84,12 @@ def quantize_folder(
     exclude      patterns of layers to keep float, as in `octavo.quantize_`
     shard_size   bytes of tensors in one file, more only if one layer is larger
     The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied.
+    All other files come along, those of subfolders too, but for weights in formats that nothing here reads, code and
+    hidden files; the report names what does not. `octavo.load(output)` reads the result.
 
     Raises: FileNotFoundError for a missing file; ImportError if transformers is missing; ValueError for a damaged,
-    unsafe or already quantized checkpoint, for NaN or Inf in a weight, for a scheme that needs data, and if `output`
-    holds anything. Then `output` is as it was.
+    incomplete, unsafe or already quantized checkpoint, for NaN or Inf in a weight, for a scheme that needs data, and if
+    `output` holds anything. Then `output` is as it was.
     Source: ours.
     """
     source = folder_argument("quantize_folder", source)
@@ -62,17 +99,18 @@ def quantize_folder(
     config = compressed_tensors.read_config(source)
     if compressed_tensors.ENTRY in config:
         raise ValueError(f"{source} is quantized already; give the folder of the float model")
-    skeleton = pretrained.skeleton(source)
+    skeleton = skeleton_of(source)
     stored = shards.catalog(source)
     layers = plan_skeleton(skeleton, Selection(scheme, exclude=exclude))
     _require_servable(layers)
+    unknown = _unknown_tensors(source, skeleton, stored)
     parts = _parts(skeleton, layers, stored)
     with _appearing(output) as folder:
         _write_weights(folder, parts, stored, shard_size, progress)
-        _copy_others(source, folder)
+        left_out = copy_others(source, folder, {entry.path for entry in stored.values()})
         config[compressed_tensors.ENTRY] = compressed_tensors.quantization_config(skeleton)
         (folder / compressed_tensors.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    return report_of(layers)
+    return FolderReport(report_of(layers).rows, unknown, left_out)
 
 
 def _require_servable(layers: list[Layer]) -> None:
@@ -86,6 +124,26 @@ def _require_servable(layers: list[Layer]) -> None:
                 f"{scheme.name} needs data to calibrate, and with it the whole model: load that with transformers, use "
                 "octavo.quantize_(model, scheme, data=batches) and save_pretrained"
             )
+
+
+def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, shards.Stored]) -> list[str]:
+    """Tensors that `skeleton` has no place for. Raises ValueError if it has a place for more than there are."""
+    metas = {name: entry.meta for name, entry in stored.items()}
+    found, unknown = compressed_tensors.by_name_of(skeleton, metas, set())
+    missing = compressed_tensors.missing_from(skeleton, found, set())
+    missing -= computed.may_be_missing(skeleton, missing).keys()
+    if missing:
+        raise ValueError(
+            f"the files of {source} do not hold {_some(missing)}, which a {type(skeleton).__name__} has; transformers "
+            "would fill them with random numbers. Give a folder that save_pretrained wrote of the model you mean, or "
+            "correct `architectures` in config.json"
+        )
+    return sorted(unknown - dict(skeleton.named_buffers()).keys())
+
+
+def _some(names: Iterable[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
 
 
 @dataclass
@@ -152,9 +210,9 @@ def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | No
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
     if len(found) < len(wanted):
         raise ValueError(
-            f"the files do not hold {layer.name!r} as it is: transformers makes it of other tensors while it loads, or "
-            f"it is missing. Keep it float with exclude={layer.name!r}, or load the model with transformers and use "
-            "octavo.quantize_ and save_pretrained"
+            f"the files do not hold {layer.name!r} as it is: transformers makes it of other tensors while it loads. "
+            f"Keep it float with exclude={layer.name!r}, or load the model with transformers and use octavo.quantize_ "
+            "and save_pretrained"
         )
     return found[0], found[1] if len(found) == 2 else None
 
@@ -210,14 +268,3 @@ def _appearing(output: Path) -> Iterator[Path]:
     with scratch(output.parent, f".{output.name}.", ".partial") as temporary:
         yield temporary
         os.rename(temporary, output)
-
-
-def _copy_others(source: Path, folder: Path) -> None:
-    """Tokenizer, generation settings, licence, and those of subfolders; never weights, code or hidden files."""
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        ours = name.as_posix() in (compressed_tensors.CONFIG, shards.INDEX)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and path.suffix in COPIED and not ours and not hidden:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)

@@ -1,22 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of arguments that several commands take."""
+"""Kinds of arguments that several commands take, and the names of schemes."""
 
 from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
+from typing import Any
 
 
 def positive(text: str) -> int:
     """A whole number above 0. Raises: argparse.ArgumentTypeError, which argparse shows beside the option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of at most 9 digits")
     return int(text)
 
 
 def size(text: str) -> int:
     """Bytes: a number above 0 and KB, MB, GB, in thousands as on disks, or nothing. Raises: as `positive`."""
-    found = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
+    found = re.fullmatch(r"([0-9]{1,15})(KB|MB|GB|)", text.upper())
     if not found or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 500MB")
     return int(found[1]) * {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}[found[2]]
+
+
+def scheme_names() -> list[str]:
+    """Names of the schemes' files, one for each scheme. Nothing is imported: that would bring torch."""
+    folder = Path(__file__).parent.parent / "schemes"
+    names = (path.stem for path in folder.glob("*.py"))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+
+
+def scheme_called(name: str) -> Any:
+    """The class in a scheme's file."""
+    from octavo.schemes import SCHEMES
+
+    return next(scheme for scheme in SCHEMES.values() if scheme.__module__.rpartition(".")[2] == name)

@@ -6,6 +6,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ._folders import load_models, read_text
+from ._json import print_json
+
 HELP = "how far a quantized folder is from its float model"
 
 
@@ -13,16 +16,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference_folder", type=Path)
     parser.add_argument("quantized_folder", type=Path, help="written by `octavo quantize`")
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 file, one sample a line")
+    parser.add_argument("--json", action="store_true", help="print JSON; Inf and NaN as strings")
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..compare import compare
-    from ..pretrained import load_model, load_quantized, load_tokenizer, unpadded_batches
+    from octavo.compare import compare
+    from octavo.pretrained import unpadded_batches
 
-    lines = [line.strip() for line in options.text.read_text(encoding="utf-8").splitlines()]
-    if not any(lines):
-        raise ValueError(f"{options.text} holds no text; give a file with one sample a line")
-    reference = load_model(options.reference_folder)
-    model = load_quantized(options.quantized_folder)
-    tokenizer = load_tokenizer(options.reference_folder)
-    print(compare(reference, model, unpadded_batches(tokenizer, [line for line in lines if line])))
+    lines = [line.strip() for line in read_text(options.text).splitlines()]
+    reference, model, tokenizer = load_models(options.reference_folder, options.quantized_folder)
+    found = compare(reference, model, unpadded_batches(tokenizer, [line for line in lines if line]))
+    if options.json:
+        print_json(found.to_dict())
+    else:
+        print(found)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..dtypes import BitPattern, NumberFormat
+    from octavo.dtypes import BitPattern, NumberFormat
+
+from ._json import print_json
 
 HELP = "compare number formats, or show how each of them stores a value"
 _BITS_HEADER = ("format", "sign", "exponent", "fraction or integer", "stored", "error")
@@ -25,16 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import json
+    from octavo.dtypes import FORMATS, table
+    from octavo.dtypes.format_table import HEADER
 
-    from ..dtypes import FORMATS, table
-    from ..dtypes.format_table import HEADER
     from ._tables import print_table
 
     if options.value is None:
         formats = table()
         if options.json:
-            print(json.dumps(formats.to_dict(), indent=2))
+            print_json(formats.to_dict())
         elif not sys.stdout.isatty():  # rich would cut the lines to 80 columns
             print(formats)
         else:
@@ -42,8 +44,8 @@ def run(options: argparse.Namespace) -> None:
         return
     patterns = {format.name: _bits(options.value, format) for format in FORMATS.values()}
     if options.json:
-        stored = [_plain(pattern) for pattern in patterns.values() if pattern]
-        print(json.dumps({"value": _finite(options.value), "formats": stored}, indent=2))
+        stored = [pattern.to_dict() for pattern in patterns.values() if pattern]
+        print_json({"value": options.value, "formats": stored})
     elif not sys.stdout.isatty():
         print("\n".join(str(pattern) if pattern else f"{name:<10} -" for name, pattern in patterns.items()))
     else:
@@ -53,34 +55,25 @@ def run(options: argparse.Namespace) -> None:
 def _number(text: str) -> float | int:
     """An integer, a float or a fraction. Raises: argparse.ArgumentTypeError, which argparse shows."""
     try:
-        value = Fraction(text)
-        return int(value) if value.denominator == 1 and abs(value) < 2**63 else float(value)
+        # A Fraction of 1e999999999 would have as many digits, so an exponent is left to float.
+        value: Any = (
+            Fraction(text) if re.fullmatch(r"[-+]?[0-9]{1,4000}(/[0-9]{1,4000})?", text) else float(text)
+        )
+        is_whole = math.isfinite(value) and value == int(value) and abs(value) < 2**63
+        return int(value) if is_whole else float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
-        pass
-    try:
-        return float(text)  # inf, nan
-    except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _bits(value: float | int, format: NumberFormat) -> BitPattern | None:
     """What the format makes of the value: its largest one if need be, None for NaN where there is none."""
-    from ..dtypes import bits
+    from octavo.dtypes import bits
 
     if math.isnan(value) and not format.has_nan:
         return None
     if isinstance(value, int) and not format.is_integer:
         value = float(value)
     return bits(value, format, saturate=not format.has_nan)
-
-
-def _plain(pattern: BitPattern) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in pattern.to_dict().items()}
-
-
-def _finite(value: Any) -> Any:
-    """Strict JSON has no Inf and NaN."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _row(name: str, pattern: BitPattern | None) -> tuple[str, ...]:

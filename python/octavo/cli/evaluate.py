@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ._folders import load_models, read_text
 from ._types import positive
 
 HELP = "predictions, texts, size and speed of a quantized folder beside its float model's"
@@ -39,15 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..evaluate import evaluate
-    from ..pretrained import load_model, load_quantized, load_tokenizer
+    from octavo.evaluate import evaluate
 
-    text = options.text.read_text(encoding="utf-8")
-    if not text.strip():
-        raise ValueError(f"{options.text} holds no text")
-    reference = load_model(options.reference_folder)
-    model = load_quantized(options.quantized_folder)
-    tokenizer = load_tokenizer(options.reference_folder)
+    text = read_text(options.text)
+    reference, model, tokenizer = load_models(options.reference_folder, options.quantized_folder)
     resources = ("size", "speed", "peak_memory") if options.peak_memory else ("size", "speed")
     result = evaluate(reference, model, **_data(reference, tokenizer, text, options), resources=resources)
     if options.json:
@@ -64,8 +60,8 @@ def _data(reference: Any, tokenizer: Any, text: str, options: argparse.Namespace
     """What `evaluate` is given: running text in windows for a causal language model, else lines."""
     import torch
 
-    from ..evaluation import Prompts, windows
-    from ..pretrained import unpadded_batches
+    from octavo.evaluation import Prompts, windows
+    from octavo.pretrained import unpadded_batches
 
     if not reference.can_generate():
         return {"data": unpadded_batches(tokenizer, [line for line in text.splitlines() if line.strip()])}
@@ -84,7 +80,8 @@ def _data(reference: Any, tokenizer: Any, text: str, options: argparse.Namespace
 
 
 def _print_tables(result: Any) -> None:
-    from ..evaluation.views import TITLES, headline, sections
+    from octavo.evaluation.views import TITLES, headline, sections
+
     from ._tables import print_table
 
     print(headline(result))

@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+
+from ._json import print_json
 
 HELP = "what this CPU can run, and which kernels are active"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(_: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     import torch
 
     import octavo
 
     info = octavo.cpu_info()
+    if options.json:
+        print_json({"octavo": octavo.__version__, "torch": torch.__version__, **asdict(info)})
+        return
     print(f"octavo   {octavo.__version__}, torch {torch.__version__}")
     print(f"cpu      {info.model}")
     print(f"isas     {', '.join(info.isas)}")

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import json
 
-    from ..inspection import HEADER, inspect_checkpoint
+    from octavo.inspection import HEADER, inspect_checkpoint
+
     from ._tables import print_table
 
     contents = inspect_checkpoint(options.checkpoint)

@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from ..schemes import SCHEMES
-from ._types import size
+from ._types import scheme_called, scheme_names, size
 
 HELP = "quantize a transformers model folder into another one"
-
-BY_NAME = {  # one file, one scheme; those that calibrate need the model and data, which the Python functions take
-    scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values() if not scheme.needs_data
-}
+DEFAULT = "int8_dynamic"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_folder", type=Path)
     parser.add_argument("output", type=Path, help="new or empty folder")
     parser.add_argument(
-        "--scheme", choices=sorted(BY_NAME), default="int8_dynamic", help="default: %(default)s"
+        "--scheme", type=_without_data, metavar="NAME", help=f"such as int8_weight_only; default: {DEFAULT}"
     )
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to keep float, such as lm_head"
@@ -34,15 +31,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..stream import quantize_folder
+    from octavo.stream import quantize_folder
 
     report = quantize_folder(
         options.model_folder,
         options.output,
-        BY_NAME[options.scheme],
+        options.scheme or scheme_called(DEFAULT),
         exclude=options.exclude,
         shard_size=options.shard_size,
         progress=True,
     )
     print(report)
     print(f"saved: {options.output}")
+    print(f"load it in Python: import octavo; model = octavo.load({str(options.output)!r})")
+
+
+def _without_data(name: str) -> Any:
+    """The scheme of this name. Those that calibrate need the model and data, which the Python functions take."""
+    if name not in scheme_names():
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(scheme_names())}")
+    scheme = scheme_called(name)
+    if scheme.needs_data:
+        raise argparse.ArgumentTypeError(
+            f"{name} needs data to calibrate: octavo.quantize_(model, scheme, data=batches) in Python takes it"
+        )
+    return scheme

@@ -10,16 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..schemes import SCHEMES
-from ._types import positive
+from ._types import positive, scheme_called, scheme_names
 
 if TYPE_CHECKING:
-    from ..study_result import StudyResult
-    from ..text_table import Tables
-    from ..training_result import TrainingResult
+    from octavo.study_result import StudyResult
+    from octavo.text_table import Tables
+    from octavo.training_result import TrainingResult
 
-# One file, one scheme.
-BY_NAME = {scheme.__module__.rpartition(".")[2]: scheme for scheme in SCHEMES.values()}
 HELP = "measure every scheme on a small language model that comes with the package"
 
 
@@ -33,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, weights of 8, 4, 3 and 2 bits before and after training, ten minutes on one core",
     )
     parser.add_argument(
-        "--schemes", nargs="+", choices=sorted(BY_NAME), help="default: all; with --train int8_dynamic"
+        "--schemes", nargs="+", choices=scheme_names(), help="default: all; with --train int8_dynamic"
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the text: seconds, coarse figures")
     parser.add_argument(
@@ -62,21 +59,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from ..study import QUICK, Settings, run
-    from ..timing import torch_threads
+    from octavo.study import QUICK, Settings, run
+    from octavo.timing import torch_threads
 
     chosen = None
     if options.schemes:
-        chosen = [variant for name in options.schemes for variant in BY_NAME[name].study_variants()]
+        chosen = [variant for name in options.schemes for variant in scheme_called(name).study_variants()]
     print("Quantizing and measuring, some minutes ...", file=sys.stderr, flush=True)
     with torch_threads(options.threads):
         return run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
 
 
 def _training(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from ..training_study import QUICK, Settings, run, variants
+    from octavo.training_study import QUICK, Settings, run, variants
 
-    chosen = variants([BY_NAME[name] for name in options.schemes]) if options.schemes else None
+    chosen = variants([scheme_called(name) for name in options.schemes]) if options.schemes else None
     print("Training and measuring, some ten minutes ...", file=sys.stderr, flush=True)
     return run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
 
