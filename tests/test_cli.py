@@ -48,7 +48,7 @@ def run(*arguments) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("scheme", [name for name in scheme_names() if not scheme_called(name).needs_data])
+@pytest.mark.parametrize("scheme", [name for name in scheme_names() if not scheme_called(name)().needs_data])
 def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
     assert run("quantize", model_folder, tmp_path / "int8", "--scheme", scheme) == 0
     printed = capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_a_model_and_its_tokenizer_can_be_saved_from_memory(model_folder, tmp_pa
 
 def test_transformers_reads_a_quantized_folder_with_compressed_tensors(model_folder, tmp_path):
     pytest.importorskip("compressed_tensors")
-    run("quantize", model_folder, tmp_path / "int8", "--scheme", "int8_weight_only")
+    run("quantize", model_folder, tmp_path / "int8", "--scheme", "int8-weight-only")
     stock = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "int8").eval()
     ours = pretrained.load_quantized(tmp_path / "int8")
     ids = torch.arange(1000, 1016)[None]
@@ -186,7 +186,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, int8_fold
         [],
         ["fly"],
         ["quantize", "a", "b", "--scheme", "int3"],
-        ["quantize", "a", "b", "--scheme", "int8_static"],  # it needs data
+        ["quantize", "a", "b", "--scheme", "int8-static"],  # it needs data
         ["quantize", "a", "b", "--shard-size", "many"],
         ["quantize", "a", "b", "--shard-size", "0GB"],
         ["quantize", "a", "b", "--shard-size", "9" * 5000],

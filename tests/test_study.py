@@ -124,7 +124,7 @@ def test_the_command_writes_the_files_and_the_document(flags, tmp_path, monkeypa
     monkeypatch.setattr(study, "QUICK", TINY)
     document = tmp_path / "study.md"
     document.write_text("\n".join(MARKS), encoding="utf-8")
-    arguments = ["--quick", "--schemes", "int8_weight_only", "--into", str(document), *flags]
+    arguments = ["--quick", "--schemes", "int8-weight-only", "--into", str(document), *flags]
     assert cli.main(["study", "--output", str(tmp_path / "out"), *arguments]) == 0
     printed = capsys.readouterr().out
     result = StudyResult.from_dict(json.loads((tmp_path / "out" / "study.json").read_text()))

@@ -104,7 +104,7 @@ def test_the_command_writes_the_files_and_the_document(result, flags, tmp_path, 
     monkeypatch.setattr(training_study, "BITS", (4,))
     document = tmp_path / "study.md"
     document.write_text("\n".join(MARKS), encoding="utf-8")
-    arguments = ["--train", "--quick", "--schemes", "int8_weight_only", "--into", str(document), *flags]
+    arguments = ["--train", "--quick", "--schemes", "int8-weight-only", "--into", str(document), *flags]
     assert cli.main(["study", "--output", str(tmp_path / "out"), *arguments]) == 0
     printed = capsys.readouterr().out
     found = TrainingResult.from_dict(json.loads((tmp_path / "out" / "study-training.json").read_text()))

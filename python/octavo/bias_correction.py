@@ -40,9 +40,9 @@ def correct_bias_(
     progress   a tqdm bar over the layers
     returns    {name: float32 [n], what was subtracted from the bias}, in the order of running
     raises     ValueError if a layer has no counterpart in reference, runs in one model only, gives NaN or Inf, or has
-               hooks, a forward of its own or a pruned bias, if data is empty or all padding, and if a layer was rescaled
-               (by SmoothQuant's folding or `equalize_`) by factors that cannot be told; TypeError for what is no module
-               or no batch. The model is then unchanged
+               hooks, a forward of its own or a pruned bias, if data is empty or all padding, and if SmoothQuant's
+               folding or `equalize_` has rescaled a layer by factors that cannot be told; TypeError for what is no
+               module or no batch. The model is then unchanged
     source     Nagel et al. 2019 (arXiv:1906.04721), section 4.2 and appendix D, the empirical form
     """
     layers = _layers(model, reference)

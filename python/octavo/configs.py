@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from abc import ABC
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
-class Config(ABC):
+class Config:
     """Instances compare by value and can be dictionary keys. Fields hold plain values or other configs."""
 
     @property
@@ -66,7 +65,7 @@ def from_dict(what: str, base: type[C], fields: Mapping[str, Any]) -> C:
 
 
 def named(what: str, base: type[C], name: Any) -> type[C]:
-    """The class derived from `base` that goes by `name`, however that is spelled. Raises ValueError if there is none."""
+    """The class derived from `base` that goes by `name`, in any spelling. Raises ValueError if there is none."""
     known = kinds(base)
     found = [kind for key, kind in known.items() if isinstance(name, str) and spelled(key) == spelled(name)]
     if not found:

@@ -105,7 +105,8 @@ class QuantizationReport:
         rows, done = (self.prepared, "prepared") if self.prepared else (self.quantized, "quantized")
         return (
             f"{len(rows)} of {len(self.rows)} layers with weights {done}, "
-            f"{_amount(self.bytes_before, unit)} -> {_amount(self.bytes_after, unit)} {name}{smaller}{self._mostly_float()}"
+            f"{_amount(self.bytes_before, unit)} -> {_amount(self.bytes_after, unit)} {name}{smaller}"
+            f"{self._mostly_float()}"
         )
 
     def _mostly_float(self) -> str:

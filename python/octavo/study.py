@@ -19,9 +19,8 @@ from .convert import quantized
 from .evaluate import evaluate
 from .evaluation import Prompts, bits_per_weight, bytes_on_disk
 from .methods import Method
-from .observers import MinMax
 from .progress import with_bar
-from .schemes import SCHEMES, Scheme, label
+from .schemes import SCHEMES, Scheme, by_name, label
 from .study_result import StudyResult, StudyRow
 from .timing import interleaved, machine, torch_threads
 
@@ -59,8 +58,8 @@ def registered_schemes() -> list[Scheme]:
     rows of a scale each and with one scale for all, found by min-max as SmoothQuant's paper has it."""
     plain = [variant for scheme in SCHEMES.values() for variant in scheme.study_variants()]
     methods = [kind() for kind in configs.kinds(Method).values() if kind.needs_data]
-    static = SCHEMES["Int8Static"](MinMax())  # type: ignore[call-arg]
-    return plain + [replace(s, method=m) for m in methods for s in (SCHEMES["Int8Dynamic"](), static)]
+    schemes = by_name("int8-dynamic"), by_name("int8-static:observer=min-max")
+    return plain + [replace(scheme, method=method) for method in methods for scheme in schemes]
 
 
 def run(

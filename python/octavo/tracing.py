@@ -30,7 +30,17 @@ from .replay import Replay
 __all__ = ["Group", "Source", "Trace", "is_norm_like", "traced"]
 
 # Functions that read no values, and those that may give their argument back as it is.
-QUESTIONS = {"__get__", "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "is_contiguous", "__len__"}
+QUESTIONS = {
+    "__get__",
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "__len__",
+}
 PASSING_ON = {"dropout", "contiguous", "to", "float"}
 MOST_SHAPES = 4  # of the inputs of one producer are kept, for trials
 

@@ -7,7 +7,7 @@ layer: `prepared` is the class of the layer on the way, `layer` the class of the
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from ..qparams import QParams
 
 
 @dataclass(frozen=True)
-class Activations(Config):
+class Activations(Config, ABC):
     """How x [..., k] is read."""
 
     layer: ClassVar[type[QuantLinear]] = QuantLinear

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sixteen bits with a scale for each row, found anew in every call: finer than bfloat16, so that only weights are rounded."""
+"""Sixteen bits with a scale for each row, found anew in every call: finer than bfloat16."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ class Static(Activations):
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
-        return ops.linear_static(x, packed, column_sum, weight_scale, bias, *inputs, activation)
+        input_scale, input_zero_point = inputs
+        return ops.linear_static(
+            x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point, activation
+        )
 
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         q = layer.input_qparams

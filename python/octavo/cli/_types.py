@@ -25,14 +25,23 @@ def size(text: str) -> int:
 
 
 def scheme_names() -> list[str]:
-    """Names of the schemes' files, one for each scheme. Nothing is imported: that would bring torch."""
+    """Names of the schemes, each from the name of the scheme's file. Nothing is imported: that would bring torch."""
     folder = Path(__file__).parent.parent / "schemes"
     names = (path.stem for path in folder.glob("*.py"))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in names if name != "base" and not name.startswith("_"))
+
+
+def scheme_name(text: str) -> str:
+    """`text` as `scheme_names` has it: case and underscores do not matter. Raises: as `positive`."""
+    spelled = {name.replace("-", ""): name for name in scheme_names()}
+    name = spelled.get(text.lower().replace("-", "").replace("_", ""))
+    if name is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(scheme_names())}")
+    return name
 
 
 def scheme_called(name: str) -> Any:
-    """The class in a scheme's file."""
-    from octavo.schemes import SCHEMES
+    """The class of the scheme `name`."""
+    from octavo.schemes import by_name
 
-    return next(scheme for scheme in SCHEMES.values() if scheme.__module__.rpartition(".")[2] == name)
+    return type(by_name(name))

@@ -7,17 +7,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._types import scheme_called, scheme_names, size
+from ._types import scheme_called, scheme_name, size
 
 HELP = "quantize a transformers model folder into another one"
-DEFAULT = "int8_dynamic"
+DEFAULT = "int8-dynamic"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_folder", type=Path)
     parser.add_argument("output", type=Path, help="new or empty folder")
     parser.add_argument(
-        "--scheme", type=_without_data, metavar="NAME", help=f"such as int8_weight_only; default: {DEFAULT}"
+        "--scheme",
+        type=_without_data,
+        metavar="NAME",
+        help=f"such as int8-weight-only or int8-dynamic:symmetric=false; default: {DEFAULT}",
     )
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to keep float, such as lm_head"
@@ -46,13 +49,17 @@ def run(options: argparse.Namespace) -> None:
     print(f"load it in Python: import octavo; model = octavo.load({str(options.output)!r})")
 
 
-def _without_data(name: str) -> Any:
-    """The scheme of this name. Those that calibrate need the model and data, which the Python functions take."""
-    if name not in scheme_names():
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(scheme_names())}")
-    scheme = scheme_called(name)
+def _without_data(text: str) -> Any:
+    """The scheme that `text` names. Those that calibrate need the model and data, which the Python functions take."""
+    scheme_name(text.partition(":")[0])  # before torch is imported
+    from octavo.schemes import by_name
+
+    try:
+        scheme = by_name(text)
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     if scheme.needs_data:
         raise argparse.ArgumentTypeError(
-            f"{name} needs data to calibrate: octavo.quantize_(model, scheme, data=batches) in Python takes it"
+            f"{text} needs data to calibrate: octavo.quantize_(model, scheme, data=batches) in Python takes it"
         )
     return scheme

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._types import positive, scheme_called, scheme_names
+from ._types import positive, scheme_called, scheme_name
 
 if TYPE_CHECKING:
     from octavo.study_result import StudyResult
@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead, weights of 8, 4, 3 and 2 bits before and after training, ten minutes on one core",
     )
     parser.add_argument(
-        "--schemes", nargs="+", choices=scheme_names(), help="default: all; with --train int8_dynamic"
+        "--schemes",
+        nargs="+",
+        type=scheme_name,
+        metavar="NAME",
+        help="default: all; with --train int8-dynamic",
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the text: seconds, coarse figures")
     parser.add_argument(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a weight format is: which codes and scales a weight becomes, how they lie in memory and in files, how they read back.
+"""What a weight format is: which codes and scales a weight becomes, how they lie in memory and files, and how to read them.
 
 A layer in its canonical form holds the tensors that `tensors` names; files hold the same. A format with a kernel packs
-them: the codes leave the layer's parameters, and the buffers that `held` names hold the kernel's layout of them. No file
-outside of this folder knows what a format's tensors are.
+them: the codes leave the layer's parameters, and the buffers that `held` names hold the kernel's layout of them. No
+file outside of this folder knows what a format's tensors are.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -37,13 +37,13 @@ class TensorForm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WeightFormat(Config):
+class WeightFormat(Config, ABC):
     """How weights are stored. Instances without fields are the usual case."""
 
     codes: ClassVar[str] = "weight"  # the tensor of the canonical form that packing replaces
     held: ClassVar[tuple[str, ...]] = ()  # buffers of the packed form; empty for a format without a kernel
-    # What the kernel reads of a layer, and how many outputs lie together: layers whose outputs fill whole strips can lie
-    # side by side and be multiplied as one. Empty for a format without a kernel.
+    # What the kernel reads of a layer (nothing, for a format without a kernel), and how many outputs lie together:
+    # layers whose outputs fill whole strips can lie side by side and be multiplied as one.
     operands: ClassVar[tuple[str, ...]] = ()
     strip: ClassVar[int] = 1
     granularity: ClassVar[Granularity]

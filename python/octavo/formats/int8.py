@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight bits: a byte for each weight and one scale for each output channel, multiplied by the kernels of the layout S16."""
+"""Eight bits: a byte for each weight and one scale for each output channel, for the kernels of the layout S16."""
 
 from __future__ import annotations
 

@@ -200,7 +200,8 @@ def output_error(layer: PreparedSmoothed, s: torch.Tensor) -> float:
     x, weight = torch.cat(layer.sample), layer.weight.detach().float()
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight * s)
-    trial = replace(layer.scheme, method=RoundToNearest()).prepare_linear(linear)  # type: ignore[type-var]
+    scheme: Any = layer.scheme
+    trial = replace(scheme, method=RoundToNearest()).prepare_linear(linear)
     trial.is_calibrating = True
     exact = trial(x / s)
     trial(_largest(layer, s))

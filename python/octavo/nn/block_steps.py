@@ -85,7 +85,9 @@ class DynamicLinearStep(BlockStep):
         if self.scale is None:
             slots[self.y] = self.activations.int8_product(x, *operands, bias, self.activation)
         else:
-            slots[self.y] = ops.linear_codes(x, slots[self.scale], *operands, bias, self.activation)
+            packed, column_sum, weight_scale = operands
+            codes = x, slots[self.scale]
+            slots[self.y] = ops.linear_codes(*codes, packed, column_sum, weight_scale, bias, self.activation)
 
     def forget(self) -> None:
         if self.shared is not None:

@@ -34,6 +34,9 @@ class LinearScheme(Protocol):
     @property
     def activations(self) -> Any: ...
 
+    @property
+    def method(self) -> Any: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 
@@ -44,10 +47,11 @@ class QuantLinear(nn.Module):
     scheme                      an octavo scheme, for example octavo.Int8Dynamic()
     device                      "meta" makes a layer without memory, to be filled by load_state_dict(assign=True)
 
-    A new layer is unfilled (zero codes): `from_tensors`, a state_dict or `octavo.quantize_` fills it. Its state_dict has
-    the tensors of `scheme.weights`, a weight format, and `bias` [n] if there is one; of octavo.formats.Int8 they are
-    `weight` int8 [n, k] and `weight_scale` float32 [n, 1]. All of them are frozen; the gradient reaches x. Once packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had:
-    its values are dequantized for each operation that needs them, and it cannot be written to.
+    A new layer is unfilled (zero codes): `from_tensors`, a state_dict or `octavo.quantize_` fills it. Its state_dict
+    has the tensors of `scheme.weights`, a weight format, and `bias` [n] if there is one; those of octavo.formats.Int8
+    are `weight` int8 [n, k] and `weight_scale` float32 [n, 1]. All of them are frozen; the gradient reaches x. Once
+    packed, `.weight` reads as the float matrix in `weight_dtype`, which the float layer had: its values are dequantized
+    for each operation that needs them, and it cannot be written to.
 
     `activation` is None or one of octavo.ops.ACTIVATIONS, which then is part of the call. It says how a layer is used,
     as the modules around it do, so it is in no state_dict and no file; copies and pickles have it.
@@ -111,7 +115,9 @@ class QuantLinear(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input [..., in_features] float32, bfloat16 or float16 to [..., out_features] in its dtype."""
         shape = input.shape
-        if not shape or shape[-1] != self.in_features:  # an operator may only know k rounded up to whole lines
+        if (
+            not shape or shape[-1] != self.in_features
+        ):  # an operator may only know k rounded up to whole lines
             raise ValueError(
                 f"QuantLinear: input has shape {list(shape)}, its last axis must be in_features = "
                 f"{self.in_features}"
@@ -127,8 +133,8 @@ class QuantLinear(nn.Module):
         return self.scheme.weights.codes not in self._parameters
 
     def pack_(self) -> QuantLinear:
-        """Goes to the packed state, in place; does nothing if it is there already, on the meta device, and if the weight
-        format has no packed form."""
+        """Goes to the packed state, in place. Does nothing to a layer that is there already or on the meta device, and if
+        the weight format has no packed form."""
         weights = self.scheme.weights
         codes = self._parameters.get(weights.codes)
         if weights.held and codes is not None and not codes.is_meta:
@@ -182,10 +188,12 @@ class QuantLinear(nn.Module):
         add_bias_(self, state.get(prefix + "bias"))
 
     def extra_repr(self) -> str:
+        weights = self.scheme.weights
+        activation = f", activation={self.activation}" if self.activation else ""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"scheme={self.scheme.name}, bits={self.scheme.weights.bits}, "
-            f"granularity={self.scheme.weights.granularity.name}, isa={cpu_info().active}" + (f", activation={self.activation}" if self.activation else "")
+            f"scheme={self.scheme.name}, bits={weights.bits}, granularity={weights.granularity.name}, "
+            f"isa={cpu_info().active}{activation}"
         )
 
     def __getattr__(self, name: str) -> Any:  # reached only when the ordinary lookup fails
@@ -309,9 +317,13 @@ def _check(
         raise ValueError(f"QuantLinear: the tensors are {sorted(tensors)}, needed are {sorted(forms)}")
     for name, form in forms.items():
         if tensors[name].dtype != form.dtype:
-            raise TypeError(f"QuantLinear: {name} must be {_plain(form.dtype)}, got {_plain(tensors[name].dtype)}")
+            raise TypeError(
+                f"QuantLinear: {name} must be {_plain(form.dtype)}, got {_plain(tensors[name].dtype)}"
+            )
         if tuple(tensors[name].shape) != form.shape:
-            raise ValueError(f"QuantLinear: {name} has shape {tuple(tensors[name].shape)}, {form.shape} is needed")
+            raise ValueError(
+                f"QuantLinear: {name} has shape {tuple(tensors[name].shape)}, {form.shape} is needed"
+            )
     if bias is not None and bias.dtype not in FLOAT_DTYPES:
         raise TypeError(f"QuantLinear: bias is {bias.dtype}, accepted are float32, bfloat16 and float16")
     if bias is not None and tuple(bias.shape) != (n,):

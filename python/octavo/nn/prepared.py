@@ -43,6 +43,9 @@ class PreparedScheme(Protocol):
     @property
     def activations(self) -> Any: ...
 
+    @property
+    def method(self) -> Any: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
 

@@ -89,7 +89,10 @@ class StaticQuantLinear(QuantLinear):
     def _expected_state(self) -> Expected:
         return {
             **super()._expected_state(),
-            "bias": ((self.out_features,), (torch.int32,) if self.scheme.activations.int32_bias else FLOAT_DTYPES),
+            "bias": (
+                (self.out_features,),
+                (torch.int32,) if self.scheme.activations.int32_bias else FLOAT_DTYPES,
+            ),
             "input_scale": ((1,), FLOAT_DTYPES),
             "input_zero_point": ((1,), (torch.int8,)),
         }
@@ -103,5 +106,7 @@ class StaticQuantLinear(QuantLinear):
     def _restore_dtypes(self) -> None:
         super()._restore_dtypes()
         self.input_zero_point = self.input_zero_point.to(torch.int32)
-        if self.scheme.activations.symmetric:  # it is in no state_dict, and `to_empty` has made any number of it
+        if (
+            self.scheme.activations.symmetric
+        ):  # it is in no state_dict, and `to_empty` has made any number of it
             self.input_zero_point = torch.zeros(1, dtype=torch.int32, device="cpu")

@@ -26,7 +26,7 @@ Range = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class ObserverConfig(Config):
+class ObserverConfig(Config, ABC):
     """A method with its options: plain values, compared by value, that a scheme can hold and a file can name."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from ..qparams import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
-class Scheme(Config):
+class Scheme(Config, ABC):
     """How linear layers are quantized.
 
     weights   the weight format
@@ -63,7 +63,8 @@ class Scheme(Config):
         """The instances that `octavo study` measures. Here: each combination of boolean fields, the defaults first."""
         flags = {item.name: item.default for item in fields(cls) if isinstance(item.default, bool)}
         choices = itertools.product(*((default, not default) for default in flags.values()))
-        return [cls(**dict(zip(flags, values, strict=True))) for values in choices]
+        options: list[dict[str, Any]] = [dict(zip(flags, values, strict=True)) for values in choices]
+        return [cls(**each) for each in options]
 
     # --- what it asks of data and of layers -------------------------------------------------------------------------
 
@@ -172,7 +173,7 @@ def _value(text: str) -> Any:
 
 
 def _today(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` as they are written today: files of 0.1 have `weight_bits`, and SmoothQuant as a scheme around another."""
+    """`fields` as they are written today. Older files have `weight_bits`, and SmoothQuant as a scheme around another."""
     options = dict(fields)
     if options.get("name") == "SmoothQuant" and "then" in options:
         then = _today(options["then"])
