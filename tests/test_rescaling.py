@@ -53,8 +53,14 @@ def found(reference: nn.Module, model: nn.Module, x: torch.Tensor = X) -> dict[s
     return {name: rescaling.factors(name) for name in LAYERS}
 
 
-SCHEMES = [octavo.Int8Dynamic(), octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(2)), octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(4)),
-           octavo.LLMInt8(), octavo.Int8Static(), octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False))]  # fmt: skip
+SCHEMES = [
+    octavo.Int8Dynamic(),
+    octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(2)),
+    octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(4)),
+    octavo.LLMInt8(),
+    octavo.Int8Static(),
+    octavo.Int8Dynamic(method=octavo.SmoothQuant(fold=False)),
+]
 every_way = pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
 
 

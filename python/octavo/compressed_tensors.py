@@ -45,10 +45,16 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     schemes: dict[str, Any] = {name: layer.scheme for name, layer in layers.items()}
     if not all(map(_has_words, layers.values())):
         return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
+    classes = {each.__name__ for kind in set(map(type, modules.values())) for each in kind.__mro__}
     groups: dict[str, tuple[Any, list[str]]] = {}
     for name, scheme in schemes.items():
+<<<<<<< HEAD
         activations = scheme.activations.compressed_tensors()
         groups.setdefault(json.dumps(activations), (activations, []))[1].append(_target(name, modules))
+=======
+        activations = scheme.compressed_tensors_activations()
+        groups.setdefault(json.dumps(activations), (activations, []))[1].append(_target(name, classes))
+>>>>>>> folders
     if len(groups) == 1:
         # The usual way to say it, and the one that a part of the model can be saved with, too.
         groups = {key: (activations, ["Linear"]) for key, (activations, _) in groups.items()}
@@ -57,7 +63,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "format": "int-quantized",
         "quantization_status": "compressed",
         "ignore": [
-            _target(name, modules) for name, module in modules.items() if isinstance(module, nn.Linear)
+            _target(name, classes) for name, module in modules.items() if isinstance(module, nn.Linear)
         ],
         "config_groups": {f"group_{i}": _group(*group) for i, group in enumerate(groups.values())},
     }
@@ -205,9 +211,8 @@ def _has_words(layer: QuantLinear) -> bool:
     return names <= TENSORS and (layer.bias is None or layer.bias.is_floating_point())
 
 
-def _target(name: str, modules: dict[str, nn.Module]) -> str:
+def _target(name: str, classes: set[str]) -> str:
     """What matches this layer alone: its name, unless that would be read as a class or a regular expression."""
-    classes = {kind.__name__ for module in modules.values() for kind in type(module).__mro__}
     return f"re:{re.escape(name)}$" if name in classes or name.startswith("re:") else name
 
 

@@ -41,7 +41,8 @@ def may_be_missing(model: nn.Module, missing: Iterable[str]) -> dict[str, torch.
     wanted = [
         name
         for name in missing
-        if any(pattern.search(name) for pattern in patterns) or not _is_real(state[name])
+        if isinstance(state[name], torch.Tensor)  # and no extra state
+        and (any(pattern.search(name) for pattern in patterns) or not _is_real(state[name]))
     ]
     return values(model, wanted)
 

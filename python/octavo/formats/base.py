@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a weight format is: which codes and scales a weight becomes, how they lie in memory and files, and how to read them.
+"""What a weight format is: which codes and scales a weight becomes, and how they lie in memory and in files.
 
 A layer in its canonical form holds the tensors that `tensors` names; files hold the same. A format with a kernel packs
 them: the codes leave the layer's parameters, and the buffers that `held` names hold the kernel's layout of them. No

@@ -133,8 +133,8 @@ class QuantLinear(nn.Module):
         return self.scheme.weights.codes not in self._parameters
 
     def pack_(self) -> QuantLinear:
-        """Goes to the packed state, in place. Does nothing to a layer that is there already or on the meta device, and if
-        the weight format has no packed form."""
+        """Goes to the packed state, in place. Does nothing to a layer that is packed or on the meta device, and if the
+        weight format has no packed form."""
         weights = self.scheme.weights
         codes = self._parameters.get(weights.codes)
         if weights.held and codes is not None and not codes.is_meta:

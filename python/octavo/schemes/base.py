@@ -173,7 +173,7 @@ def _value(text: str) -> Any:
 
 
 def _today(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` as they are written today. Older files have `weight_bits`, and SmoothQuant as a scheme around another."""
+    """`fields` as they are written today. Older files have `weight_bits`, and SmoothQuant around another scheme."""
     options = dict(fields)
     if options.get("name") == "SmoothQuant" and "then" in options:
         then = _today(options["then"])
