@@ -14,6 +14,7 @@ from torch import nn
 
 import octavo
 from octavo import compressed_tensors, pretrained
+from octavo.formats.int8 import ARGUMENTS
 from octavo.nn import QuantLinear, StaticQuantLinear
 
 GOLDEN = np.load(
@@ -29,7 +30,7 @@ def golden(name: str) -> torch.Tensor:
 
 
 def entry(weights=(), activations=None, **options) -> dict:
-    weights = {**compressed_tensors.WEIGHTS, **dict(weights)}
+    weights = {**ARGUMENTS, **dict(weights)}
     group = {"targets": ["Linear"], "format": None, "weights": weights, "input_activations": activations}
     return {
         "quant_method": "compressed-tensors",
@@ -110,7 +111,7 @@ def test_zero_points_of_weights_are_refused_unless_they_are_zero(tmp_path):
 
 def test_targets_and_ignore_are_names_patterns_or_classes_and_names_come_first(tmp_path):
     def group(target, activations):
-        return {"targets": target, "weights": compressed_tensors.WEIGHTS, "input_activations": activations}
+        return {"targets": target, "weights": ARGUMENTS, "input_activations": activations}
 
     groups = {"a": group(["Linear"], None), "b": group(["re:.*up", "down"], PER_TOKEN)}
     config = entry(config_groups=groups, ignore=["re:he.d", "Bilinear"])

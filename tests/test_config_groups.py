@@ -13,6 +13,7 @@ from torch import nn
 
 import octavo
 from octavo import compressed_tensors
+from octavo.formats.int8 import ARGUMENTS
 from test_compressed_tensors import PER_TOKEN, STATIC, entry, skeleton
 
 CASES = json.loads((Path(__file__).parent / "data/compressed_tensors_groups.json").read_text())
@@ -32,7 +33,7 @@ def entry_of(case: dict) -> dict:
     groups = {
         f"group_{i}": {
             "targets": targets,
-            "weights": compressed_tensors.WEIGHTS,
+            "weights": ARGUMENTS,
             "input_activations": activations[kind],
             "format": "int-quantized",
         }

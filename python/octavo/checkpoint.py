@@ -117,7 +117,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     )
     with undone_on_error(skeleton):
         model = _swap(skeleton, layers)
-        model.load_state_dict(_own_parameters(model, tensors, set(layers)), assign=True)
+        model.load_state_dict(_own_parameters(model, tensors, _codes_of(layers)), assign=True)
         _fill_transient_buffers(model, buffers)
         _check_nothing_on_meta(model)
     for layer in layers.values():
@@ -310,18 +310,28 @@ def _swap(skeleton: nn.Module, layers: dict[str, OurLinear]) -> nn.Module:
     return skeleton
 
 
+def _codes_of(layers: dict[str, OurLinear]) -> set[str]:
+    """The names of the codes that packing will copy."""
+    frozen = {name: layer for name, layer in layers.items() if isinstance(layer, QuantLinear)}
+    return {
+        f"{name}.{layer.scheme.weights.codes}" if name else layer.scheme.weights.codes
+        for name, layer in frozen.items()
+        if layer.scheme.weights.held
+    }
+
+
 def _own_parameters(
-    model: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
+    model: nn.Module, tensors: dict[str, torch.Tensor], packed: set[str]
 ) -> dict[str, torch.Tensor]:
     """Copies, so that the model outlives its file. Names of one tensor get one Parameter: still tied.
 
-    The codes of `layers` are not copied: packing, which follows, is their copy.
+    Codes that are `packed`, by name, are not copied: packing, which follows, is their copy.
     """
     copies: dict[int, nn.Parameter] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in copies:
-            is_codes = tensor.dtype == torch.int8 and _owner(name) in layers
-            copies[id(tensor)] = nn.Parameter(tensor if is_codes else tensor.clone(), requires_grad=False)
+            kept = tensor if name in packed else tensor.clone()
+            copies[id(tensor)] = nn.Parameter(kept, requires_grad=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {
         name: copies[id(tensor)] if name in parameters else copies[id(tensor)].data

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import computed, shards
+from . import computed, configs, shards
 from .files import read_json
+from .formats import WeightFormat, differs
 from .nn import QuantLinear
 from .renaming import Conversions
 from .schemes import Scheme, from_dict
 
 CONFIG, ENTRY = "config.json", "quantization_config"
 # What the format can say of a layer; a scheme whose layers hold more, or an integer bias, has no words in it.
-TENSORS = {"weight", "weight_scale", "bias", "input_scale", "input_zero_point"}
-WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+TENSORS = {"bias", "input_scale", "input_zero_point"}  # beside those of the weight format
 
 _log = logging.getLogger("octavo")
 
@@ -46,21 +46,19 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     if not all(map(_has_words, layers.values())):
         return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
     classes = {each.__name__ for kind in set(map(type, modules.values())) for each in kind.__mro__}
-    groups: dict[str, tuple[Any, list[str]]] = {}
+    groups: dict[str, tuple[WeightFormat, Any, list[str]]] = {}
     for name, scheme in schemes.items():
-<<<<<<< HEAD
         activations = scheme.activations.compressed_tensors()
-        groups.setdefault(json.dumps(activations), (activations, []))[1].append(_target(name, modules))
-=======
-        activations = scheme.compressed_tensors_activations()
-        groups.setdefault(json.dumps(activations), (activations, []))[1].append(_target(name, classes))
->>>>>>> folders
+        key = json.dumps([scheme.weights.compressed_tensors(), scheme.weights.stored_as, activations])
+        groups.setdefault(key, (scheme.weights, activations, []))[2].append(_target(name, classes))
     if len(groups) == 1:
         # The usual way to say it, and the one that a part of the model can be saved with, too.
-        groups = {key: (activations, ["Linear"]) for key, (activations, _) in groups.items()}
+        groups = {
+            key: (weights, activations, ["Linear"]) for key, (weights, activations, _) in groups.items()
+        }
     return {
         "quant_method": "compressed-tensors",
-        "format": "int-quantized",
+        "format": _stored_as(groups.values()),
         "quantization_status": "compressed",
         "ignore": [
             _target(name, classes) for name, module in modules.items() if isinstance(module, nn.Linear)
@@ -109,8 +107,8 @@ def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str
     unknown -= computed.may_be_left_over(skeleton, unknown)
     if unknown:
         _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
-    for name in schemes:
-        _adapt(name, tensors)
+    for name, scheme in schemes.items():
+        _adapt(name, scheme.weights, tensors)
     return schemes, tensors | computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
 
 
@@ -207,8 +205,17 @@ def _models_around(model: nn.Module) -> list[nn.Module]:
 
 def _has_words(layer: QuantLinear) -> bool:
     """Whether the format can say what is in the layer's state_dict, which is not asked: it would unpack codes."""
+    weights = layer.scheme.weights
     names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
-    return names <= TENSORS and (layer.bias is None or layer.bias.is_floating_point())
+    known = TENSORS | weights.tensors(layer.out_features, layer.in_features).keys()
+    has_float_bias = layer.bias is None or layer.bias.is_floating_point()
+    return weights.compressed_tensors() is not None and names <= known and has_float_bias
+
+
+def _stored_as(groups: Iterable[tuple[WeightFormat, Any, list[str]]]) -> str:
+    """The layout of all groups, or the word for several."""
+    found = {weights.stored_as for weights, _, _ in groups}
+    return found.pop() if len(found) == 1 else "mixed-precision"
 
 
 def _target(name: str, classes: set[str]) -> str:
@@ -216,12 +223,12 @@ def _target(name: str, classes: set[str]) -> str:
     return f"re:{re.escape(name)}$" if name in classes or name.startswith("re:") else name
 
 
-def _group(activations: dict[str, Any] | None, targets: list[str]) -> dict[str, Any]:
+def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: list[str]) -> dict[str, Any]:
     # A group without a format of its own is taken for a packed one if its activations are float.
     return {
         "targets": targets,
-        "format": "int-quantized",
-        "weights": WEIGHTS,
+        "format": weights.stored_as,
+        "weights": weights.compressed_tensors(),
         "input_activations": activations,
     }
 
@@ -271,36 +278,30 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
     """Raises ValueError for a group that octavo cannot compute exactly as it is meant."""
     weights, activations = group["weights"], group.get("input_activations")
     stored = group.get("format") or entry.get("format")
-    if stored != "int-quantized":
+    formats = [kind for kind in configs.kinds(WeightFormat).values() if kind.stored_as]
+    if stored not in {kind.stored_as for kind in formats}:
         raise ValueError(
             f"load: the format {stored!r} is not read; int-quantized is, a byte for each weight. Quantize the float "
             "model with `octavo quantize`, or have it exported anew as int-quantized"
         )
-    strategy = "tensor" if weights.get("strategy") == "tensor" else "channel"
-    if _differs(weights, {**WEIGHTS, "strategy": strategy}):
+    described = (kind.from_compressed_tensors(weights) for kind in formats if kind.stored_as == stored)
+    format = next(filter(None, described), None)
+    if format is None:
         raise ValueError(
             f"load: weights {weights} are not read; 8 bits, symmetric, per channel or tensor are"
         )
     if group.get("output_activations"):
         raise ValueError("load: output_activations are quantized, which octavo does not compute")
     if activations is None:
-        return from_dict({"name": "Int8WeightOnly"})
+        return from_dict({"name": "Int8WeightOnly", "weights": format.to_dict()})
     kind = "Int8Dynamic" if activations.get("dynamic") else "Int8Static"
-    scheme = from_dict({"name": kind, "symmetric": activations.get("symmetric", True)})
-    if _differs(activations, scheme.activations.compressed_tensors() or {}):
+    options = {"symmetric": activations.get("symmetric", True), "weights": format.to_dict()}
+    scheme = from_dict({"name": kind, **options})
+    if differs(activations, scheme.activations.compressed_tensors() or {}):
         raise ValueError(
             f"load: input_activations {activations} are not read; 8 bits per token or static are"
         )
     return scheme
-
-
-def _differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Fields that are left out have the defaults of compressed-tensors' QuantizationArgs."""
-    strategy = "token" if found.get("dynamic") else "tensor"
-    defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
-    complete = {**defaults, **{key: value for key, value in found.items() if value is not None}}
-    other = complete.get("group_size") not in (None, -1) or complete.get("block_structure") is not None
-    return other or any(complete[key] != value for key, value in wanted.items())
 
 
 def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]:
@@ -318,16 +319,11 @@ def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]
     return named + [target for target in ordered if target in classes]
 
 
-def _adapt(layer: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Brings one layer's tensors from the forms that the format allows to the one that octavo's layers have."""
-    zero_point = tensors.pop(f"{layer}.weight_zero_point", None)
-    if zero_point is not None and zero_point.any():
-        raise ValueError(f"load: {layer}.weight has zero points; octavo computes with symmetric weights only")
+def _adapt(layer: str, weights: WeightFormat, tensors: dict[str, torch.Tensor]) -> None:
+    """Brings one layer's tensors from the forms that the files allow to the one that octavo's layers have."""
+    weights.adapt(layer, tensors)
     for name in (f"{layer}.weight_scale", f"{layer}.input_scale"):
         if name in tensors and tensors[name].is_floating_point():
             tensors[name] = tensors[name].float()
             if not (tensors[name].isfinite() & (tensors[name] > 0)).all():
                 raise ValueError(f"load: {name} holds values that are no scales")
-    weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
-    if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
-        tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)

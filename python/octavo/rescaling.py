@@ -231,8 +231,10 @@ class _Pair:
             b = _row_ratio(weight, target)
         elif len(columns := getattr(self.layer, "outlier_columns", ())):  # they are floats, too
             b = _row_ratio(weight[:, columns], target[:, columns])
+        elif (scales := self.layer.scheme.weights.row_scales(self.layer.canonical_tensors())) is not None:
+            b = _rounded(self.layer, target)[0] / scales
         else:
-            b = _rounded(self.layer, target)[0] / self.layer.weight_scale.detach().float().reshape(-1)
+            b = _row_ratio(weight, target)
         b = torch.where(b.isfinite(), b, 1.0)
         return None if bool(((b - 1).abs() <= self._noise).all()) else b
 

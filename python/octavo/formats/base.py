@@ -72,6 +72,10 @@ class WeightFormat(Config, ABC):
         """The weight [n, k] as a new float matrix."""
         return self.read(tensors).dequantize(dtype)
 
+    def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
+        """The scale of each row, float32 [n], if a row has a single one."""
+        return None
+
     # --- from floats ------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -124,6 +128,29 @@ class WeightFormat(Config, ABC):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
+    stored_as: ClassVar[str] = (
+        ""  # the name of the layout in files of compressed-tensors; "" if they have none for it
+    )
+
     def compressed_tensors(self) -> dict[str, Any] | None:
         """The weights as compressed-tensors' QuantizationArgs say it; None if they have no words for this format."""
         return None
+
+    @classmethod
+    def from_compressed_tensors(cls, weights: Mapping[str, Any]) -> WeightFormat | None:
+        """The format that these QuantizationArgs describe; None if it is not of this class."""
+        return None
+
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Brings the tensors of `layer`, whose names begin with it, from the forms that compressed-tensors allows to the
+        canonical one, in place. Raises ValueError for values that this format does not have."""
+
+
+def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether QuantizationArgs mean something else than `wanted`. Fields that are left out have the defaults of
+    compressed-tensors."""
+    strategy = "token" if found.get("dynamic") else "tensor"
+    defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
+    complete = {**defaults, **{key: value for key, value in found.items() if value is not None}}
+    other = complete.get("group_size") not in (None, -1) or complete.get("block_structure") is not None
+    return other or any(complete[key] != value for key, value in wanted.items())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,10 @@ import torch
 
 from .. import huge_pages, ops
 from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
-from .base import TensorForm, Tensors, WeightFormat
+from .base import TensorForm, Tensors, WeightFormat, differs
+
+# Of compressed-tensors: how these weights are described.
+ARGUMENTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Int8(WeightFormat):
     granularity: ClassVar[Granularity] = PerChannel(0)
     bits: ClassVar[int] = 8
     stored_bits: ClassVar[int] = 8
+    stored_as: ClassVar[str] = "int-quantized"
 
     @property
     def qmax(self) -> int:
@@ -54,6 +59,9 @@ class Int8(WeightFormat):
         return QuantizedTensor(
             tensors["weight"].detach(), QParams(scale, zero_point, -self.qmax, self.qmax, self.granularity)
         )
+
+    def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
+        return tensors["weight_scale"].detach().float().reshape(-1)
 
     def qparams(self, weight: torch.Tensor) -> QParams:
         scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -self.qmax, self.qmax, True)
@@ -98,7 +106,22 @@ class Int8(WeightFormat):
         return activations.int8_product(x, *operands, bias, activation, inputs)
 
     def compressed_tensors(self) -> dict[str, Any] | None:
-        return {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
+        return dict(ARGUMENTS)
+
+    @classmethod
+    def from_compressed_tensors(cls, weights: Mapping[str, Any]) -> WeightFormat | None:
+        strategy = "tensor" if weights.get("strategy") == "tensor" else "channel"
+        return None if cls is not Int8 or differs(weights, {**ARGUMENTS, "strategy": strategy}) else cls()
+
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+        zero_point = tensors.pop(f"{layer}.weight_zero_point", None)
+        if zero_point is not None and zero_point.any():
+            raise ValueError(
+                f"load: {layer}.weight has zero points; octavo computes with symmetric weights only"
+            )
+        weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
+        if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
+            tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)
 
     def _packed_on_use(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
