@@ -127,3 +127,11 @@ def test_hooked_and_rebound_modules_are_kept():
     m[2].forward = m[2].forward
     reasons = [row.reason for row in fused(m).kept if row.step == "plain attention"]
     assert "has hooks" in reasons[0] and "a forward of its own" in reasons[1]
+
+
+def test_hooks_of_accelerate_are_called_by_their_name():
+    """It puts them around forward, and notes them in `_hf_hook`."""
+    m = model()
+    m[0].forward, m[0]._hf_hook = m[0].forward, object()
+    (row,) = [row for row in fused(m).kept if row.name == "0"]
+    assert row.reason == "accelerate has put hooks around its forward: fuse before you dispatch the model"

@@ -23,7 +23,7 @@ from .example import Example
 from .graph import NotUnderstood, export_block, is_linear
 from .lowering import normal_form
 from .patterns import Pattern, find_pattern
-from .step import HOOKS, Candidate, Changes
+from .step import HOOKS, Candidate, Changes, own_forward
 from .structure import comparable, structure_of
 
 MASKS = ("attention_mask", "attn_mask", "mask")
@@ -149,7 +149,7 @@ def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None
         if call is None:
             raise NotUnderstood("the example does not reach it")
         if "forward" in vars(block):
-            raise NotUnderstood("has a forward of its own")
+            raise NotUnderstood(own_forward(block))
         if any(map(has_hooks, list(block.modules())[1:])):
             raise NotUnderstood(HOOKS)
         fused = fused_block(block, plans.plan_of(block, call).of(block))

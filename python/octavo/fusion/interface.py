@@ -7,7 +7,6 @@ function for torch's SDPA, call by call; what neither knows is refused.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from .. import ops
 NAMES = {name: "octavo" if name == "auto" else f"octavo_{name}" for name in ops.PRECISIONS}
 # Parameters of transformers' function for torch's SDPA that attention_forward reads as it does.
 KNOWN = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
+_others_of_sdpa = ["position_bias"]  # and what _read_sdpa finds; a list, which torch.compile reads as it is
 NO_DROPOUT = "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
 
 
@@ -62,17 +62,10 @@ def attention_forward(
 def is_native(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]) -> bool:
     """Whether ops.attention computes this call; options are those of the AttentionInterface."""
     size = query.shape[-1]
-    is_plain = not any(options.get(name) is not None for name in ("cache", "softcap", *_others_of_sdpa()))
+    is_plain = not any(options.get(name) is not None for name in ("cache", "softcap", *_others_of_sdpa))
     return (
         is_plain and not options.get("output_attentions") and is_native_size(size) and value.shape[-1] == size
     )
-
-
-@functools.cache
-def _others_of_sdpa() -> tuple[str, ...]:
-    """Parameters of transformers' function that are not known here, such as position_bias, and later ones."""
-    parameters = inspect.signature(_interface()["sdpa"]).parameters.values()
-    return tuple(p.name for p in parameters if p.name not in KNOWN and p.kind is not p.VAR_KEYWORD)
 
 
 def is_native_size(head_dim: int) -> bool:
@@ -112,10 +105,18 @@ def register(name: str, function: Any) -> None:
     AttentionMaskInterface.register(name, sdpa_mask)
 
 
+def _read_sdpa() -> None:
+    """Notes the parameters of transformers' function that are not known here: position_bias, and later ones."""
+    parameters = inspect.signature(_interface()["sdpa"]).parameters.values()
+    others = [p.name for p in parameters if p.name not in KNOWN and p.kind is not p.VAR_KEYWORD]
+    _others_of_sdpa.extend(name for name in others if name not in _others_of_sdpa)
+
+
 class Registration:
     """Registers our functions when it is made; a part of fused models, so that unpickling one does it as well."""
 
     def __init__(self) -> None:
+        _read_sdpa()
         for precision, name in NAMES.items():
             register(name, partial(attention_forward, precision=precision))
 

@@ -19,7 +19,7 @@ from .. import ops
 from ..plan import has_hooks
 from .example import Example
 from .interface import NO_DROPOUT, is_native
-from .step import HOOKS, Candidate, Changes
+from .step import HOOKS, Candidate, Changes, own_forward
 
 
 class PlainAttention:
@@ -41,7 +41,7 @@ class PlainAttention:
     def _candidate(self, name: str, module: nn.Module) -> Candidate:
         candidate = Candidate(name, type(module).__name__)
         if "forward" in vars(module):
-            candidate.reason = "has a forward of its own"
+            candidate.reason = own_forward(module)
         elif has_hooks(module):
             candidate.reason = HOOKS
         else:

@@ -22,6 +22,14 @@ from .example import Example
 HOOKS = "has hooks: remove them, fuse, and register them on the new module"
 ROOT = "the model itself cannot be replaced in place: put it into another module"
 
+ACCELERATE = "accelerate has put hooks around its forward: fuse before you dispatch the model"
+
+
+def own_forward(module: nn.Module) -> str:
+    """Why a module is kept whose forward was set on the object."""
+    return ACCELERATE if hasattr(module, "_hf_hook") else "has a forward of its own"
+
+
 # Largest difference allowed for each element, of its dtype and shape or a number: bound(expected, *args, **kwargs).
 Bound = Callable[..., torch.Tensor | float]
 
