@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from octavo import ops, reference
 from octavo.metrics import relative_error
-from octavo.timing import interleaved
+from octavo.runtime.timing import interleaved
 from timing import milliseconds
 
 

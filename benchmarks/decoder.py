@@ -21,7 +21,7 @@ from torch import nn
 
 import octavo
 from memory import megabytes_of_process
-from octavo.timing import Times, interleaved
+from octavo.runtime.timing import Times, interleaved
 from swapped import CONVERSIONS, FLOOR, candidates, megabytes
 
 CONTEXT, DECODED = 32, 16  # tokens in the cache before, and tokens decoded by one timed call

@@ -14,7 +14,7 @@ from torch import nn
 
 import octavo
 from decoder import SIZES, decoder
-from octavo.timing import interleaved
+from octavo.runtime.timing import interleaved
 from timing import milliseconds
 
 CONTEXTS = [32, 512, 2048]

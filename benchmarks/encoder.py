@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.demo_data import docstring_sentences
-from octavo.pretrained import bundled_folder, load_encoder, unpadded_batches
-from octavo.timing import interleaved, page_faults
+from octavo.huggingface.models import bundled_folder, load_encoder, unpadded_batches
+from octavo.lab.demo_data import docstring_sentences
+from octavo.runtime.timing import interleaved, page_faults
 from swapped import FLOOR, candidates
 from timing import figures
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 import octavo
 from octavo import ops
-from octavo.bench import random_linear
-from octavo.timing import interleaved
+from octavo.lab.bench import random_linear
+from octavo.runtime.timing import interleaved
 from timing import milliseconds
 
 Pair = tuple[str, str, Callable[[], object], Callable[[], object]]  # operator, sizes, ours, torch's

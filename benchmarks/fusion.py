@@ -18,10 +18,10 @@ from torch import nn
 
 import octavo
 import rivals
-from octavo.bench import quantize_dynamic_
-from octavo.demo_data import docstring_sentences
-from octavo.pretrained import bundled_folder, load_encoder, unpadded_batches
-from octavo.timing import interleaved, page_faults
+from octavo.huggingface.models import bundled_folder, load_encoder, unpadded_batches
+from octavo.lab.bench import quantize_dynamic_
+from octavo.lab.demo_data import docstring_sentences
+from octavo.runtime.timing import interleaved, page_faults
 from rivals import openvino
 from timing import milliseconds
 

@@ -22,7 +22,7 @@ from torch import nn
 import octavo
 import rivals
 from ceilings import fastest_seconds
-from octavo.bench import (
+from octavo.lab.bench import (
     Candidate,
     Measurement,
     exact_linear,

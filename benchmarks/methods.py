@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.timing import cpu_name, interleaved
+from octavo.runtime.timing import cpu_name, interleaved
 
 K = N = 2048
 BATCHES = [1, 8, 64, 512]

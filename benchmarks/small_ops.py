@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from octavo import ops
-from octavo.timing import interleaved
+from octavo.runtime.timing import interleaved
 from timing import milliseconds
 
 SIZES = {"L2": 1 << 16, "L3": 1 << 21, "memory": 1 << 25}  # elements; bytes moved are 2 to 5 times as many

@@ -18,8 +18,8 @@ from torch import nn
 
 import octavo
 from octavo import ops
-from octavo.bench import quantize_dynamic, random_linear
-from octavo.timing import interleaved
+from octavo.lab.bench import quantize_dynamic, random_linear
+from octavo.runtime.timing import interleaved
 from timing import milliseconds
 
 

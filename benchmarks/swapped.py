@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.bench import quantize_dynamic_
+from octavo.lab.bench import quantize_dynamic_
 
 FLOOR = "without Linears"
 

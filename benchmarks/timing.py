@@ -9,8 +9,8 @@ from pathlib import Path
 
 import octavo
 import rivals
-from octavo.timing import Times
-from octavo.timing import machine as this_machine
+from octavo.runtime.timing import Times
+from octavo.runtime.timing import machine as this_machine
 
 # The variables that hold Octavo and torch's four back ends to AVX2. ONNX Runtime and OpenVINO's MLAS have none.
 CAPS = {

@@ -3,10 +3,10 @@
 
 import pytest
 import torch
+from operator_arguments import LINEARS
 
 import octavo
 from octavo import _C, ops
-from operator_arguments import LINEARS
 
 RUNNABLE = _C.runnable_isas()
 NOT_COVERED = [isa for isa in _C.built_isas() if isa not in RUNNABLE]

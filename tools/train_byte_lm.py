@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from octavo import byte_lm, byte_text
-from octavo.byte_training import Config, next_byte_loss, train
+from octavo.lab.study import byte_lm, byte_text
+from octavo.lab.study.byte_training import Config, next_byte_loss, train
 
 
 def save(model: byte_lm.ByteLM, path: Path) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from octavo.bench import quantize_dynamic
+from octavo.lab.bench import quantize_dynamic
 
 from . import Rival, Run
 

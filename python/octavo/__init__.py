@@ -22,22 +22,27 @@ from . import (
     reference,
     schemes,
 )
-from .bias_correction import correct_bias_
-from .checkpoint import load, save
-from .compare import compare
-from .convert import quantize_, quantized
-from .cpu import cpu_info, use_isa
-from .equalization import equalize_
-from .evaluate import evaluate
+from .conversion.convert import quantize_, quantized
+from .conversion.prepare import calibrating, freeze_, prepare_
 from .evaluation import Evaluation, Prompts
+from .evaluation.comparison import compare
+from .evaluation.evaluator import evaluate
+from .evaluation.mixed_precision import choose
+from .evaluation.sensitivities import Sensitivity, sensitivity
+from .files.inspection import CheckpointContents, inspect_checkpoint
+from .files.octavo import load, save
 from .fusion import FusionReport, fuse_, unfuse_
-from .inspection import CheckpointContents, inspect_checkpoint
-from .malloc import keep_memory
 from .methods import RoundToNearest, SmoothQuant
-from .mixed_precision import choose
+from .methods.bias_correction import correct_bias_
+from .methods.equalization import equalize_
 from .ops import int8_mm
-from .prepare import calibrating, freeze_, prepare_
-from .qparams import (
+from .runtime.cpu import cpu_info, use_isa
+from .runtime.malloc import keep_memory
+from .schemes.int8_dynamic import Int8Dynamic
+from .schemes.int8_static import Int8Static
+from .schemes.int8_weight_only import Int8WeightOnly
+from .schemes.llm_int8 import LLMInt8
+from .tensors.qparams import (
     PerChannel,
     PerGroup,
     PerTensor,
@@ -48,11 +53,6 @@ from .qparams import (
     dequantize,
     quantize,
 )
-from .schemes.int8_dynamic import Int8Dynamic
-from .schemes.int8_static import Int8Static
-from .schemes.int8_weight_only import Int8WeightOnly
-from .schemes.llm_int8 import LLMInt8
-from .sensitivity import Sensitivity, sensitivity
 
 __version__ = _version("octavo")
 

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..configs import Config
+from ..base.configs import Config
 from ..nn import PreparedLinear, QuantLinear
 from ..observers import Observer
-from ..qparams import QParams
+from ..tensors.qparams import QParams
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import ops
-from ..fake_quantize import fake_quantize_per_token
+from ..tensors.fake_quantize import fake_quantize_per_token
 from .base import Activations
 
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from .. import ops
-from ..fake_quantize import fake_quantize_per_token
 from ..nn import OutlierLinear, PreparedLinear, PreparedOutliers, QuantLinear
+from ..tensors.fake_quantize import fake_quantize_per_token
 from .base import Activations
 
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from .. import observers, ops
-from ..fake_quantize import fake_quantize, fake_quantize_bias, lsq
 from ..nn import PreparedLinear, QuantLinear, StaticQuantLinear
 from ..observers import Observer, ObserverConfig
-from ..qparams import QParams
+from ..tensors.fake_quantize import fake_quantize, fake_quantize_bias, lsq
+from ..tensors.qparams import QParams
 from .base import Activations
 
 

@@ -22,7 +22,7 @@ def read_text(path: Path) -> str:
 
 def load_models(reference_folder: Path, quantized_folder: Path) -> tuple[Any, Any, Any]:
     """The float model, the quantized one and the tokenizer. Raises: ValueError if they are not what they should be."""
-    from octavo.pretrained import load_model, load_quantized, load_tokenizer
+    from octavo.huggingface.models import load_model, load_quantized, load_tokenizer
 
     quantized = [_is_quantized(folder) for folder in (reference_folder, quantized_folder)]
     if quantized == [True, False]:
@@ -40,6 +40,6 @@ def load_models(reference_folder: Path, quantized_folder: Path) -> tuple[Any, An
 
 
 def _is_quantized(folder: Path) -> bool:
-    from octavo.compressed_tensors import ENTRY, read_config
+    from octavo.files.compressed_tensors import ENTRY, read_config
 
     return ENTRY in read_config(folder) or (folder / "octavo.json").exists()

@@ -13,7 +13,7 @@ from ._types import positive
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from octavo.bench import BenchResult, LayerResult
+    from octavo.lab.bench import BenchResult, LayerResult
 
 HELP = "time Octavo's layers against torch fp32 and quantize_dynamic on this machine"
 
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from octavo.bench import bench
-    from octavo.timing import torch_threads
+    from octavo.lab.bench import bench
+    from octavo.runtime.timing import torch_threads
 
     errors = Console(stderr=True)
     with torch_threads(options.threads), errors.status("Measuring, less than a minute ...") as status:

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from octavo.compare import compare
-    from octavo.pretrained import unpadded_batches
+    from octavo.evaluation.comparison import compare
+    from octavo.huggingface.models import unpadded_batches
 
     lines = [line.strip() for line in read_text(options.text).splitlines()]
     reference, model, tokenizer = load_models(options.reference_folder, options.quantized_folder)

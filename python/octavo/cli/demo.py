@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from octavo.demo import run
+    from octavo.lab.demo import run
 
     print("Quantizing and measuring, about half a minute ...", file=sys.stderr, flush=True)
     print(run(options.model, options.output, threads=options.threads))

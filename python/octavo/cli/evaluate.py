@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from octavo.evaluate import evaluate
+    from octavo.evaluation.evaluator import evaluate
 
     text = read_text(options.text)
     reference, model, tokenizer = load_models(options.reference_folder, options.quantized_folder)
@@ -61,7 +61,7 @@ def _data(reference: Any, tokenizer: Any, text: str, options: argparse.Namespace
     import torch
 
     from octavo.evaluation import Prompts, windows
-    from octavo.pretrained import unpadded_batches
+    from octavo.huggingface.models import unpadded_batches
 
     if not reference.can_generate():
         return {"data": unpadded_batches(tokenizer, [line for line in text.splitlines() if line.strip()])}

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from octavo.stream import quantize_folder
+    from octavo.conversion.folder import quantize_folder
 
     report = quantize_folder(
         options.model_folder,

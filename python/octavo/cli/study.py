@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ._types import positive, scheme_called, scheme_name
 
 if TYPE_CHECKING:
-    from octavo.study_result import StudyResult
-    from octavo.text_table import Tables
-    from octavo.training_result import TrainingResult
+    from octavo.base.tables import Tables
+    from octavo.lab.study.study_result import StudyResult
+    from octavo.lab.study.training_result import TrainingResult
 
 HELP = "measure every scheme on a small language model that comes with the package"
 
@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from octavo.study import QUICK, Settings, run
-    from octavo.timing import torch_threads
+    from octavo.lab.study.study import QUICK, Settings, run
+    from octavo.runtime.timing import torch_threads
 
     chosen = None
     if options.schemes:
@@ -75,7 +75,7 @@ def _study(options: argparse.Namespace) -> StudyResult | TrainingResult:
 
 
 def _training(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from octavo.training_study import QUICK, Settings, run, variants
+    from octavo.lab.study.training_study import QUICK, Settings, run, variants
 
     chosen = variants([scheme_called(name) for name in options.schemes]) if options.schemes else None
     print("Training and measuring, some ten minutes ...", file=sys.stderr, flush=True)

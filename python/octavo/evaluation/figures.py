@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from ..comparison import megabytes
+from .comparison_result import megabytes
 
 BYTES, SECONDS = "bytes", "seconds"  # texts whose unit depends on the value
 

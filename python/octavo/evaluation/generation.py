@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import evaluating
+from ..base.batches import evaluating
 from ..metrics import Forced, ForcedAccumulator
-from ..nn.attention_call import cache_of, cache_parameter
+from ..nn.fused.attention_call import cache_of, cache_parameter
 from .kinds import logits_of
 
 BATCH = 16  # prompts of one length that run together: bounds the logits that exist at once

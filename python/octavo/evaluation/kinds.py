@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import run
-from ..forward_arguments import described, parameters_of, positional, taken
+from ..base.batches import run
+from ..base.forward_arguments import described, parameters_of, positional, taken
+from ..base.padding import attended
 from ..metrics.distribution import NO_TARGET
-from ..padding import attended
 
 KINDS = ("language_model", "classifier", "encoder", "module")
 VECTORS = ("sentence_embedding", "last_hidden_state")  # outputs that mark an encoder, the better one first

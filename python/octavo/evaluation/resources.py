@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import save
-from ..timing import Times, interleaved
+from ..files.octavo import save
+from ..runtime.timing import Times, interleaved
 from .energy import joules_per_call
 from .generation import Decoder, Prompts
 from .peak_memory import peak_memory

@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from .. import ops
-from ..configs import Config
-from ..qparams import Granularity, QParams, QuantizedTensor
+from ..base.configs import Config
+from ..tensors.qparams import Granularity, QParams, QuantizedTensor
 
 Tensors = Mapping[str, torch.Tensor]
 

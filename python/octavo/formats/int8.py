@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from .. import huge_pages, ops
-from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
+from .. import ops
+from ..runtime import huge_pages
+from ..tensors.qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
 from .base import TensorForm, Tensors, WeightFormat, differs
 
 # Of compressed-tensors: how these weights are described.

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import float_tensors
-from ..nn.attention_call import cache_of, cache_parameter
+from ..base.batches import float_tensors
+from ..nn.fused.attention_call import cache_of, cache_parameter
 
 TOKENS = ("input_ids", "inputs_embeds")
 PROMPT, STEPS = 6, 2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import calls, float_tensors
+from ..base.batches import calls, float_tensors
 from .decoding import decodings
 from .paths import Proofs
 from .perturbed import perturbed

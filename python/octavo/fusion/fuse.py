@@ -16,19 +16,19 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..comparison import OutputComparison
-from ..prepare import require_module
-from ..swap import undone_on_error
-from .activations import Activations
-from .attention import Attention
-from .blocks import Blocks
+from ..base.modules import undone_on_error
+from ..conversion.prepare import require_module
+from ..evaluation.comparison_result import OutputComparison
+from .blocks.blocks import Blocks
 from .example import Example
-from .gated import Gated
-from .norms import Norms
-from .plain_attention import PlainAttention
 from .report import FusionReport, FusionRow
-from .rotary import Rotary
 from .step import Candidate, Changes, Step
+from .steps.activations import Activations
+from .steps.attention import Attention
+from .steps.gated import Gated
+from .steps.norms import Norms
+from .steps.plain_attention import PlainAttention
+from .steps.rotary import Rotary
 from .verify import compare_outputs, failure, verify
 
 _log = logging.getLogger("octavo")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .graph import NotUnderstood, export_block
+from .blocks.graph import NotUnderstood, export_block
 from .structure import NUMBERS, structure_of
 
 SHAPES = """stack alias cat chunk clone contiguous detach detach_ dropout expand flatten getitem lift_fresh_copy permute

@@ -7,8 +7,8 @@ import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..comparison import OutputComparison
-from ..text_table import as_html, as_text
+from ..base.tables import as_html, as_text
+from ..evaluation.comparison_result import OutputComparison
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..swap import places_of
+from ..base.modules import places_of
 from .example import Example
 
 # Reasons to keep what stands there, whatever the step.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..nn import QuantLinear
-from ..nn.shared_input import SharedInput
+from ..nn.fused.shared_input import SharedInput
 
 NUMBERS = ("_idx", "_index")  # how names of attributes end in which a module keeps its number in the model
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))

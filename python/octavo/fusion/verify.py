@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..batches import float_tensors
-from ..comparison import OutputComparison
+from ..base.batches import float_tensors
+from ..evaluation.comparison_result import OutputComparison
 from ..metrics import ErrorAccumulator
 from .example import Example
 from .step import Bound, Candidate

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..configs import Config
+from ..base.configs import Config
 from ..nn import PreparedLinear, QuantLinear
-from ..qparams import QuantizedTensor
+from ..tensors.qparams import QuantizedTensor
 
 
 @dataclass(frozen=True)

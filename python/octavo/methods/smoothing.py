@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..absorbing import is_linear, is_norm_like, reason_to_stay
-from ..folding import Divided, powers_of_two, proven, undone
+from ..base.modules import undone_on_error
+from ..base.sharing import Holders, sole_owners
 from ..nn import PreparedLinear, PreparedSmoothed
-from ..sharing import Holders, sole_owners
-from ..swap import undone_on_error
-from ..tracing import Group, Trace, traced
+from .absorbing import is_linear, is_norm_like, reason_to_stay
 from .base import RoundToNearest
+from .folding import Divided, powers_of_two, proven, undone
+from .tracing import Group, Trace, traced
 
 SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
 

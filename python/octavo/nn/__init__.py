@@ -3,17 +3,17 @@
 
 from typing import Any
 
-from .fused_block import FusedBlock, fused_block
-from .fused_paths import leave_fused_paths, without_nested_tensors
-from .gated_mlp import GatedMLP
+from .fused.fused_block import FusedBlock, fused_block
+from .fused.fused_paths import leave_fused_paths, without_nested_tensors
+from .fused.gated_mlp import GatedMLP
+from .fused.rms_norm import RMSNorm
+from .fused.rotary_attention import RotaryAttention
+from .fused.shared_input import SharedInput
 from .linear import QuantLinear
-from .outlier_linear import OutlierLinear, PreparedOutliers
+from .outlier import OutlierLinear, PreparedOutliers
 from .prepared import PreparedLinear
-from .rms_norm import RMSNorm
-from .rotary_attention import RotaryAttention
-from .shared_input import SharedInput
-from .smoothed_linear import PreparedSmoothed, SmoothedLinear, StaticSmoothedLinear
-from .static_linear import StaticQuantLinear
+from .smoothed import PreparedSmoothed, SmoothedLinear, StaticSmoothedLinear
+from .static import StaticQuantLinear
 
 OurLinear = QuantLinear | PreparedLinear
 

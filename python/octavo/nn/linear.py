@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
-from ..cpu import cpu_info
 from ..formats import TensorForm, WeightFormat
-from ..qparams import FLOAT_DTYPES
+from ..runtime.cpu import cpu_info
+from ..tensors.qparams import FLOAT_DTYPES
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .packed_weight import PackedWeight
 from .scales import SCALES, is_scale_of

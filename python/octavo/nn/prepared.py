@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..fake_quantize import (
+from ..formats import WeightFormat
+from ..observers import Observer
+from ..tensors.fake_quantize import (
     ESTIMATORS,
     SMALLEST_SCALE,
     fake_quantize,
@@ -24,9 +26,7 @@ from ..fake_quantize import (
     offset_zero_point,
     positive_scale,
 )
-from ..formats import WeightFormat
-from ..observers import Observer
-from ..qparams import PerTensor, QParams, QuantizedTensor
+from ..tensors.qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import configs
+from ..base import configs
 from .base import Observer, ObserverConfig
 from .entropy import Entropy
 from .histogram import Histogram

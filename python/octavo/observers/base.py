@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from .. import ops
-from ..configs import Config
-from ..qparams import FLOAT_DTYPES, Granularity, PerChannel, PerTensor, QParams
+from ..base.configs import Config
+from ..tensors.qparams import FLOAT_DTYPES, Granularity, PerChannel, PerTensor, QParams
 
 logger = logging.getLogger("octavo")
 

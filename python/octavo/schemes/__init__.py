@@ -6,8 +6,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .. import configs
-from ..configs import label
+from ..base import configs
+from ..base.configs import label
 from .base import Scheme, by_name, from_dict
 
 for _module in pkgutil.iter_modules(__path__):

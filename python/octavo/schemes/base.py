@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .. import configs
 from ..activations import Activations
-from ..configs import Config
+from ..base import configs
+from ..base.configs import Config
 from ..formats import CoarseInt8, Int8, WeightFormat
 from ..methods import Method, RoundToNearest
 from ..nn import PreparedLinear, QuantLinear
-from ..qparams import FLOAT_DTYPES
+from ..tensors.qparams import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)

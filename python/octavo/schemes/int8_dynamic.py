@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..activations import Activations, Dynamic
-from ..configs import require_flags
+from ..base.configs import require_flags
 from .base import Scheme
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import configs, observers
+from .. import observers
 from ..activations import Activations, Static
+from ..base import configs
 from ..observers import ObserverConfig
 from .base import Scheme
 

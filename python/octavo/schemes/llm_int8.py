@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ..activations import Activations, OutlierColumns
-from ..configs import require_flags
+from ..base.configs import require_flags
 from .base import Scheme
 
 

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantizes a folder of transformers into another one, tensor by tensor: the float model is never in memory.
+
+What is a linear layer is learned from a skeleton without weights. The new folder is written under another name beside
+its place and renamed when it is whole, so an interrupted run leaves nothing that could be taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..files import compressed_tensors, computed
+from ..files import safetensors as shards
+from ..files.disk import folder_argument, scratch
+from ..files.skeleton import skeleton as skeleton_of
+from ..nn import QuantLinear
+from ..tensors.qparams import FLOAT_DTYPES
+from .folder_files import copy_others
+from .plan import Layer, plan_skeleton, report_of, require_finite
+from .report import QuantizationReport
+from .selection import Patterns, SchemeLike, Selection
+
+GB = 10**9
+
+
+@dataclass(frozen=True, repr=False)
+class FolderReport(QuantizationReport):
+    """The report of a folder: also what became of everything that is no layer.
+
+    unknown    names of tensors that were copied although the model has no place for them, such as those of more layers
+               than config.json speaks of
+    left_out   {file or folder of the source that was not copied: why}
+    """
+
+    unknown: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of `QuantizationReport`, and both fields."""
+        return {**super().to_dict(), "unknown": self.unknown, "left_out": self.left_out}
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that the table does not show."""
+        lines = []
+        if self.unknown:
+            lines.append(f"copied, but the model has no place for them: {_some(self.unknown)}")
+        for reason in sorted(set(self.left_out.values())):
+            names = sorted(name for name, why in self.left_out.items() if why == reason)
+            lines.append(f"not copied ({reason}): {', '.join(names)}")
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+
+
+def quantize_folder(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    scheme: SchemeLike,
+    *,
+    exclude: Patterns = None,
+    shard_size: int = 4 * GB,
+    progress: bool = False,
+) -> FolderReport:
+    """Writes `output`, a compressed-tensors checkpoint of the float model in `source`, and reports on every layer.
+
+    source       a folder of transformers: config.json and safetensors, one file or shards with an index
+    output       a new or empty folder
+    scheme       one that needs no data, or its class
+    exclude      patterns of layers to keep float, as in `octavo.quantize_`
+    shard_size   bytes of tensors in one file, more only if one layer is larger
+    The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied.
+    All other files come along, those of subfolders too, but for weights in formats that nothing here reads, code and
+    hidden files; the report names what does not. `octavo.load(output)` reads the result.
+
+    Raises: FileNotFoundError for a missing file; ImportError if transformers is missing; ValueError for a damaged,
+    incomplete, unsafe or already quantized checkpoint, for NaN or Inf in a weight, for a scheme that needs data, and if
+    `output` holds anything. Then `output` is as it was.
+    Source: ours.
+    """
+    source = folder_argument("quantize_folder", source)
+    output = folder_argument("quantize_folder", output).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder; give a new one")
+    config = compressed_tensors.read_config(source)
+    if compressed_tensors.ENTRY in config:
+        raise ValueError(f"{source} is quantized already; give the folder of the float model")
+    skeleton = skeleton_of(source)
+    stored = shards.catalog(source)
+    layers = plan_skeleton(skeleton, Selection(scheme, exclude=exclude))
+    _require_servable(layers)
+    unknown = _unknown_tensors(source, skeleton, stored)
+    parts = _parts(skeleton, layers, stored)
+    with _appearing(output) as folder:
+        _write_weights(folder, parts, stored, shard_size, progress)
+        left_out = copy_others(source, folder, {entry.path for entry in stored.values()})
+        config[compressed_tensors.ENTRY] = compressed_tensors.quantization_config(skeleton)
+        (folder / compressed_tensors.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return FolderReport(report_of(layers).rows, unknown, left_out)
+
+
+def _require_servable(layers: list[Layer]) -> None:
+    chosen = [layer.scheme for layer in layers if layer.scheme is not None]
+    if not chosen:
+        reasons = sorted({layer.row.reason for layer in layers})
+        raise ValueError(f"no layer would be quantized; the reasons: {reasons}")
+    for scheme in chosen:
+        if scheme.needs_data:
+            raise ValueError(
+                f"{scheme.name} needs data to calibrate, and with it the whole model: load that with transformers, use "
+                "octavo.quantize_(model, scheme, data=batches) and save_pretrained"
+            )
+
+
+def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, shards.Stored]) -> list[str]:
+    """Tensors that `skeleton` has no place for. Raises ValueError if it has a place for more than there are."""
+    metas = {name: entry.meta for name, entry in stored.items()}
+    found, unknown = compressed_tensors.by_name_of(skeleton, metas, set())
+    missing = compressed_tensors.missing_from(skeleton, found, set())
+    missing -= computed.may_be_missing(skeleton, missing).keys()
+    if missing:
+        raise ValueError(
+            f"the files of {source} do not hold {_some(missing)}, which a {type(skeleton).__name__} has; transformers "
+            "would fill them with random numbers. Give a folder that save_pretrained wrote of the model you mean, or "
+            "correct `architectures` in config.json"
+        )
+    return sorted(unknown - dict(skeleton.named_buffers()).keys())
+
+
+def _some(names: Iterable[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:5]) + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+
+
+@dataclass
+class _Part:
+    """Tensors that are written together: those of a layer that is quantized, or one that stays as it is."""
+
+    name: str  # of the tensor in the source, a weight if there is a layer
+    layout: dict[str, torch.Tensor]  # by the names to write, on meta
+    layer: Layer | None = None
+    bias: str | None = None
+
+    def tensors(self, stored: dict[str, shards.Stored]) -> Iterable[tuple[str, torch.Tensor]]:
+        tensor = shards.read(stored[self.name], self.name)
+        if self.layer is None:
+            return [(self.name, tensor)]
+        bias = None if self.bias is None else shards.read(stored[self.bias], self.bias)
+        layer = _quantized(self.layer, tensor, bias)
+        del tensor  # before the codes are unpacked
+        return layer.state_dict(prefix=self.name.removesuffix("weight")).items()
+
+
+def _quantized(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> QuantLinear:
+    assert layer.scheme is not None
+    linear: Any = nn.Linear(1, 1, device="meta")
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    layer.module = linear
+    require_finite(layer)
+    new = layer.scheme.quantize_linear(linear)
+    layer.becomes(new, "quantized")
+    layer.module = None  # the plan outlives it
+    return new
+
+
+def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, shards.Stored]) -> list[_Part]:
+    """What to write, in the order of the source; the layers of `skeleton` become what they will be, on meta."""
+    parts = {name: _Part(name, {name: entry.meta}) for name, entry in stored.items()}
+    in_file = {own: name for name, own in compressed_tensors.own_names(skeleton, stored).items()}
+    for layer in layers:
+        if layer.scheme is None:
+            continue
+        name, bias = _names_in_file(layer, in_file)
+        found = stored[name].meta
+        if found.dtype not in FLOAT_DTYPES:
+            layer.scheme, layer.row = None, replace(layer.row, reason=f"the weight is {found.dtype}")
+            continue
+        n, k = layer.module.out_features, layer.module.in_features
+        if tuple(found.shape) != (n, k):
+            raise ValueError(f"{name!r} has shape {tuple(found.shape)}, config.json makes it {(n, k)}")
+        new = layer.scheme.layer(k, n, bias is not None, scheme=layer.scheme, device="meta")
+        layout = new.state_dict(prefix=name.removesuffix("weight"))
+        if bias is not None:
+            layout[bias] = parts.pop(bias).layout[bias]
+        parts[name] = _Part(name, layout, layer, bias)
+        for place in layer.names:
+            skeleton.set_submodule(place, new)
+    return list(parts.values())
+
+
+def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | None]:
+    """Names of the weight and, if there is one, of the bias."""
+    wanted = ["weight"] if layer.module.bias is None else ["weight", "bias"]
+    found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
+    if len(found) < len(wanted):
+        raise ValueError(
+            f"the files do not hold {layer.name!r} as it is: transformers makes it of other tensors while it loads. "
+            f"Keep it float with exclude={layer.name!r}, or load the model with transformers and use octavo.quantize_ "
+            "and save_pretrained"
+        )
+    return found[0], found[1] if len(found) == 2 else None
+
+
+def _write_weights(
+    folder: Path, parts: list[_Part], stored: dict[str, shards.Stored], shard_size: int, progress: bool
+) -> None:
+    files = list(_cut(parts, shard_size))
+    weight_map = {}
+    with _bar(sum(shards.nbytes(part.layout) for part in parts), progress) as bar:
+        for number, file in enumerate(files, 1):
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else shards.WEIGHTS
+            layout = {key: meta for part in file for key, meta in part.layout.items()}
+            shards.write(folder / name, layout, _tensors(file, stored, bar))
+            weight_map.update(dict.fromkeys(layout, name))
+    if len(files) > 1:
+        size = sum(shards.nbytes(part.layout) for part in parts)
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / shards.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _cut(parts: list[_Part], shard_size: int) -> Iterator[list[_Part]]:
+    file: list[_Part] = []
+    size = 0
+    for part in parts:
+        more = shards.nbytes(part.layout)
+        if file and size + more > shard_size:
+            yield file
+            file, size = [], 0
+        file.append(part)
+        size += more
+    yield file
+
+
+def _tensors(
+    file: list[_Part], stored: dict[str, shards.Stored], bar: Any
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for part in file:
+        yield from part.tensors(stored)
+        bar.update(shards.nbytes(part.layout))
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns
+
+    return tqdm(total=total, desc="quantizing", unit="B", unit_scale=True, disable=not progress)
+
+
+@contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A folder to write into; it becomes `output` if all goes well, and vanishes otherwise."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with scratch(output.parent, f".{output.name}.", ".partial") as temporary:
+        yield temporary
+        os.rename(temporary, output)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at every module with weights and decides what is to be done with it; changes nothing.
+
+What can go wrong goes wrong here, before any layer is replaced. A plan is a list of layers, each with the scheme that
+will serve it or the reason why it stays; what was done to it becomes its rows of the report.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..methods.absorbing import HOOKS, has_hooks, reason_to_stay
+from ..nn import PreparedLinear, QuantLinear
+from ..schemes import Scheme, label
+from .bypassed import bypassed_layers
+from .report import QuantizationReport, Row
+from .selection import Selection
+
+__all__ = [
+    "Layer",
+    "bytes_of",
+    "has_hooks",
+    "plan_freezing",
+    "plan_quantization",
+    "plan_skeleton",
+    "report_of",
+]
+
+_log = logging.getLogger("octavo")
+
+Decision = tuple[Scheme | None, str]  # the scheme that serves a module, or None and the reason to keep it
+
+
+@dataclass
+class Layer:
+    """A module with weights, by all its names, and what is to be done with it: without a scheme, nothing."""
+
+    names: list[str]
+    module: Any
+    scheme: Scheme | None
+    row: Row
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def becomes(self, module: nn.Module, action: str) -> None:
+        """Takes note that `module` stands in its place now."""
+        assert self.scheme is not None
+        self.module = module
+        size = bytes_of(module, set())
+        self.row = replace(self.row, action=action, reason="", scheme=label(self.scheme), bytes_after=size)
+
+    def rows(self) -> list[Row]:
+        alias = replace(self.row, reason=f"the same module as {self.name!r}", bytes_before=0, bytes_after=0)
+        return [self.row, *(replace(alias, name=name) for name in self.names[1:])]
+
+
+def plan_quantization(model: nn.Module, selection: Selection) -> list[Layer]:
+    """What `selection` wants done with each module. Raises: ValueError for NaN or Inf in a weight it wants quantized,
+    and for a pattern that matches nothing."""
+    names_of = _names_of(model)
+    selection.check_patterns([name for names in names_of.values() for name in names])
+    owners, bypassed = _owners(names_of), bypassed_layers(model)
+    layers = _layers(names_of, lambda module, names: _decide(module, names, selection, owners, bypassed))
+    for layer in layers:
+        if layer.scheme is not None:
+            require_finite(layer)
+    return layers
+
+
+def plan_skeleton(model: nn.Module, selection: Selection) -> list[Layer]:
+    """As `plan_quantization`, of a model on the meta device: dtypes and values are left to whoever has them."""
+    names_of = _names_of(model)
+    selection.check_patterns([name for names in names_of.values() for name in names])
+    owners, bypassed = _owners(names_of), bypassed_layers(model)
+    return _layers(
+        names_of, lambda module, names: _decide(module, names, selection, owners, bypassed, has_values=False)
+    )
+
+
+def plan_freezing(model: nn.Module) -> list[Layer]:
+    """Every prepared layer has its scheme, everything else stays."""
+
+    def decide(module: nn.Module, names: list[str]) -> Decision:
+        if isinstance(module, PreparedLinear):
+            scheme: Any = module.scheme
+            return (None, HOOKS) if has_hooks(module) else (scheme, "")
+        return None, "already quantized" if isinstance(module, QuantLinear) else "not prepared"
+
+    return _layers(_names_of(model), decide)
+
+
+def report_of(layers: list[Layer]) -> QuantizationReport:
+    """The rows of all layers; a warning is logged if there are nothing but kept ones."""
+    report = QuantizationReport([row for layer in layers for row in layer.rows()])
+    reasons = sorted({row.reason for row in report.rows})
+    if not (report.quantized or report.prepared or reasons == ["already quantized"]):
+        _log.warning("no layer was quantized; the reasons: %s", reasons)
+    return report
+
+
+def require_finite(layer: Layer) -> None:
+    """Raises ValueError if the layer's float weight holds NaN or Inf."""
+    # Both are NaN if one element is, and no copy of the weight is made.
+    low, high = layer.module.weight.detach().aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise ValueError(
+            f"{layer.name}.weight holds NaN or Inf, only finite weights can be quantized; repair it, or keep the "
+            f"layer with exclude={layer.name!r}"
+        )
+
+
+def bytes_of(module: nn.Module, seen: set[object]) -> int:
+    """Bytes of the module's own parameters and buffers, without those in `seen`, where they are added."""
+    total = 0
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is None or is_lazy(tensor) or _identity(tensor) in seen:
+            continue
+        seen.add(_identity(tensor))
+        total += tensor.nbytes
+    return total
+
+
+def _names_of(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module with weights, and all its names."""
+    names_of: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLinear) or any(value is not None for value in module._parameters.values()):
+            names_of.setdefault(module, []).append(name)
+    return names_of
+
+
+def _layers(
+    names_of: dict[nn.Module, list[str]], decide: Callable[[nn.Module, list[str]], Decision]
+) -> list[Layer]:
+    seen: set[object] = set()
+    layers = []
+    for module, names in names_of.items():
+        scheme, reason = decide(module, names)
+        size = bytes_of(module, seen)
+        row = Row(names[0], type(module).__name__, "kept", reason, "", size, size)
+        layers.append(Layer(names, module, scheme, row))
+    return layers
+
+
+def _decide(
+    module: nn.Module,
+    names: list[str],
+    selection: Selection,
+    owners: dict[object, list[str]],
+    bypassed: dict[nn.Module, str],
+    has_values: bool = True,
+) -> Decision:
+    if isinstance(module, QuantLinear):
+        return None, "already quantized"
+    if isinstance(module, PreparedLinear):
+        return None, "already prepared: octavo.freeze_ quantizes it"
+    if not isinstance(module, nn.Linear):
+        return None, _reason_for_kind(module)
+    scheme, reason = selection.choose(module, names)
+    if scheme is None:
+        return None, reason
+    obstacle = _reason_to_keep(module, names[0], owners) or bypassed.get(module)
+    if has_values and not obstacle:
+        obstacle = scheme.reason_to_keep(module)
+    return (None, obstacle) if obstacle else (scheme, "")
+
+
+def _reason_for_kind(module: nn.Module) -> str:
+    """With a remedy if the class is none of torch's and holds matrices, as experts and GPT-2's Conv1D do."""
+    is_own = not type(module).__module__.startswith("torch.nn.")
+    has_matrix = any(
+        value is not None and not is_lazy(value) and value.dim() >= 2 for value in module._parameters.values()
+    )
+    remedy = ": nn.Linear layers in its place would be quantized" if is_own and has_matrix else ""
+    return f"no scheme for this kind{remedy}"
+
+
+def _reason_to_keep(linear: nn.Linear, name: str, owners: dict[object, list[str]]) -> str | None:
+    """Why a replacement would change what the model does, whatever the scheme; None if it would not."""
+    if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention reads its weight without calling it"
+    obstacle = reason_to_stay(linear)
+    if obstacle:
+        return obstacle
+    others = [owner for owner in owners[_identity(linear.weight)] if owner != f"{name}.weight"]
+    return f"weight is tied to {', '.join(others)}" if others else None
+
+
+def _owners(modules: dict[nn.Module, list[str]]) -> dict[object, list[str]]:
+    """Full names of all parameters that live at the same place, by that place."""
+    owners: dict[object, list[str]] = {}
+    for module, names in modules.items():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(_identity(parameter), []).append(f"{names[0]}.{attribute}")
+    return owners
+
+
+def _identity(tensor: torch.Tensor) -> object:
+    """Equal for tensors that start at the same address; tensors without memory are equal to themselves only."""
+    if is_lazy(tensor) or tensor.device.type != "cpu" or type(tensor.data) is not torch.Tensor:
+        return id(tensor)
+    return ("address", tensor.data_ptr()) if tensor.numel() else id(tensor)

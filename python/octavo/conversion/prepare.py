@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way to integers in steps: prepare_, then calibrate and train as long as you like, then freeze_.
+
+A prepared layer still has its float weight and computes what the frozen one will (nn/prepared.py). Each step looks at
+everything before it changes anything, and may be followed by saving and loading.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base.batches import calls, evaluating
+from ..base.distributed import require_unwrapped
+from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
+from ..base.progress import with_bar
+from ..files.compressed_tensors import set_quantization_config
+from ..nn import PreparedLinear, leave_fused_paths
+from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
+from .report import QuantizationReport
+from .selection import LayerFilter, Patterns, SchemeLike, Selection
+
+_log = logging.getLogger("octavo")
+
+NAMED = 8  # layers in one message
+ATTEMPTS = 3  # to freeze a layer, once there is no way back
+
+
+def prepare_(
+    model: nn.Module,
+    scheme: SchemeLike | Mapping[str, SchemeLike | None],
+    *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    filter_fn: LayerFilter | None = None,
+    estimator: str = "clipped",
+    learn_scales: bool = False,
+) -> QuantizationReport:
+    """Replaces the nn.Linear layers of `model`, in place, by PreparedLinear ones that hold the same Parameters.
+
+    scheme, include, exclude, filter_fn   as in `quantize_`
+    estimator      the gradient of rounding while training: "clipped" is 0 for values out of range, "pure" 1 everywhere
+    learn_scales   train the scales and zero points, too: they become Parameters, so make the optimizer after this call
+    returns        QuantizationReport, whose rows say "prepared" or "kept"
+    raises         as `quantize_`; ValueError for another estimator, and for learned scales if the model is wrapped for
+                   several processes already. The model is then unchanged
+    """
+    require_root("prepare_", model, nn.Linear, "wrap it: nn.Sequential(layer)")
+    if learn_scales:
+        require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
+    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
+    with undone_on_error(model):
+        prepare_layers(model, layers, estimator=estimator, learn_scales=learn_scales)
+    return report_of(layers)
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Inside, prepared layers are float layers whose observers watch; on leaving, their input scales are set.
+
+    Several blocks add up: what was seen before still counts. SmoothQuant chooses its smoothing on leaving the first one
+    and folds it into norms and linear layers; with Int8Static it needs a second one, over the same data. Training mode
+    is left as it is: call model.eval() first if there is dropout, and torch.no_grad() saves memory.
+    raises   ValueError if the model has no prepared layers, and if DistributedDataParallel or FSDP holds it in several
+             processes, which would find different scales: calibrate, then wrap; TypeError if it is no module
+    """
+    require_module("calibrating", model)
+    layers = [module for module in model.modules() if isinstance(module, PreparedLinear)]
+    if not layers:
+        raise ValueError(
+            "calibrating: the model has no prepared layers; call octavo.prepare_(model, scheme) first"
+        )
+    require_unwrapped("calibrating", model, "ranges of its own, from its own batches")
+    with _watching(model, layers):
+        yield
+
+
+def freeze_(model: nn.Module, *, progress: bool = False) -> QuantizationReport:
+    """Replaces the prepared layers of `model`, in place, by integer layers with the codes that they have now.
+
+    Nothing is trained after that: weights are codes and scales are frozen. A second call does nothing.
+    progress   a tqdm bar over the layers
+    returns    QuantizationReport
+    raises     ValueError for layers that are not calibrated, for NaN or Inf in a weight, for a scale that is NaN, Inf
+               or 0 (of a negative one the absolute value counts, as in training), inside `calibrating`, and if the
+               model is itself a prepared layer; TypeError if it is no module. The model is then unchanged. An interrupt
+               that comes when float weights are gone already is raised when all layers are frozen
+    """
+    require_root("freeze_", model, PreparedLinear, "use layer = layer.scheme.freeze(layer)")
+    layers = plan_freezing(model)
+    require_ready(layers)
+    with undone_on_error(model) as undo:
+        freeze_layers(model, layers, progress, undo)
+    return report_of(layers)
+
+
+# --- the steps, for quantize_ as well -------------------------------------------------------------------------------
+
+
+def prepare_layers(model: nn.Module, layers: list[Layer], **options: Any) -> None:
+    """Puts a prepared layer in the place of each layer that has a scheme."""
+    places = places_of((layer.module for layer in layers), model)
+    for layer in layers:
+        if layer.scheme is not None:
+            at = places[id(layer.module)]
+            replace_at(at, prepare_layer(layer, **options))
+    leave_fused_paths(model)
+
+
+def prepare_layer(layer: Layer, **options: Any) -> PreparedLinear:
+    """The prepared form of one layer, which the plan now names instead of the float one."""
+    assert layer.scheme is not None
+    with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be saved for backward
+        prepared = layer.scheme.prepare_linear(layer.module, **options)
+    prepared.name = layer.name
+    layer.becomes(prepared, "prepared")
+    return prepared
+
+
+def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
+    """Runs the batches of `data` through the model in eval mode while the prepared ones of `layers` watch."""
+    require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
+    batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data", model)
+    schemes = [layer.scheme for layer in layers if layer.scheme is not None]
+    passes = max(scheme.calibration_passes for scheme in schemes)
+    if passes > 1:
+        batches = list(batches)  # they may come from a generator
+    watched = [layer.module for layer in layers if layer.scheme is not None]
+    for _ in range(passes):
+        # Until they are frozen the layers hold the Parameters of the float model, which must not change.
+        with torch.no_grad(), evaluating(model), _watching(model, watched, in_place=False):
+            for args, kwargs in with_bar(batches, "calibrating", "batch", progress):
+                model(*args, **kwargs)
+
+
+@contextmanager
+def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool = True) -> Iterator[None]:
+    before = [layer.is_calibrating for layer in layers]
+    for layer in layers:
+        layer.is_calibrating = True
+    try:
+        with ExitStack() as stack:
+            for method in dict.fromkeys(type(layer.scheme.method) for layer in layers):
+                own = [layer for layer in layers if type(layer.scheme.method) is method]
+                stack.enter_context(method.watching(model, own, in_place=in_place))
+            yield
+    finally:
+        # Inference tensors could take no part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            for layer, was_calibrating in zip(layers, before, strict=True):
+                layer.is_calibrating = was_calibrating
+                layer.take_input_qparams_()
+
+
+def require_ready(layers: list[Layer]) -> None:
+    """Raises ValueError, before anything is changed, if a prepared layer cannot be frozen."""
+    prepared = [layer for layer in layers if layer.scheme is not None]
+    for layer in prepared:
+        if layer.module.is_calibrating:
+            raise ValueError(
+                "freeze_: calibration is not over; leave the `with octavo.calibrating(model):` block"
+            )
+        layer.module.name = layer.name
+    _require_calibrated([layer.module for layer in prepared])
+    with torch.no_grad():
+        for layer in prepared:
+            require_finite(layer)
+            layer.module.require_scales()
+            if layer.module.float_weight() is not layer.module.weight:
+                _ = layer.module.weight_qparams  # raises if what becomes codes is not finite
+            layer.module.fake_quantized_bias()  # raises if it cannot become what it shall
+
+
+def _require_calibrated(layers: list[PreparedLinear]) -> None:
+    """Raises ValueError, which names them, if some are not calibrated."""
+    missing = [layer for layer in layers if not layer.is_calibrated]
+    try:
+        for layer in missing:
+            layer.require_calibrated()
+    except ValueError as error:
+        if len(missing) == 1:
+            raise
+        names = ", ".join(repr(layer.name) for layer in missing[:NAMED])
+        others = f" and {len(missing) - NAMED} others" if len(missing) > NAMED else ""
+        raise ValueError(
+            f"{len(missing)} of {len(layers)} layers are not calibrated: {names}{others}. Of the first: {error}"
+        ) from None
+
+
+def freeze_layers(
+    model: nn.Module,
+    layers: list[Layer],
+    progress: bool,
+    undo: Undo | None = None,
+    originals: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    """Puts an integer layer in the place of each prepared one; returns the model, or what a bare layer became.
+
+    Each float weight is dropped before the next layer is frozen, so the peak is the model plus one layer. With `undo`,
+    which is let go before the first weight is dropped, an exception before that leaves everything to it. A later one,
+    a KeyboardInterrupt or a MemoryError, is raised when all other layers are frozen, so that the model is of one kind.
+    originals   what a Layer, by its id, was before it was prepared: is put back where three attempts to freeze fail
+    """
+    todo = deque(layer for layer in layers if layer.scheme is not None)
+    originals = {} if originals is None else originals
+    root = next((layer for layer in todo if layer.module is model), None)
+    places = places_of((layer.module for layer in todo), model)
+    bar = iter(with_bar(list(todo), "quantizing", "layer", progress))
+    attempts = 0
+    first_error: BaseException | None = None
+    while todo:
+        layer = todo[0]
+        try:
+            if attempts == 0:
+                next(bar, None)
+            attempts += 1
+            _freeze_layer(layer, places, undo)
+        except BaseException as error:
+            if undo is None or undo.is_possible:
+                raise
+            first_error = error if first_error is None else first_error
+            if attempts < ATTEMPTS:
+                continue
+            if isinstance(layer.module, PreparedLinear):
+                replace_at(places[id(layer.module)], originals.get(id(layer), layer.module))
+        originals.pop(id(layer), None)
+        todo.popleft()
+        attempts = 0
+    next(bar, None)  # which ends it
+    set_quantization_config(model)
+    if first_error is not None:
+        _log.warning("the conversion was interrupted when float weights were gone, and has been completed")
+        raise first_error
+    return model if root is None else root.module
+
+
+def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
+    """One attempt. It may have been interrupted at any point before."""
+    module = layer.module
+    if isinstance(module, PreparedLinear):
+        at = places[id(module)]
+        with torch.inference_mode(False), torch.no_grad():
+            module = layer.scheme.freeze(module)  # type: ignore[union-attr]
+        if undo is not None:
+            undo.let_go()
+        replace_at(at, module)
+    layer.becomes(module, "quantized")
+
+
+def require_module(who: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{who}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def require_root(who: str, model: object, kind: type[nn.Module], remedy: str) -> None:
+    """Raises TypeError for what is no module, ValueError for one that is itself what should be replaced."""
+    require_module(who, model)
+    if isinstance(model, kind):
+        raise ValueError(
+            f"{who}: the model itself is of the kind {kind.__name__}, which cannot be replaced in place; {remedy}"
+        )

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compressed-tensors format: how config.json says which layers hold which integers, written and read.
+
+Our layers' tensors have the format's names, shapes and dtypes already, so writing is a matter of `quantization_config`.
+Without that entry transformers fills float layers with integer codes and says nothing. Schemes that the format has no
+words for get an entry without quant_method: octavo reads it, transformers refuses to load such a folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..base import configs
+from ..formats import WeightFormat, differs
+from ..nn import QuantLinear
+from ..schemes import Scheme, from_dict
+from . import computed
+from . import safetensors as shards
+from .disk import read_json
+from .renaming import Conversions
+
+CONFIG, ENTRY = "config.json", "quantization_config"
+# What the format can say of a layer; a scheme whose layers hold more, or an integer bias, has no words in it.
+TENSORS = {"bias", "input_scale", "input_zero_point"}  # beside those of the weight format
+
+_log = logging.getLogger("octavo")
+
+
+def quantization_config(model: nn.Module) -> dict[str, Any]:
+    """The `quantization_config` under which the tensors of `model` are read, by transformers as well.
+
+    Source: compressed-tensors 0.20.0, `QuantizationConfig`.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
+    schemes: dict[str, Any] = {name: layer.scheme for name, layer in layers.items()}
+    if not all(map(_has_words, layers.values())):
+        return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
+    classes = {each.__name__ for kind in set(map(type, modules.values())) for each in kind.__mro__}
+    groups: dict[str, tuple[WeightFormat, Any, list[str]]] = {}
+    for name, scheme in schemes.items():
+        activations = scheme.activations.compressed_tensors()
+        key = json.dumps([scheme.weights.compressed_tensors(), scheme.weights.stored_as, activations])
+        groups.setdefault(key, (scheme.weights, activations, []))[2].append(_target(name, classes))
+    if len(groups) == 1:
+        # The usual way to say it, and the one that a part of the model can be saved with, too.
+        groups = {
+            key: (weights, activations, ["Linear"]) for key, (weights, activations, _) in groups.items()
+        }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": _stored_as(groups.values()),
+        "quantization_status": "compressed",
+        "ignore": [
+            _target(name, classes) for name, module in modules.items() if isinstance(module, nn.Linear)
+        ],
+        "config_groups": {f"group_{i}": _group(*group) for i, group in enumerate(groups.values())},
+    }
+
+
+def set_quantization_config(model: nn.Module) -> None:
+    """Tells the config of each transformers model that holds quantized layers of `model` what its layers are now.
+
+    Then `save_pretrained` writes a folder that loads as what it is. Such models lie in `model`, or around it if it is a
+    part of one. Each gets a copy of its config to hold the entry, because another model may have been made of the same
+    object. Within one model, modules that shared a config share the copy. transformers is not imported: a model of it
+    is what has a `config` and a `config_class`, and its config is told from others by `to_diff_dict`.
+    """
+    if "transformers" not in sys.modules or not _has_quantized(model):
+        return
+    for outermost in _models_around(model) or [model]:
+        _own_configs(outermost)
+        told: set[int] = set()
+        for module in filter(_is_transformers, outermost.modules()):
+            config: Any = module.config
+            if id(config) not in told and _has_quantized(module):
+                config.quantization_config = quantization_config(module)
+            told.add(id(config))  # of the models that share a config, the outermost one's names count
+
+
+def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str, torch.Tensor]]:
+    """The schemes of the quantized layers and all tensors, by the names of `skeleton`, the float model.
+
+    Tensors come as octavo's layers hold them: scales in float32, one for each row; a zero point for each static layer.
+
+    Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, or if it asks for arithmetic that
+    octavo does not have, such as weights with zero points.
+    Source: compressed-tensors 0.20.0, format int-quantized.
+    """
+    entry = read_config(folder).get(ENTRY)
+    if not isinstance(entry, dict):
+        raise ValueError(f"load: {folder / CONFIG} has no {ENTRY}; give a quantized folder")
+    try:
+        schemes = _schemes(entry, skeleton)
+    except (TypeError, KeyError, AttributeError, re.error) as error:
+        raise ValueError(f"load: {ENTRY} of {folder / CONFIG} is damaged ({error!r})") from error
+    tensors, unknown = by_name_of(skeleton, shards.read_folder(folder), set(schemes))
+    unknown -= computed.may_be_left_over(skeleton, unknown)
+    if unknown:
+        _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
+    for name, scheme in schemes.items():
+        _adapt(name, scheme.weights, tensors)
+    return schemes, tensors | computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of `folder`. Raises: FileNotFoundError if there is none; otherwise as `read_json`."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a transformers model")
+    return read_json(path)
+
+
+def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
+
+    A model's names may be newer ones, or have a prefix that those of its base model lack.
+    """
+    conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
+    prefix = getattr(skeleton, "base_model_prefix", "") + "."
+    result = {}
+    for name in names:
+        renamed = conversions.renamed(name)
+        if renamed is not None:
+            candidates = (renamed, prefix + renamed, renamed.removeprefix(prefix), name)
+            fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
+            result[name] = next(fitting, name)
+    return result
+
+
+def by_name_of(
+    skeleton: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """`tensors` of a file by the skeleton's names, and the names of those that it has no place for.
+
+    layers   names of quantized layers, which may hold any tensor
+    A file holds one of the names of a tied tensor; here the others have the same tensor. Values are not looked at.
+    """
+    state = skeleton.state_dict(keep_vars=True)
+    names = own_names(skeleton, tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name not in names}
+    converted = Conversions(skeleton).converted(others)
+    placed = own_names(skeleton, converted)
+    found = {name: tensors[stored] for stored, name in names.items()}
+    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
+    unknown = {name for name in found if name not in state and name.rpartition(".")[0] not in layers}
+    found = {name: tensor for name, tensor in found.items() if name not in unknown}
+    holder = {id(value): name for name, value in state.items() if name in found}
+    tied = {name: found[holder[id(value)]] for name, value in state.items() if id(value) in holder}
+    return tied | found, unknown
+
+
+def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:
+    """Names of the skeleton's tensors that are not among `tensors`; those of `layers` are not looked for."""
+    return {
+        name for name in skeleton.state_dict().keys() - set(tensors) if name.rpartition(".")[0] not in layers
+    }
+
+
+# Writing
+
+
+def _has_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, QuantLinear) for module in model.modules())
+
+
+def _own_configs(model: nn.Module) -> None:
+    """Gives `model` copies of its transformers configs, in every module that holds one, and in one another."""
+    copies: dict[int, Any] = {}
+    for module in filter(_is_transformers, model.modules()):
+        deepcopy(module.config, copies)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if hasattr(value, "to_diff_dict") and id(value) in copies:
+                vars(module)[name] = copies[id(value)]
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    return hasattr(type(module), "config_class") and hasattr(getattr(module, "config", None), "to_diff_dict")
+
+
+def _models_around(model: nn.Module) -> list[nn.Module]:
+    """The transformers models alive that `model` is a part of or is, without those that lie in others of them.
+
+    A module does not know what it is a part of, so all objects that the garbage collector knows are looked through.
+    """
+    kinds = (each for each in gc.get_objects() if issubclass(type(each), nn.Module))
+    models = filter(_is_transformers, kinds)
+    around = [each for each in models if any(inner is model for inner in each.modules())]
+    return [
+        each
+        for each in around
+        if not any(each is not other and each in set(other.modules()) for other in around)
+    ]
+
+
+def _has_words(layer: QuantLinear) -> bool:
+    """Whether the format can say what is in the layer's state_dict, which is not asked: it would unpack codes."""
+    weights = layer.scheme.weights
+    names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
+    known = TENSORS | weights.tensors(layer.out_features, layer.in_features).keys()
+    has_float_bias = layer.bias is None or layer.bias.is_floating_point()
+    return weights.compressed_tensors() is not None and names <= known and has_float_bias
+
+
+def _stored_as(groups: Iterable[tuple[WeightFormat, Any, list[str]]]) -> str:
+    """The layout of all groups, or the word for several."""
+    found = {weights.stored_as for weights, _, _ in groups}
+    return found.pop() if len(found) == 1 else "mixed-precision"
+
+
+def _target(name: str, classes: set[str]) -> str:
+    """What matches this layer alone: its name, unless that would be read as a class or a regular expression."""
+    return f"re:{re.escape(name)}$" if name in classes or name.startswith("re:") else name
+
+
+def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: list[str]) -> dict[str, Any]:
+    # A group without a format of its own is taken for a packed one if its activations are float.
+    return {
+        "targets": targets,
+        "format": weights.stored_as,
+        "weights": weights.compressed_tensors(),
+        "input_activations": activations,
+    }
+
+
+# Reading
+
+
+def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
+    if "octavo" in entry:
+        return {name: from_dict(fields) for name, fields in entry["octavo"]["layers"].items()}
+    if entry.get("quant_method") != "compressed-tensors":
+        raise ValueError(
+            f"load: quant_method is {entry.get('quant_method')!r}; octavo reads compressed-tensors"
+        )
+    for key in ("kv_cache_scheme", "transform_config"):
+        if entry.get(key):
+            raise ValueError(f"load: {ENTRY} has a {key}, which octavo does not compute")
+    if (entry.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise ValueError("load: the weights are stored sparse, octavo reads dense ones")
+    by_target: dict[str, Scheme] = {}  # a target that is repeated means what the last group says
+    for group in entry["config_groups"].values():
+        by_target.update(dict.fromkeys(_strings(group["targets"]), _scheme(group, entry)))
+    ignore = _strings(entry.get("ignore") or [])
+    schemes: dict[str, Scheme] = {}
+    first: dict[nn.Module, str] = {}  # a module of several names is matched by its first one
+    for name, module in skeleton.named_modules(remove_duplicate=False):
+        targets = _matching(first.setdefault(module, name), module, by_target)
+        if not targets or _matching(first[module], module, ignore):
+            continue
+        if isinstance(module, nn.Embedding):
+            raise ValueError(
+                f"load: {name} is an embedding and {targets[0]!r} wants it quantized, which octavo cannot"
+            )
+        if isinstance(module, nn.Linear):  # other classes are passed over by compressed-tensors, too
+            schemes[name] = by_target[targets[0]]
+    return schemes
+
+
+def _strings(found: Any) -> list[str]:
+    """A list of texts. Raises TypeError for anything else: a text is many letters, and each would be a pattern."""
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{found!r} is no list of names")
+    return found
+
+
+def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
+    """Raises ValueError for a group that octavo cannot compute exactly as it is meant."""
+    weights, activations = group["weights"], group.get("input_activations")
+    stored = group.get("format") or entry.get("format")
+    formats = [kind for kind in configs.kinds(WeightFormat).values() if kind.stored_as]
+    if stored not in {kind.stored_as for kind in formats}:
+        raise ValueError(
+            f"load: the format {stored!r} is not read; int-quantized is, a byte for each weight. Quantize the float "
+            "model with `octavo quantize`, or have it exported anew as int-quantized"
+        )
+    described = (kind.from_compressed_tensors(weights) for kind in formats if kind.stored_as == stored)
+    format = next(filter(None, described), None)
+    if format is None:
+        raise ValueError(
+            f"load: weights {weights} are not read; 8 bits, symmetric, per channel or tensor are"
+        )
+    if group.get("output_activations"):
+        raise ValueError("load: output_activations are quantized, which octavo does not compute")
+    if activations is None:
+        return from_dict({"name": "Int8WeightOnly", "weights": format.to_dict()})
+    kind = "Int8Dynamic" if activations.get("dynamic") else "Int8Static"
+    options = {"symmetric": activations.get("symmetric", True), "weights": format.to_dict()}
+    scheme = from_dict({"name": kind, **options})
+    if differs(activations, scheme.activations.compressed_tensors() or {}):
+        raise ValueError(
+            f"load: input_activations {activations} are not read; 8 bits per token or static are"
+        )
+    return scheme
+
+
+def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]:
+    """The targets that mean this module, the one that counts first: its name, regular expressions, its classes.
+
+    Source: compressed-tensors 0.20.1, `match_targets`.
+    """
+    ordered = sorted(targets, key=lambda target: ("re:" in target, target))
+    classes = {kind.__name__ for kind in type(module).__mro__ if issubclass(kind, nn.Module)}
+    named = [
+        target
+        for target in ordered
+        if (re.match(target[3:], name) if target.startswith("re:") else target == name)
+    ]
+    return named + [target for target in ordered if target in classes]
+
+
+def _adapt(layer: str, weights: WeightFormat, tensors: dict[str, torch.Tensor]) -> None:
+    """Brings one layer's tensors from the forms that the files allow to the one that octavo's layers have."""
+    weights.adapt(layer, tensors)
+    for name in (f"{layer}.weight_scale", f"{layer}.input_scale"):
+        if name in tensors and tensors[name].is_floating_point():
+            tensors[name] = tensors[name].float()
+            if not (tensors[name].isfinite() & (tensors[name] > 0)).all():
+                raise ValueError(f"load: {name} holds values that are no scales")

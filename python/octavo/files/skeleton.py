@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that a folder's config.json describes, without weights: what a quantized folder is read into.
+
+transformers is imported only when something here is called. Whatever it raises at a config.json that it cannot use
+becomes one sentence with the file's name, because people edit such files by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..tensors.qparams import FLOAT_DTYPES
+from .compressed_tensors import CONFIG, read_config
+from .disk import require_regular_files
+
+# Fields that count or measure something: transformers takes a negative number of layers for none and says nothing.
+_COUNTS = re.compile(
+    r"(^|_)(layers|heads|experts|blocks|groups|n_layer|n_head|n_embd|d_model|d_ff|ffn_dim|head_dim)$"
+    r"|(hidden|intermediate|vocab|embedding)_size$"
+)
+
+
+def skeleton(folder: str | Path) -> nn.Module:
+    """The float model of `folder` in eval mode, its weights on the meta device, its buffers filled.
+
+    Raises: FileNotFoundError if folder holds no config.json; ImportError if transformers is missing; ValueError if
+    transformers has no such class, if only code of the folder's own could make it, or if a field is wrong.
+    """
+    with quiet_transformers() as transformers:
+        kind, config = model_class(transformers, Path(folder))
+        default = torch.get_default_dtype()
+        with named_errors(Path(folder) / CONFIG, "make a model of it"):
+            try:
+                torch.set_default_dtype(config.dtype if config.dtype in FLOAT_DTYPES else default)
+                with _WeightsOnMeta():
+                    return kind(config).eval()
+            finally:
+                torch.set_default_dtype(default)
+
+
+def model_class(transformers: Any, folder: Path) -> tuple[Any, Any]:
+    """The model's class and its config. Code that lies in the folder is not run. Raises: as `skeleton`."""
+    if folder.is_dir():
+        require_regular_files(folder)  # transformers would wait for a named pipe
+    architectures = read_config(folder).get("architectures")
+    with named_errors(folder / CONFIG, "read it"):
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = getattr(transformers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise ValueError(
+            f"{folder / CONFIG} gives the model's class as {name!r}, which transformers {transformers.__version__} "
+            "does not have: `architectures` must name one, a newer transformers may have it"
+        )
+    for field, value in _negative_counts(config.to_dict()):
+        raise ValueError(f"{folder / CONFIG}: {field} is {value}, a number of 0 or more is needed")
+    return kind, config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[Any]:
+    """transformers without progress bars and talk of them."""
+    try:
+        with warnings.catch_warnings():
+            # tqdm's, in notebooks without ipywidgets: there are no bars here to be shown without them
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import transformers
+            from transformers.utils import logging
+    except ImportError as error:
+        raise ImportError("this needs transformers: pip install 'octavo[demo]'") from error
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class _WeightsOnMeta(TorchFunctionMode):
+    """torch.empty, of which layers make their weights, gives tensors without memory; buffers are computed as usual."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def named_errors(path: Path, attempt: str) -> Iterator[None]:
+    """Errors of transformers, of whatever kind, as a ValueError of one line with the file's name."""
+    try:
+        yield
+    except (ImportError, MemoryError):  # about this machine, not about the file
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path}: transformers cannot {attempt}: {reason}") from error
+
+
+def _negative_counts(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _negative_counts(value, f"{prefix}{name}.")
+        elif type(value) is int and value < 0 and _COUNTS.search(str(name)):
+            yield prefix + name, value

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gated feed-forward modules of the Llama kind, by the names of their layers, replaced by octavo.nn.GatedMLP.
+
+The layers stay the objects they are, under their names. What is compared is what the last layer reads: behind it, a
+difference of one rounding may move an int8 code, and the error would be that of the quantization.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...conversion.plan import has_hooks
+from ...nn import GatedMLP
+from ..example import Example
+from ..paths import Proofs, other_paths
+from ..step import HOOKS, ROOT, Candidate, Changes
+from ..verify import FLOAT32_ERROR
+from .activations import activation_of
+
+SIZES = (1.0, 16.0)  # of random inputs: the activation is no straight line for any of them
+LAYERS = ("gate_proj", "up_proj", "down_proj")
+
+
+class Gated:
+    """down_proj(silu(gate_proj(x)) * up_proj(x)) -> GatedMLP."""
+
+    name = "gated"
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        return [
+            _candidate(model, name, module, example.proofs)
+            for name, module in model.named_modules()
+            if set(LAYERS) <= set(module._modules) and not isinstance(module, GatedMLP)
+        ]
+
+
+def _candidate(model: nn.Module, name: str, module: nn.Module, proofs: Proofs) -> Candidate:
+    candidate = Candidate(name, type(module).__name__, ROOT if module is model else _obstacle(module, proofs))
+    if not candidate.reason:
+        layers: list[Any] = [module.get_submodule(layer) for layer in LAYERS]
+        gate, up, down = layers
+        replacement = GatedMLP(gate, up, down)
+        candidate.reads, candidate.gives, candidate.of_input = module, down, True
+        candidate.compute, candidate.bound = replacement.hidden, partial(_bound, gate, up)
+        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
+        x = _random(module, gate.in_features)
+        candidate.reason = other_paths(module, {"": x}, proofs)
+        candidate.trials = [(size * x,) for size in SIZES]
+    return candidate
+
+
+def _random(module: nn.Module, width: int) -> torch.Tensor:
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _obstacle(module: nn.Module, proofs: Proofs) -> str:
+    others = [child for name, child in module._modules.items() if name not in LAYERS and child is not None]
+    if module._parameters or module._buffers or len(others) != 1:
+        return "has more than three layers and an activation"
+    activation = activation_of(others[0], proofs)
+    if activation != "silu":
+        return f"its activation is {activation or type(others[0]).__name__}, not silu"
+    return HOOKS if has_hooks(module) or has_hooks(others[0]) else ""
+
+
+def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """silu is off by a share of its result, or where that is small by one of 1, and then multiplied by up(x)."""
+    y, factor = expected.float().abs(), up.forward(x).float().abs()
+    if expected.dtype == torch.float32:
+        return FLOAT32_ERROR * (y + factor)
+    return 4 * torch.finfo(expected.dtype).eps * ((gate.forward(x).float().abs() + 1) * factor + y)

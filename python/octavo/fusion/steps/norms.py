@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSNorm modules, which are a class of their own in every model, replaced by the operator.
+
+A class is taken for one by its name and attributes, and by what it computes for random rows: that says whether the
+weight is multiplied as it is or with 1 added. The example then decides.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...conversion.plan import has_hooks
+from ...methods.tracing import is_norm_like
+from ...nn import RMSNorm
+from ..example import Example
+from ..paths import Proofs, other_paths
+from ..step import HOOKS, ROOT, Candidate, Changes
+from ..verify import FLOAT32_ERROR, failure, relative
+
+EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
+OFFSETS = (0.0, 1.0)
+
+
+class Norms:
+    """RMSNorm classes -> octavo.nn.RMSNorm with the same Parameter."""
+
+    name = "norms"
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        return [
+            _candidate(model, name, module, example.proofs)
+            for name, module in model.named_modules()
+            if "RMSNorm" in type(module).__name__ and not isinstance(module, RMSNorm)
+        ]
+
+
+def _candidate(model: nn.Module, name: str, module: nn.Module, proofs: Proofs) -> Candidate:
+    candidate = Candidate(name, type(module).__name__)
+    replacement, candidate.reason = (None, ROOT) if module is model else _replacement(module, proofs)
+    if replacement is not None:
+        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
+        candidate.reads = candidate.gives = module
+        candidate.compute = replacement.forward
+        candidate.bound = relative(_error(module))
+    return candidate
+
+
+def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str]:
+    """What computes the same for random rows, or the reason why nothing does."""
+    if not is_norm_like(module) or module._parameters.get("bias") is not None:
+        return None, "not one weight of one axis and nothing else"
+    if has_hooks(module):
+        return None, HOOKS
+    weight: Any = module.weight
+    x = torch.randn(5, len(weight), generator=torch.Generator().manual_seed(0))
+    # Small rows tell one eps from another.
+    x = (x * torch.tensor([1e3, 30.0, 1.0, 1e-2, 1e-4])[:, None]).to(weight.dtype)
+    try:
+        expected = module.forward(x)
+    except Exception as error:
+        return None, failure(error).replace("the replacement", type(module).__name__)
+    if not isinstance(expected, torch.Tensor) or expected.shape != x.shape or expected.dtype != x.dtype:
+        return None, "gives other shapes or dtypes than it takes"
+    for eps, offset in product(_eps_of(module), OFFSETS):
+        replacement = RMSNorm(weight, eps, offset)
+        difference = (replacement.forward(x).float() - expected.float()).abs()
+        if bool((difference <= _error(module) * expected.float().abs()).all()):
+            reason = other_paths(module, {"": torch.stack([x, x])}, proofs)
+            return (None, reason) if reason else (replacement, "")
+    return None, "computes something else than x / rms(x) * weight"
+
+
+def _eps_of(module: nn.Module) -> list[float]:
+    """What it may add. nn.RMSNorm(eps=None) means the smallest step of x's dtype, or of the one that it computes in."""
+    weight: Any = module.weight
+    eps = next((vars(module)[name] for name in EPS_NAMES if name in vars(module)), 0.0)
+    return (
+        [torch.finfo(dtype).eps for dtype in (weight.dtype, torch.float32)] if eps is None else [float(eps)]
+    )
+
+
+def _error(module: nn.Module) -> float:
+    """Of the result: half-precision models round twice on the way, and we once."""
+    weight: Any = module.weight
+    return FLOAT32_ERROR if weight.dtype == torch.float32 else 2 * torch.finfo(weight.dtype).eps

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that call F.scaled_dot_product_attention themselves: inside of their forward, that call is octavo's.
+
+Nothing is patched: a TorchFunctionMode is on while such a module runs, and off everywhere else. It costs about 1 us for
+each torch function in there, so this is done only when asked for.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ... import ops
+from ...conversion.plan import has_hooks
+from ..example import Example
+from ..step import HOOKS, Candidate, Changes, own_forward
+from .interface import NO_DROPOUT, is_native
+
+
+class PlainAttention:
+    """Modules whose own forward calls F.scaled_dot_product_attention -> the same modules, with octavo's."""
+
+    name = "plain attention"
+
+    def __init__(self, precision: str):
+        self.precision = precision
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        found = _callers(model, example)
+        names = {module: name for name, module in model.named_modules()}
+        if not found:
+            reason = "no module calls F.scaled_dot_product_attention"
+            return [Candidate("", type(model).__name__, reason)]
+        return [self._candidate(names[module], module) for module in found]
+
+    def _candidate(self, name: str, module: nn.Module) -> Candidate:
+        candidate = Candidate(name, type(module).__name__)
+        if "forward" in vars(module):
+            candidate.reason = own_forward(module)
+        elif has_hooks(module):
+            candidate.reason = HOOKS
+        else:
+            forward = partial(forward_with_ours, module, self.precision)
+            candidate.reads = candidate.gives = module
+            candidate.compute = forward
+            candidate.apply = partial(Changes.set, owner=module, name="forward", value=forward)
+        return candidate
+
+
+def forward_with_ours(module: nn.Module, precision: str, *args: Any, **kwargs: Any) -> Any:
+    """The module's forward, in which F.scaled_dot_product_attention is octavo.ops.attention."""
+    with _Ours(precision):
+        return type(module).forward(module, *args, **kwargs)
+
+
+class _Ours(TorchFunctionMode):
+    def __init__(self, precision: str):
+        super().__init__()
+        self.precision = precision
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attention(self.precision, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attention(
+    precision: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> torch.Tensor:
+    """F.scaled_dot_product_attention, by octavo where it can."""
+    if dropout_p:
+        raise ValueError(NO_DROPOUT)
+    is_4d = query.dim() == key.dim() == value.dim() == 4 and query.shape[0] == key.shape[0]
+    # torch's causal mask begins at the first key, ours ends at the last one.
+    fits = not is_causal or query.shape[-2] == key.shape[-2]
+    if not is_4d or not fits or not is_native(query, key, value, {}):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    batch, heads, length, size = query.shape
+    y = ops.attention(
+        query, key, value, attn_mask, causal=is_causal, scale=options.get("scale"), precision=precision
+    )
+    return y.view(batch, length, heads, size).transpose(1, 2)
+
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+
+def _callers(model: nn.Module, example: Example) -> list[nn.Module]:
+    """The modules that are the innermost running when F.scaled_dot_product_attention is called."""
+    running: list[nn.Module] = []
+    found: dict[nn.Module, None] = {}
+
+    class Watcher(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            if func is F.scaled_dot_product_attention and running:
+                found[running[-1]] = None
+            return func(*args, **(kwargs or {}))
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(lambda module, _: running.append(module)))
+        handles.append(module.register_forward_hook(lambda *_: running.pop() and None, always_call=True))
+    try:
+        with Watcher():
+            example.run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention modules with rotary embeddings -> octavo.nn.RotaryAttention: one product for queries, keys and values, one
+operator for the rotation. Found by the names of their parts, believed only after the example has shown equal results.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...conversion.plan import has_hooks
+from ...nn import QuantLinear, RotaryAttention
+from ...nn.fused.rotary_attention import NORMS, PROJECTIONS
+from ..blocks.graph import NotUnderstood
+from ..example import Example
+from ..paths import Proofs, other_paths
+from ..step import HOOKS, Candidate, Changes
+from ..verify import failure
+from .attention_call import TRIALS, inputs_of, read_call, recorded
+from .interface import NAMES, attention_forward, running
+
+CHILDREN = {*PROJECTIONS, "o_proj"}
+ATTRIBUTES = ("head_dim", "layer_idx", "config")
+
+
+class Rotary:
+    """Attention modules that take `position_embeddings` -> RotaryAttention. Comes after the step "attention"."""
+
+    name = "rotary"
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        found = [(name, module) for name, module in model.named_modules() if takes_rotations(module)]
+        return [self._candidate(model, name, module, example) for name, module in found]
+
+    def _candidate(self, model: nn.Module, name: str, module: Any, example: Example) -> Candidate:
+        candidate = Candidate(name, type(module).__name__, obstacle(module))
+        replacement = None
+        if not candidate.reason:
+            precision = next(
+                key for key, value in NAMES.items() if value == module.config._attn_implementation
+            )
+            candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
+            candidate.bound = partial(_bound, precision)
+            attend = partial(attention_forward, precision=precision)
+            replacement, candidate.reason = _replacement(module, attend, example.proofs)
+        if replacement is not None:
+            candidate.compute = partial(_compute, replacement)
+            candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
+        return candidate
+
+
+def takes_rotations(module: nn.Module) -> bool:
+    """Whether it looks like an attention module that rotates queries and keys itself."""
+    if not all(hasattr(module, name) for name in PROJECTIONS) or isinstance(module, RotaryAttention):
+        return False
+    return "position_embeddings" in inspect.signature(module.forward).parameters
+
+
+def obstacle(module: Any) -> str:
+    """Why RotaryAttention cannot stand for it; "" if it may."""
+    children = {name for name, _ in module.named_children()}
+    if children not in (CHILDREN, CHILDREN | set(NORMS)):
+        return f"its parts are {', '.join(sorted(children))}, known are {', '.join(sorted(CHILDREN))}"
+    missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
+    if missing:
+        return f"it has no attribute {missing[0]}"
+    if not all(isinstance(getattr(module, name), nn.Linear | QuantLinear) for name in CHILDREN):
+        return "its projections are not linear layers"
+    if getattr(module, "sliding_window", None) is not None:
+        return "it looks through a sliding window"
+    if module.config._attn_implementation not in NAMES.values():
+        return "its model does not use octavo's attention"
+    return HOOKS if has_hooks(module) else ""
+
+
+def _replacement(module: Any, attend: Any, proofs: Proofs) -> tuple[RotaryAttention | None, str]:
+    """What stands for `module`, held against it on random inputs; or the reason why it may not."""
+    try:
+        replacement = RotaryAttention(module, attend, read_call(module))
+        for inputs in inputs_of(module, replacement.call):
+            if reason := other_paths(module, inputs, proofs):
+                return None, reason
+        for size, position in TRIALS:
+            run = recorded(module, replacement.call, size, position)
+            (keys, values, *_), _ = run.updates[0]
+            expected = (run.attended[0][0][0], keys, values)
+            with torch.autocast("cpu", enabled=False):
+                found = replacement.states(run.given["hidden_states"], run.given["position_embeddings"])
+            if not all(map(_agrees, expected, found)):
+                return None, "its queries, keys or values differ on random angles and positions"
+    except NotUnderstood as error:
+        return None, str(error)
+    except Exception as error:  # whatever a replacement does not take is a reason to keep the original
+        return None, failure(error)
+    return replacement, ""
+
+
+def _agrees(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    """Up to eight roundings on each side, of the row's largest element: two products and their sum make three."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    size = expected.abs().amax(-1, keepdim=True)
+    return bool(((expected - found).abs() <= 8 * torch.finfo(expected.dtype).eps * size).all())
+
+
+def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Beside the original, which writes into the cache itself. Behind o_proj a rounding could move an int8 code."""
+    given, options = replacement.call.named(args, kwargs)
+    cache = replacement.call.cache
+    given[cache] = copy.deepcopy(given.get(cache))
+    return replacement.attended(**given, **options)[0]
+
+
+def _bound(precision: str, expected: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Wide: it is for another formula, not for rounding. Rounding q and k to bfloat16 moves scores of 16 by 1/8."""
+    return (2**-10 if running(precision) == "float32" else 2**-3) * expected.abs().max()

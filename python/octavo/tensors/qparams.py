@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantized tensors: integer codes with the scale and zero point that give them meaning.
+
+    real = scale * (code - zero_point)
+
+A granularity says which elements share one scale. Each one brings a tensor into rows [rows, columns], where a row is
+what shares a scale, and back; the operators know rows only.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .. import ops
+from .plot import Matrices, draw
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CODE_RANGES = {  # (dtype, symmetric): symmetric ranges have an integer middle, so that -x gets the mirrored code of x
+    (torch.int8, True): (-127, 127),
+    (torch.int8, False): (-128, 127),
+    (torch.uint8, True): (1, 255),
+    (torch.uint8, False): (0, 255),
+    (torch.int16, True): (-32767, 32767),
+    (torch.int16, False): (-32768, 32767),
+    (torch.uint16, True): (1, 65535),
+    (torch.uint16, False): (0, 65535),
+}
+
+
+class Granularity(ABC):
+    """Which elements of a tensor share one scale."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def qparams_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of scale and zero_point for a tensor of `shape`. Raises ValueError if it does not fit."""
+
+    def to_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` as [rows, columns], one row for each scale."""
+        rows = math.prod(self.qparams_shape(x.shape))
+        return x.reshape(rows, x.numel() // rows if rows else 0)
+
+    def from_rows(self, rows: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The tensor of `shape` that `to_rows` cut into `rows`."""
+        return rows.reshape(shape)
+
+
+@dataclass(frozen=True)
+class PerTensor(Granularity):
+    """One scale for the whole tensor; shape []."""
+
+    name: ClassVar[str] = "per_tensor"
+
+    def qparams_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class PerChannel(Granularity):
+    """One scale for each index of `axis`, which is the axis kept: 0 for the outputs of a Linear; shape [C]."""
+
+    axis: int = 0
+    name: ClassVar[str] = "per_channel"
+
+    def __post_init__(self):
+        if not _is_int(self.axis):
+            raise TypeError(f"PerChannel: axis must be an int, got {self.axis!r}")
+
+    def qparams_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"{self}: x has shape {tuple(shape)} and no axis {self.axis}; "
+                "choose an axis it has, or PerTensor()"
+            )
+        return (shape[self.axis],)
+
+    def to_rows(self, x: torch.Tensor) -> torch.Tensor:
+        self.qparams_shape(x.shape)
+        channels = x.shape[self.axis]
+        return x.movedim(self.axis, 0).reshape(channels, x.numel() // channels if channels else 0)
+
+    def from_rows(self, rows: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        others = list(shape)
+        channels = others.pop(self.axis)
+        return rows.reshape(channels, *others).movedim(0, self.axis).contiguous()
+
+
+@dataclass(frozen=True)
+class PerGroup(Granularity):
+    """One scale for `group_size` neighbours along the last axis; shape [..., ceil(K / group_size)].
+
+    A tail shorter than a group is padded with zeros while computing; codes keep the true size.
+    """
+
+    group_size: int = 128
+    name: ClassVar[str] = "per_group"
+
+    def __post_init__(self):
+        if not _is_int(self.group_size):
+            raise TypeError(f"PerGroup: group_size must be an int, got {self.group_size!r}")
+        if self.group_size < 1:
+            raise ValueError(f"PerGroup: group_size must be at least 1, got {self.group_size}")
+
+    def qparams_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        _require_last_axis(self, shape)
+        return (*shape[:-1], -(-shape[-1] // self.group_size))
+
+    def to_rows(self, x: torch.Tensor) -> torch.Tensor:
+        groups = math.prod(self.qparams_shape(x.shape))
+        padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.group_size))
+        return padded.reshape(groups, self.group_size)
+
+    def from_rows(self, rows: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        padded = self.qparams_shape(shape)[-1] * self.group_size
+        return rows.reshape(*shape[:-1], padded)[..., : shape[-1]].contiguous()
+
+
+@dataclass(frozen=True)
+class PerToken(Granularity):
+    """One scale for each row of the last axis; shape [...], all axes but the last."""
+
+    name: ClassVar[str] = "per_token"
+
+    def qparams_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        _require_last_axis(self, shape)
+        return tuple(shape[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """What turns reals into codes and back.
+
+    scale        float32 > 0, real units per step; its shape is the granularity's: [] per tensor, [C] per channel,
+                 [..., ceil(K / group_size)] per group, [...] per token
+    zero_point   int32, same shape: the code that means 0.0
+    qmin, qmax   the codes in use; the smallest of int8, uint8, int16 and uint16 holds them
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    qmin: int
+    qmax: int
+    granularity: Granularity
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the codes."""
+        if self.qmin < 0:
+            return torch.int8 if -128 <= self.qmin and self.qmax <= 127 else torch.int16
+        return torch.uint8 if self.qmax <= 255 else torch.uint16
+
+    @property
+    def nbytes(self) -> int:
+        return self.scale.nbytes + self.zero_point.nbytes
+
+    def quantize(self, x: torch.Tensor) -> QuantizedTensor:
+        """`x` as codes of these qparams; values out of range take the nearest code, NaN takes zero_point.
+
+        raises   TypeError for another dtype than float32, bfloat16, float16; ValueError for a shape that does not fit
+        source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1
+        """
+        x = _check_x("QParams.quantize", x)
+        expected = self.granularity.qparams_shape(x.shape)
+        if expected != tuple(self.scale.shape):
+            raise ValueError(
+                f"QParams.quantize: x of shape {tuple(x.shape)} needs scales of shape {expected} with "
+                f"{self.granularity}, these qparams have {tuple(self.scale.shape)}; choose qparams for x"
+            )
+        rows = ops.quantize(
+            self.granularity.to_rows(x),
+            self.scale.reshape(-1),
+            self.zero_point.reshape(-1),
+            self.qmin,
+            self.qmax,
+            self.dtype,
+        )
+        return QuantizedTensor(self.granularity.from_rows(rows, x.shape), self)
+
+    def __repr__(self) -> str:
+        return f"QParams({self.granularity}, codes {self.qmin} .. {self.qmax}, scale {_span(self.scale)})"
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Codes, of the dtype that qparams name and in the shape of the real tensor; dequantize it to compute with it."""
+
+    codes: torch.Tensor
+    qparams: QParams
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.qparams.scale
+
+    @property
+    def zero_point(self) -> torch.Tensor:
+        return self.qparams.zero_point
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scale and zero_point together."""
+        return self.codes.nbytes + self.qparams.nbytes
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """scale * (codes - zero_point), rounded once to float32 and then to `dtype` (float32, bfloat16, float16)."""
+        if dtype not in FLOAT_DTYPES:
+            raise TypeError(f"dequantize: dtype is {dtype}, accepted are float32, bfloat16 and float16")
+        granularity = self.qparams.granularity
+        rows = ops.dequantize(
+            granularity.to_rows(self.codes), self.scale.reshape(-1), self.zero_point.reshape(-1), dtype
+        )
+        return granularity.from_rows(rows, self.shape)
+
+    def plot(self, x: torch.Tensor, *, max_rows: int = 8, max_columns: int = 8) -> Any:
+        """A matplotlib Figure: `x`, its codes with their scales, what comes back, and the error in each cell.
+
+        x        what was quantized, of the same shape. Of a large one the top left corner is shown, which the figure
+                 says; axes before the last count as rows
+        raises   ValueError if the shapes differ, x is empty or a limit is not positive; ImportError without matplotlib
+        """
+        x = _check_x("QuantizedTensor.plot", x)
+        if x.shape != self.shape or not x.numel():
+            raise ValueError(
+                f"QuantizedTensor.plot: x has shape {list(x.shape)}, these codes {list(self.shape)}; "
+                "give the tensor that was quantized, not an empty one"
+            )
+        if max_rows < 1 or max_columns < 1:
+            raise ValueError(
+                f"QuantizedTensor.plot: at least 1 row and column, got {max_rows} and {max_columns}"
+            )
+        columns = x.shape[-1] if x.dim() else 1
+        tensors = (x, self.codes, self.dequantize(), self._spread(self.scale), self._spread(self.zero_point))
+        return draw(Matrices(*(tensor.reshape(-1, columns) for tensor in tensors)), max_rows, max_columns)
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """Each element's own scale or zero point, in the tensor's shape."""
+        granularity = self.qparams.granularity
+        rows = granularity.to_rows(self.codes)
+        return granularity.from_rows(values.reshape(-1, 1).expand(rows.shape), self.shape)
+
+    def __repr__(self) -> str:
+        return (
+            f"QuantizedTensor(shape {list(self.shape)}, {str(self.codes.dtype).removeprefix('torch.')}, "
+            f"{self.qparams.granularity}, codes {self.qparams.qmin} .. {self.qparams.qmax}, "
+            f"scale {_span(self.scale)}, {self.nbytes:,} bytes)"
+        )
+
+
+def choose_qparams(
+    x: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.int8,
+    granularity: Granularity | type[Granularity] = PerTensor(),
+    symmetric: bool = True,
+) -> QParams:
+    """Scale and zero point that cover the range of `x`, 0 included.
+
+    x        [...] float32, bfloat16 or float16, finite
+    dtype    of the codes, int8 or uint8. Symmetric codes are -127 .. 127 around 0, or 1 .. 255 around 128 (uint8);
+             affine ones are -128 .. 127 or 0 .. 255 with a zero_point of their own for each scale. int16 and uint16
+             likewise, for exchange with other programs: no layer multiplies them
+    raises   TypeError for other dtypes; ValueError for NaN or Inf, and for a granularity that does not fit x's shape
+    source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; symmetric: scale = max|x| / 127, never 127.5, so that the
+             largest value comes back exactly
+    """
+    x = _check_x("choose_qparams", x)
+    granularity = _check_granularity(granularity)
+    if (dtype, bool(symmetric)) not in _CODE_RANGES:
+        raise TypeError(f"choose_qparams: dtype is {dtype}, codes are torch.int8, uint8, int16 or uint16")
+    qmin, qmax = _CODE_RANGES[dtype, bool(symmetric)]
+    scale, zero_point = ops.choose_qparams(granularity.to_rows(x), qmin, qmax, bool(symmetric))
+    shape = granularity.qparams_shape(x.shape)
+    return QParams(scale.reshape(shape), zero_point.reshape(shape), qmin, qmax, granularity)
+
+
+def quantize(
+    x: torch.Tensor,
+    *,
+    dtype: torch.dtype = torch.int8,
+    granularity: Granularity | type[Granularity] = PerTensor(),
+    symmetric: bool = True,
+) -> QuantizedTensor:
+    """`x` as integer codes with qparams chosen from its range: `choose_qparams(x, ...).quantize(x)`.
+
+    x        [...] float32, bfloat16 or float16, finite; any strides
+    returns  QuantizedTensor; inside the range |dequantized - x| <= scale / 2 (1 + 2^-13); the 2^-13 is
+             what float32 may round on the way, and 2^-5 with 65,535 codes
+    raises   as choose_qparams
+    """
+    return choose_qparams(x, dtype=dtype, granularity=granularity, symmetric=symmetric).quantize(x)
+
+
+def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """`q.dequantize(dtype)`."""
+    if not isinstance(q, QuantizedTensor):
+        raise TypeError(
+            f"dequantize: q must be a QuantizedTensor, as octavo.quantize returns it, got {type(q).__name__}"
+        )
+    return q.dequantize(dtype)
+
+
+def _check_x(who: str, x: torch.Tensor) -> torch.Tensor:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(
+            f"{who}: x must be a torch.Tensor, got {type(x).__name__}; for ndarrays see octavo.numpy"
+        )
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{who}: x is {x.dtype}, accepted are float32, bfloat16 and float16; use x.float()")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"{who}: x must be a dense tensor, got {x.layout}; use x.to_dense()")
+    return x.detach()
+
+
+def _check_granularity(granularity: Granularity | type[Granularity]) -> Granularity:
+    if isinstance(granularity, type) and issubclass(granularity, Granularity):
+        granularity = granularity()
+    if not isinstance(granularity, Granularity):
+        raise TypeError(
+            f"granularity is {granularity!r}, accepted are PerTensor(), PerChannel(axis), "
+            "PerGroup(group_size) and PerToken()"
+        )
+    return granularity
+
+
+def _require_last_axis(granularity: Granularity, shape: Sequence[int]) -> None:
+    if len(shape) == 0:
+        raise ValueError(f"{granularity}: x has no axis; a tensor with one value needs PerTensor()")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _span(scale: torch.Tensor) -> str:
+    if scale.is_meta or scale.numel() == 0:
+        return "of " + str(list(scale.shape))
+    low, high = scale.aminmax()
+    return f"{low:.4g}" if low == high else f"{low:.4g} .. {high:.4g}"

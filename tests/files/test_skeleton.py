@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line loads what `octavo quantize` wrote, and a wrong config.json is one sentence with the file's name."""
+
+import json
+
+import pytest
+import torch
+from tiny_models import bert, check_equal_states, folder_of, llama, llava, logits, mixtral, transformers
+
+import octavo
+from octavo.conversion.folder import quantize_folder
+from octavo.files.skeleton import skeleton
+from octavo.huggingface import models as pretrained
+
+DYNAMIC = octavo.Int8Dynamic()
+
+
+@pytest.fixture
+def source(tmp_path):
+    return folder_of(llama(), tmp_path / "source")
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("make", [llama, bert, mixtral, llava])
+def test_load_needs_no_skeleton_for_a_folder_of_transformers(tmp_path, make):
+    quantize_folder(folder_of(make(), tmp_path / "source"), tmp_path / "int8", DYNAMIC)
+    expected = pretrained.load_model(tmp_path / "source")
+    octavo.quantize_(expected, DYNAMIC)
+    loaded = octavo.load(tmp_path / "int8")
+    check_equal_states(loaded, expected)
+    assert torch.equal(logits(loaded), logits(expected))
+    assert not any(module.training for module in loaded.modules())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        llama,
+        bert,
+        mixtral,
+        lambda: llama(rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}),
+    ],
+)
+def test_a_skeleton_of_the_user_on_the_meta_device_is_filled_whole_and_put_into_eval_mode(tmp_path, make):
+    quantize_folder(folder_of(make(), tmp_path / "source"), tmp_path / "int8", DYNAMIC)
+    expected = octavo.load(tmp_path / "int8")
+    with torch.device("meta"):
+        given = make().train()
+    loaded = octavo.load(tmp_path / "int8", given)
+    check_equal_states(loaded, expected)
+    assert torch.equal(logits(loaded), logits(expected))
+    buffers = dict(expected.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in loaded.named_buffers())
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_the_demo_model_comes_back_into_a_skeleton_of_auto_model(tmp_path, caplog):
+    """Its file holds position_ids, which today's class computes."""
+    quantize_folder(pretrained.bundled_folder(), tmp_path / "int8", DYNAMIC)
+    with torch.device("meta"):
+        given = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(tmp_path / "int8"))
+    check_equal_states(octavo.load(tmp_path / "int8", given), octavo.load(tmp_path / "int8"))
+    assert given.embeddings.position_ids.tolist() == [list(range(512))] and caplog.text == ""
+
+
+def test_a_folder_without_a_config_asks_for_a_skeleton(tmp_path):
+    octavo.save(octavo.quantized(torch.nn.Sequential(torch.nn.Linear(4, 4)), DYNAMIC), tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no config.json.*give the float model.*as skeleton"):
+        octavo.load(tmp_path)
+
+
+def test_save_quantized_is_loaded_in_one_line(tmp_path):
+    model = llama()
+    octavo.quantize_(model, octavo.Int8Static(), data=torch.arange(24).reshape(2, 12))
+    tokenizer = pretrained.load_tokenizer(pretrained.bundled_folder())
+    pretrained.save_quantized(model, tokenizer, tmp_path)
+    check_equal_states(octavo.load(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"dtype": "float12"}, "float12"),
+        ({"hidden_act": "gelo"}, "gelo"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "spiral"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, a number of 0 or more"),
+        ({"vocab_size": -5}, "vocab_size is -5"),
+        ({"num_hidden_layers": None}, "num_hidden_layers|NoneType"),
+        ({"model_type": "nothing"}, "nothing"),
+        ({"model_type": 7}, "7"),
+        ({"architectures": "LlamaForCausalLM"}, "class as None"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "LlamaForCausalLM"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_in_config_json_is_one_sentence_with_the_name_of_the_file(source, fields, message):
+    edit_config(source, **fields)
+    before = torch.get_default_dtype()
+    with pytest.raises(ValueError, match=message) as raised:
+        skeleton(source)
+    assert str(source / "config.json") in str(raised.value) and "\n" not in str(raised.value)
+    assert torch.get_default_dtype() == before
+
+
+def test_negative_numbers_that_mean_something_are_no_errors(source):
+    edit_config(source, pad_token_id=-1)
+    assert skeleton(source).config.pad_token_id == -1
+
+
+def test_folders_of_sentence_transformers_come_back_as_the_documentation_says(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    encoder = SentenceTransformer(str(pretrained.bundled_folder()), device="cpu")
+    encoder.append(Dense(384, 32))
+    encoder.save_pretrained(str(tmp_path / "float"))
+    octavo.quantize_(encoder, DYNAMIC)
+    octavo.save(encoder, tmp_path / "whole")
+    other = SentenceTransformer(str(tmp_path / "float"), device="cpu")
+    check_equal_states(octavo.load(tmp_path / "whole", other), encoder)
+    assert (other.encode(["a text"]) == encoder.encode(["a text"])).all()
+    encoder.save_pretrained(str(tmp_path / "theirs"))
+    quantize_folder(tmp_path / "float", tmp_path / "ours", DYNAMIC)
+    for folder in ("theirs", "ours"):
+        other = SentenceTransformer(str(tmp_path / "float"), device="cpu")
+        check_equal_states(octavo.load(tmp_path / folder, other[0].model), encoder[0].model)

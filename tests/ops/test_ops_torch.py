@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators in torch's hands: opcheck, compile, export, inference mode, autocast, gradients."""
+
+import pytest
+import torch
+from operator_arguments import FLOATS, assert_same_bits, make_weight, random_codes
+from torch.library import opcheck
+
+from octavo import ops
+
+# --- torch's contracts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_opcheck_of_the_float_operators(dtype):
+    namespace, x = torch.ops.octavo, torch.randn(3, 5).to(dtype)
+    scale, zero_point = ops.choose_qparams(x, -128, 127, False)
+    codes = ops.quantize(x, scale, zero_point, -128, 127, torch.int8)
+    opcheck(namespace.choose_qparams.default, (x, -128, 127, False))
+    opcheck(namespace.quantize.default, (x, scale, zero_point, -128, 127, torch.int8))
+    opcheck(namespace.dequantize.default, (codes, scale, zero_point, dtype))
+
+
+def test_opcheck_of_the_integer_operators():
+    namespace, codes = torch.ops.octavo, random_codes(20, 70)
+    opcheck(namespace.int8_mm.default, (codes, random_codes(70, 3)))
+    opcheck(namespace.pack_weight.default, (codes,))
+    opcheck(
+        namespace.pack_weight_into.default, (codes, torch.empty(ops.packed_shape(20, 70), dtype=torch.int8))
+    )
+    opcheck(namespace.unpack_weight.default, (ops.pack_weight(codes)[0], 20, 70))
+
+
+# Below ops/ the operator has no gradient of its own, and torch says so.
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("shape", [(70,), (3, 70), (0, 70), (2, 3, 70)])
+def test_opcheck_of_the_linear_operators(linear, dtype, requires_grad, shape):
+    x = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
+    opcheck(linear.op, (x, *make_weight(20, 70), *linear.options))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_compile_gives_one_graph_for_every_batch_size(linear, mode):
+    weight = make_weight(20, 70)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: linear(x * 2, *weight) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    with mode():
+        for m in (3, 17, 1, 64):
+            x = torch.randn(m, 70)
+            assert_same_bits(compiled(x), linear(x * 2, *weight) + 1)
+
+
+def test_compile_with_inductor_changes_no_bit(linear):
+    weight, x = make_weight(20, 70), torch.randn(4, 70)
+    torch.compiler.reset()
+    with torch.no_grad():
+        assert_same_bits(torch.compile(lambda x: linear(x, *weight), fullgraph=True)(x), linear(x, *weight))
+
+
+def test_compiled_gradients_are_the_eager_ones(linear):
+    weight = make_weight(20, 70)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x: linear(x, *weight).sum(), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for m in (3, 5):
+        x = torch.randn(m, 70)
+        eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+        linear(eager_x, *weight).sum().backward()
+        compiled(compiled_x).backward()
+        assert_same_bits(compiled_x.grad, eager_x.grad)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, linear, weight):
+        super().__init__()
+        self.linear = linear
+        for name, tensor in zip(("packed", "column_sum", "weight_scale", "bias"), weight, strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x):
+        return self.linear(x, self.packed, self.column_sum, self.weight_scale, self.bias)
+
+
+def test_export_keeps_one_node_and_a_dynamic_batch(linear):
+    layer = Layer(linear, make_weight(20, 70))
+    exported = torch.export.export(
+        layer, (torch.randn(4, 70),), dynamic_shapes={"x": {0: torch.export.Dim("m", min=1, max=1024)}}
+    )
+    assert [node.target for node in exported.graph.nodes if node.op == "call_function"] == [linear.op]
+    x = torch.randn(9, 70)
+    assert_same_bits(exported.module()(x), layer(x))
+
+
+def test_inference_mode_changes_no_bit_and_makes_inference_tensors(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    with torch.inference_mode():
+        y = linear(x, *weight)
+    assert y.is_inference()
+    assert_same_bits(y.clone(), linear(x, *weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_x_as_it_does_for_nn_linear(linear, dtype):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    with torch.autocast("cpu", dtype=dtype):
+        y = linear(x, *weight)
+        assert y.dtype == torch.nn.functional.linear(x, torch.randn(20, 70)).dtype == dtype
+    assert_same_bits(y, linear(x.to(dtype), *weight))
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradients_are_those_of_the_dequantized_layer(linear, dtype):
+    packed, column_sum, weight_scale, bias = make_weight(20, 70, dtype)
+    x, bias = torch.randn(2, 3, 70).to(dtype).requires_grad_(), bias.requires_grad_()
+    grad_y = torch.randn(2, 3, 20).to(dtype)
+    linear(x, packed, column_sum, weight_scale, bias).backward(grad_y)
+    weight = (ops.unpack_weight(packed, 20, 70) * weight_scale).to(dtype)
+    assert_same_bits(x.grad, grad_y @ weight)
+    assert_same_bits(bias.grad, grad_y.reshape(6, 20).sum(0))
+
+
+def test_gradients_do_not_change_the_result(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70)
+    assert_same_bits(linear(x.clone().requires_grad_(), *weight).detach(), linear(x, *weight))
+
+
+def test_gradient_reaches_x_alone(linear):
+    weight, x = make_weight(20, 70), torch.randn(3, 70, requires_grad=True)
+    linear(x, *weight).sum().backward()
+    assert x.grad is not None and all(tensor.grad is None for tensor in weight)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_weight_scale_marked_by_requires_grad_gets_no_gradient_and_no_warning(linear):
+    packed, column_sum, weight_scale, bias = make_weight(20, 70)
+    linear(torch.randn(3, 70), packed, column_sum, weight_scale.requires_grad_(), bias).sum().backward()
+    assert weight_scale.grad is None
+
+
+def test_nothing_asks_for_a_gradient_that_does_not_exist():
+    x = torch.randn(3, 5, requires_grad=True)
+    scale, zero_point = ops.choose_qparams(x, -127, 127, True)
+    codes = ops.quantize(x, scale, zero_point, -127, 127, torch.int8)
+    assert not scale.requires_grad
+    assert not ops.dequantize(codes, scale.clone().requires_grad_(), zero_point, torch.float32).requires_grad
