@@ -15,7 +15,7 @@ from tiny_models import bert, check_equal_states, folder_of, llama, llava, logit
 
 import octavo
 from octavo.conversion.folder import quantize_folder
-from octavo.files import safetensors as shards
+from octavo.files import safetensors
 from octavo.huggingface import models as pretrained
 
 DYNAMIC = octavo.Int8Dynamic()
@@ -32,9 +32,9 @@ def edit_config(folder, **fields):
 
 
 def edit_tensors(folder, change):
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / shards.WEIGHTS).items()}
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / safetensors.WEIGHTS).items()}
     change(tensors)
-    save_file(tensors, folder / shards.WEIGHTS)
+    save_file(tensors, folder / safetensors.WEIGHTS)
 
 
 # The same as in memory
@@ -50,7 +50,7 @@ def test_the_folder_holds_what_quantize_makes_of_the_loaded_model(tmp_path, make
     report = quantize_folder(folder, tmp_path / "int8", scheme, shard_size=shard_size)
     expected = pretrained.load_model(folder)
     in_memory = octavo.quantize_(expected, scheme)
-    loaded = pretrained.load_quantized(tmp_path / "int8")
+    loaded = models.load_quantized(tmp_path / "int8")
     check_equal_states(loaded, expected)
     assert torch.equal(logits(loaded), logits(expected))
     assert [(row.name, row.action, row.reason) for row in report.rows] == [
@@ -61,12 +61,12 @@ def test_the_folder_holds_what_quantize_makes_of_the_loaded_model(tmp_path, make
 
 def test_shards_are_bounded_and_listed(source, tmp_path):
     quantize_folder(source, tmp_path / "int8", DYNAMIC, shard_size=4000)
-    index = json.loads((tmp_path / "int8" / shards.INDEX).read_text())
+    index = json.loads((tmp_path / "int8" / safetensors.INDEX).read_text())
     sizes = {}
     for name in set(index["weight_map"].values()):
         tensors = load_file(tmp_path / "int8" / name)
         assert set(tensors) == {key for key, file in index["weight_map"].items() if file == name}
-        sizes[name] = shards.nbytes(tensors)
+        sizes[name] = safetensors.nbytes(tensors)
         assert sizes[name] <= 4000 or set(tensors) == {"model.embed_tokens.weight"}  # 64 x 32 floats
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert sorted(sizes) == [
@@ -79,8 +79,8 @@ def test_excluded_layers_stay_float_and_the_config_says_so(source, tmp_path):
     assert len(report.quantized) == 14
     config = json.loads((tmp_path / "int8/config.json").read_text())["quantization_config"]
     assert config["ignore"] == ["lm_head"] and config["config_groups"]["group_0"]["targets"] == ["Linear"]
-    stored = load_file(tmp_path / "int8" / shards.WEIGHTS)
-    assert torch.equal(stored["lm_head.weight"], load_file(source / shards.WEIGHTS)["lm_head.weight"])
+    stored = load_file(tmp_path / "int8" / safetensors.WEIGHTS)
+    assert torch.equal(stored["lm_head.weight"], load_file(source / safetensors.WEIGHTS)["lm_head.weight"])
 
 
 def test_a_weight_that_is_no_float_stays(source, tmp_path):
@@ -160,11 +160,11 @@ def test_links_to_files_are_copied_as_files(source, tmp_path):
 def test_tensors_that_the_model_has_no_place_for_are_copied_and_named(source, tmp_path):
     edit_config(source, num_hidden_layers=1)
     report = quantize_folder(source, tmp_path / "int8", DYNAMIC)
-    stored = load_file(source / shards.WEIGHTS)
+    stored = load_file(source / safetensors.WEIGHTS)
     assert report.unknown == sorted(name for name in stored if ".layers.1." in name)
     assert "no place for them: model.layers.1.input_layernorm.weight, " in str(report)
     assert all(
-        torch.equal(load_file(tmp_path / "int8" / shards.WEIGHTS)[name], stored[name])
+        torch.equal(load_file(tmp_path / "int8" / safetensors.WEIGHTS)[name], stored[name])
         for name in report.unknown
     )
     assert len(octavo.load(tmp_path / "int8").model.layers) == 1
@@ -185,7 +185,7 @@ def test_a_missing_layer_is_refused_with_a_remedy_that_works(tmp_path):
 
 
 def test_a_skeleton_costs_nothing_and_has_its_buffers(source):
-    skeleton = pretrained.skeleton(source)
+    skeleton = models.skeleton(source)
     assert all(parameter.is_meta for parameter in skeleton.parameters() if parameter.dim() > 1)
     expected = dict(llama().named_buffers())
     assert expected and dict(skeleton.named_buffers()).keys() == expected.keys()
@@ -216,8 +216,8 @@ def test_the_peak_is_about_twice_the_largest_tensor(source, tmp_path):
     width = 768
     sizes = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=4, vocab_size=128)
     large = folder_of(llama(**sizes).bfloat16(), tmp_path / "large")
-    stored = load_file(large / shards.WEIGHTS)
-    whole, largest = shards.nbytes(stored), max(tensor.nbytes for tensor in stored.values())
+    stored = load_file(large / safetensors.WEIGHTS)
+    whole, largest = safetensors.nbytes(stored), max(tensor.nbytes for tensor in stored.values())
     assert whole > 14 * largest  # else the bound below would say little
     command = [sys.executable, "-c", MEASURE, source, large, tmp_path / "int8"]
     # glibc keeps freed blocks below a threshold that it raises as it goes; fixed, it is the code that is measured.
@@ -225,7 +225,7 @@ def test_the_peak_is_about_twice_the_largest_tensor(source, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **fixed})
     # At once there are the weight, its codes and the packed codes: 2 + 1 + 1 bytes for an element of 2.
     assert int(done.stdout) < 2.5 * largest
-    assert torch.equal(pretrained.load_quantized(tmp_path / "int8").lm_head.codes(), head_codes(stored))
+    assert torch.equal(models.load_quantized(tmp_path / "int8").lm_head.codes(), head_codes(stored))
 
 
 def head_codes(stored) -> torch.Tensor:
@@ -237,7 +237,9 @@ def head_codes(stored) -> torch.Tensor:
 KILL = """
 import os, signal, sys
 import octavo, torch
-from octavo import pretrained, shards, stream
+from octavo.conversion import folder
+from octavo.files import safetensors
+from octavo.huggingface import models
 
 def deadly(action):
     def wrapped(*args, **kwargs):
@@ -250,12 +252,12 @@ def deadly(action):
 
 torch.set_num_threads(1)
 source, output, *points = sys.argv[1:]
-pretrained.skeleton(source)  # transformers is imported once, not in each child
-shards.read, stream.copy_others, os.rename = map(deadly, (shards.read, stream.copy_others, os.rename))
+models.skeleton(source)  # transformers is imported once, not in each child
+safetensors.read, folder.copy_others, os.rename = map(deadly, (safetensors.read, folder.copy_others, os.rename))
 for left in map(int, points):  # each in a process of its own, which is cheaper forked than started
     child = os.fork()
     if child == 0:
-        stream.quantize_folder(source, f"{output}/{left}/int8", octavo.Int8Dynamic(), shard_size=4000)
+        folder.quantize_folder(source, f"{output}/{left}/int8", octavo.Int8Dynamic(), shard_size=4000)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -278,7 +280,7 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_checkpoint(source, tmp_pa
     quantize_folder(source, tmp_path / "22/int8", DYNAMIC)
     assert os.listdir(tmp_path / "22") == ["int8"]  # what was left of the first run is gone
     for point in (22, 23):
-        assert len(pretrained.load_quantized(tmp_path / str(point) / "int8").state_dict()) == 21 + 15
+        assert len(models.load_quantized(tmp_path / str(point) / "int8").state_dict()) == 21 + 15
 
 
 def test_a_failed_run_cleans_up(source, tmp_path, monkeypatch):
@@ -286,7 +288,7 @@ def test_a_failed_run_cleans_up(source, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(shards, "checksum", full_disk)
+    monkeypatch.setattr(safetensors, "checksum", full_disk)
     with pytest.raises(OSError, match="No space"):
         quantize_folder(source, tmp_path / "out/int8", DYNAMIC)
     assert os.listdir(tmp_path / "out") == []
@@ -341,7 +343,7 @@ def test_sources_that_are_no_float_models_of_transformers_are_refused(source, tm
 
 
 def test_pickled_weights_and_code_in_the_folder_are_not_touched(source, tmp_path):
-    (source / shards.WEIGHTS).rename(tmp_path / "elsewhere")
+    (source / safetensors.WEIGHTS).rename(tmp_path / "elsewhere")
     (source / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     check_refused(source, tmp_path, ValueError, "a pickle can run code")
     (source / "modeling.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")

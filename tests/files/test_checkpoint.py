@@ -185,7 +185,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("octavo.shards.write", full_disk)
+    monkeypatch.setattr("octavo.files.safetensors.write", full_disk)
     files = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
     with pytest.raises(OSError, match="No space"):
         octavo.save(nn.Sequential(nn.Linear(4, 4)), folder)
@@ -236,7 +236,7 @@ def test_a_failed_save_leaves_no_folder(tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("octavo.shards.write", full_disk)
+    monkeypatch.setattr("octavo.files.safetensors.write", full_disk)
     with pytest.raises(OSError, match="No space"):
         octavo.save(quantized_model(), tmp_path / "new" / "folder")
     assert os.listdir(tmp_path) == []

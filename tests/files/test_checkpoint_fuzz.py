@@ -15,7 +15,7 @@ from torch import nn
 
 import octavo
 from octavo import observers
-from octavo.files import safetensors as shards
+from octavo.files import safetensors
 
 DOCUMENTED = (ValueError, FileNotFoundError, PermissionError)
 STRANGE = [
@@ -69,7 +69,7 @@ def transformers_folder(folder: Path) -> None:
     halves = [{name: t for name, t in state.items() if (name < "3") == first} for first in (True, False)]
     index = {}
     for number, half in enumerate(halves):
-        shards.write(folder / f"{number}.safetensors", half, half.items())
+        safetensors.write(folder / f"{number}.safetensors", half, half.items())
         index |= dict.fromkeys(half, f"{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     entry = octavo.compressed_tensors.quantization_config(

@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.files import safetensors as shards
+from octavo.files import safetensors
 
 
 def mixed_tensors() -> dict[str, torch.Tensor]:
     """Every dtype in odd sizes, a scalar and an empty one, so that careless offsets would not be aligned."""
     torch.manual_seed(0)
-    tensors = {f"of.{name}": torch.randint(0, 2, (3, 5)).to(dtype) for name, dtype in shards.DTYPES.items()}
+    tensors = {
+        f"of.{name}": torch.randint(0, 2, (3, 5)).to(dtype) for name, dtype in safetensors.DTYPES.items()
+    }
     return {
         "a": torch.randn(3),
         "scalar": torch.tensor(7, dtype=torch.int8),
@@ -31,7 +33,7 @@ def check_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def write(path, tensors):
-    shards.write(path, tensors, tensors.items())
+    safetensors.write(path, tensors, tensors.items())
 
 
 # Writing
@@ -39,31 +41,31 @@ def write(path, tensors):
 
 def test_a_round_trip_gives_equal_bits_here_and_in_safetensors(tmp_path):
     tensors = mixed_tensors()
-    write(tmp_path / shards.WEIGHTS, tensors)
-    check_equal(shards.read_folder(tmp_path), tensors)
-    check_equal(load_file(tmp_path / shards.WEIGHTS), tensors)
-    for name, stored in shards.catalog(tmp_path).items():
+    write(tmp_path / safetensors.WEIGHTS, tensors)
+    check_equal(safetensors.read_folder(tmp_path), tensors)
+    check_equal(load_file(tmp_path / safetensors.WEIGHTS), tensors)
+    for name, stored in safetensors.catalog(tmp_path).items():
         assert stored.meta.is_meta and (stored.meta.dtype, stored.meta.shape) == (
             tensors[name].dtype,
             tensors[name].shape,
         )
-        check_equal({name: shards.read(stored, name)}, {name: tensors[name]})
+        check_equal({name: safetensors.read(stored, name)}, {name: tensors[name]})
 
 
 def test_tensors_may_come_in_any_order_and_only_their_layout_beforehand(tmp_path):
     tensors = mixed_tensors()
     layout = {name: tensor.to("meta") for name, tensor in tensors.items()}
     write(tmp_path / "a", tensors)
-    shards.write(tmp_path / "b", layout, reversed(tensors.items()))
+    safetensors.write(tmp_path / "b", layout, reversed(tensors.items()))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize("given", [{}, {"x": torch.zeros(3, 2)}, {"x": torch.zeros(2, 3).half()}])
 def test_a_file_that_is_not_as_laid_out_is_never_readable(tmp_path, given):
     with pytest.raises(ValueError, match="'x'"):
-        shards.write(tmp_path / "a", {"x": torch.zeros(2, 3)}, given.items())
+        safetensors.write(tmp_path / "a", {"x": torch.zeros(2, 3)}, given.items())
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
-        shards.read_file(tmp_path / "a")
+        safetensors.read_file(tmp_path / "a")
 
 
 # Damage
@@ -71,7 +73,7 @@ def test_a_file_that_is_not_as_laid_out_is_never_readable(tmp_path, given):
 
 @pytest.fixture
 def small(tmp_path):
-    path = tmp_path / shards.WEIGHTS
+    path = tmp_path / safetensors.WEIGHTS
     write(
         path,
         {"w": torch.arange(6, dtype=torch.int8).reshape(2, 3), "s": torch.tensor([[0.5], [2.0]]).bfloat16()},
@@ -81,7 +83,7 @@ def small(tmp_path):
 
 def test_no_flipped_bit_changes_what_is_read(small):
     """In every byte of the file, header included: an error, or the same tensors under the same names."""
-    data, expected = small.read_bytes(), {name: t.clone() for name, t in shards.read_file(small).items()}
+    data, expected = small.read_bytes(), {name: t.clone() for name, t in safetensors.read_file(small).items()}
     refused = 0
     bits = range(0, len(data) * 8, 5)  # in each byte one or two, and all eight in turn
     for bit in bits:
@@ -89,7 +91,7 @@ def test_no_flipped_bit_changes_what_is_read(small):
         flipped[bit // 8] ^= 1 << bit % 8
         small.write_bytes(flipped)
         try:
-            check_equal(shards.read_file(small), expected)
+            check_equal(safetensors.read_file(small), expected)
         except ValueError:
             refused += 1
     assert refused > 0.8 * len(bits)  # the rest: metadata that says nothing of the tensors, blanks
@@ -100,7 +102,7 @@ def test_a_file_cut_anywhere_is_refused(small):
     for length in range(len(data)):
         small.write_bytes(data[:length])
         with pytest.raises(ValueError, match="truncated or not a safetensors file"):
-            shards.read_file(small)
+            safetensors.read_file(small)
 
 
 def raw_file(header: object, data: bytes = b"", claimed: int | None = None) -> bytes:
@@ -140,10 +142,10 @@ def entry(dtype: str, shape: list, offsets: list) -> dict:
     ids=range(19),
 )
 def test_a_lying_file_is_refused(tmp_path, content):
-    (tmp_path / shards.WEIGHTS).write_bytes(content)
-    with pytest.raises(ValueError, match=shards.WEIGHTS):
-        shards.catalog(tmp_path)
-        shards.read_folder(tmp_path)
+    (tmp_path / safetensors.WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match=safetensors.WEIGHTS):
+        safetensors.catalog(tmp_path)
+        safetensors.read_folder(tmp_path)
 
 
 # Folders
@@ -163,13 +165,13 @@ class Bomb:
 def test_a_pickle_is_never_opened(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
     with pytest.raises(ValueError, match="a pickle can run code.*save_pretrained"):
-        shards.catalog(tmp_path)
+        safetensors.catalog(tmp_path)
     assert not (tmp_path / "marker").exists()
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=shards.WEIGHTS):
-        shards.read_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=safetensors.WEIGHTS):
+        safetensors.read_folder(tmp_path)
 
 
 def sharded(folder) -> dict[str, str]:
@@ -180,8 +182,8 @@ def sharded(folder) -> dict[str, str]:
 
 def test_shards_are_read_as_one(tmp_path):
     weight_map = sharded(tmp_path)
-    (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert {name: len(tensor) for name, tensor in shards.read_folder(tmp_path).items()} == {
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert {name: len(tensor) for name, tensor in safetensors.read_folder(tmp_path).items()} == {
         "a": 2,
         "b": 2,
         "c": 3,
@@ -204,22 +206,24 @@ def test_shards_are_read_as_one(tmp_path):
 def test_an_index_that_lies_is_refused(tmp_path, change, error, message):
     weight_map = sharded(tmp_path)
     change(weight_map)
-    (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / safetensors.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(error, match=message):
-        shards.catalog(tmp_path)
+        safetensors.catalog(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": [1]}', "[" * 100_000, "\0"])
 def test_what_is_no_index_is_refused(tmp_path, text):
     sharded(tmp_path)
-    (tmp_path / shards.INDEX).write_text(text)
-    with pytest.raises(ValueError, match=shards.INDEX):
-        shards.catalog(tmp_path)
+    (tmp_path / safetensors.INDEX).write_text(text)
+    with pytest.raises(ValueError, match=safetensors.INDEX):
+        safetensors.catalog(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
     weight_map = sharded(tmp_path)
     save_file({"a": torch.ones(2)}, tmp_path / "2.safetensors")
-    (tmp_path / shards.INDEX).write_text(json.dumps({"weight_map": {**weight_map, "b": "2.safetensors"}}))
+    (tmp_path / safetensors.INDEX).write_text(
+        json.dumps({"weight_map": {**weight_map, "b": "2.safetensors"}})
+    )
     with pytest.raises(ValueError, match="'a' is in 1.safetensors, too"):
-        shards.catalog(tmp_path)
+        safetensors.catalog(tmp_path)

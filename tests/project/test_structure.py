@@ -15,28 +15,24 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "python/octavo"
 CSRC = ROOT / "csrc"
 
-# Imports point down: a module may import those on the lines above its own, and its own folder.
-LAYERS = [
-    ["_C", "reference", "dtypes", "quantization_plot", "metrics", "malloc", "batches", "files", "progress"],
-    ["ops", "cpu", "shards", "manifest"],
-    ["qparams", "timing", "text_table", "renaming"],
-    ["observers", "fake_quantize"],
-    ["nn"],
+# The rooms of python/octavo, a floor for each line. Imports point down: a room imports those on the lines above.
+ROOMS = [
+    ["_C"],
+    ["base", "dtypes", "metrics", "reference"],
+    ["ops", "runtime"],
+    ["tensors"],
+    ["observers", "formats"],
+    ["nn", "numpy"],
+    ["activations"],
+    ["methods"],
     ["schemes"],
-    ["report", "matching", "comparison", "swap", "compressed_tensors", "study_result", "training_result"],
-    ["absorbing", "sharing", "replay"],
-    ["plan", "tracing"],
-    ["folding"],
-    ["smoothing"],
-    ["prepare"],
-    ["convert", "compare", "checkpoint", "bias_correction", "equalization"],
-    ["fusion"],
-    ["inspection", "pretrained", "demo_data", "byte_text", "byte_lm", "evaluation"],
-    ["evaluate", "byte_training"],
-    ["numpy", "demo", "bench", "study", "training_study", "stream", "sensitivity", "integrations"],
-    ["mixed_precision"],
+    ["files"],
+    ["conversion", "huggingface"],
+    ["evaluation"],
+    ["fusion", "lab"],
     ["cli"],
 ]
+MOST_ROOMS, MOST_FILES = 26, 16
 # The folders of csrc/. Includes point down, too: a file may include the files of its own folder and of the lines above.
 FLOORS = [
     ["base", "contract"],
@@ -81,13 +77,13 @@ def text_of(path: Path) -> str:
 # --- who may import whom --------------------------------------------------------------------------------------------
 
 
-def layer_of(module: str) -> int:
-    found = [level for level, modules in enumerate(LAYERS) if module in modules]
-    assert found, f"{module} has no place in LAYERS: give it one"
+def floor_of_room(room: str) -> int:
+    found = [level for level, rooms in enumerate(ROOMS) if room in rooms]
+    assert found, f"{room} has no place in ROOMS: give it one"
     return found[0]
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path) -> set[tuple[str, ...]]:
     """The modules of octavo that `path` imports, as paths such as ("schemes", "base")."""
     package = path.relative_to(PACKAGE).parent.parts
     found = set()
@@ -107,18 +103,57 @@ def modules() -> list[Path]:
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_python_imports_point_down(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for module in imports_of(path):
-        assert module[0] == own or layer_of(module[0]) < layer_of(own), (
-            f"{own} may not import {'.'.join(module)}"
-        )
+def rooms() -> set[str]:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    return folders | {path.stem for path in PACKAGE.glob("*.py") if path.name != "__init__.py"} | {"_C"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("schemes/[!_]*.py")), ids=name_of)
-def test_schemes_never_import_each_other(path):
-    assert {module for module in imports_of(path) if module[0] == "schemes"} <= {("schemes", "base")}
+def test_every_room_has_a_floor_and_every_floor_is_real():
+    assert rooms() == {room for floor in ROOMS for room in floor}
+    assert len(rooms()) <= MOST_ROOMS
+
+
+def test_python_imports_point_down():
+    for path in modules():
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for module in imports_of(path):
+            assert module[0] == own or floor_of_room(module[0]) < floor_of_room(own), (
+                f"{name_of(path)} may not import {'.'.join(module)}"
+            )
+
+
+def test_a_folder_can_be_seen_at_a_glance():
+    folders = {path.parent for path in modules()} | {path.parent for path in cpp_files()}
+    for folder in folders:
+        files = [path for path in folder.iterdir() if path.suffix in (".py", ".h", ".cpp")]
+        assert len(files) <= MOST_FILES + 1, f"{name_of(folder)} holds {len(files)} files"
+
+
+@pytest.mark.parametrize("room", ["schemes", "activations", "formats"])
+def test_choices_of_one_kind_never_import_each_other(room):
+    for path in sorted(PACKAGE.glob(f"{room}/[!_]*.py")):
+        assert {module for module in imports_of(path) if module[0] == room} <= {(room, "base")}, path.name
+
+
+def test_a_module_is_never_named_like_a_public_function():
+    """`octavo.compare` would be the module or the function, whichever was imported last."""
+    import octavo
+
+    for name in octavo.__all__:
+        if callable(getattr(octavo, name)):
+            assert name.strip("_") not in rooms(), name
+
+
+def test_tests_mirror_the_package():
+    """A folder of tests is a folder of the package, but for what is said of all of it and what tests share."""
+    for folder in sorted((ROOT / "tests").rglob("*")):
+        inner = folder.relative_to(ROOT / "tests")
+        if (
+            folder.is_dir()
+            and inner.parts[0] not in ("support", "project", "data")
+            and "__" not in folder.name
+        ):
+            assert (PACKAGE / inner).is_dir(), f"tests/{inner} mirrors nothing"
 
 
 def includes_of(path: Path) -> list[str]:
@@ -135,87 +170,90 @@ def floor_of(folder: str) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("path", cpp_files(), ids=name_of)
-def test_includes_point_down(path):
+def test_includes_point_down():
     """Files of the same folder are included by their bare names, all others by their paths from csrc/."""
-    own = folder_of(path)
-    for name in re.findall(r'^#include "(.*)"', text_of(path), re.MULTILINE):
-        if "/" not in name:
-            assert (path.parent / name).exists(), (
-                f"{name} is not in csrc/{own}: say where it is, from csrc/ on"
-            )
-            continue
-        assert (CSRC / name).exists(), f"{name} does not exist"
-        assert folder_of(CSRC / name) != own, f"{name} is in the same folder: its bare name is enough"
-        assert floor_of(folder_of(CSRC / name)) < floor_of(own), f"csrc/{own} may not include {name}"
+    for path in cpp_files():
+        own = folder_of(path)
+        for name in re.findall(r'^#include "(.*)"', text_of(path), re.MULTILINE):
+            if "/" not in name:
+                assert (path.parent / name).exists(), (
+                    f"{name} is not in csrc/{own}: say where it is, from csrc/ on"
+                )
+                continue
+            assert (CSRC / name).exists(), f"{name} does not exist"
+            assert folder_of(CSRC / name) != own, f"{name} is in the same folder: its bare name is enough"
+            assert floor_of(folder_of(CSRC / name)) < floor_of(own), f"csrc/{own} may not include {name}"
 
 
-@pytest.mark.parametrize("path", cpp_files(), ids=name_of)
-def test_includes_stay_in_their_family(path):
-    includes, folder = includes_of(path), folder_of(path)
-    torch_headers = [name for name in includes if name.startswith(("torch/", "ATen/", "c10/"))]
-    python_headers = [name for name in includes if name.startswith(("pybind11/", "Python.h"))]
-    assert not (torch_headers and python_headers), "torch's headers and pybind11's never meet"
-    assert folder == "bindings/torch" or not torch_headers, "the core does not know torch"
-    assert folder == "bindings/numpy" or not python_headers, "the core does not know Python"
-    assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers)
-    if folder.startswith("isa/"):
-        assert {name.split("/")[0] for name in includes if "/" in name} <= {"contract", "isa"}
+def test_includes_stay_in_their_family():
+    for path in cpp_files():
+        includes, folder = includes_of(path), folder_of(path)
+        torch_headers = [name for name in includes if name.startswith(("torch/", "ATen/", "c10/"))]
+        python_headers = [name for name in includes if name.startswith(("pybind11/", "Python.h"))]
+        assert not (torch_headers and python_headers), "torch's headers and pybind11's never meet"
+        assert folder == "bindings/torch" or not torch_headers, "the core does not know torch"
+        assert folder == "bindings/numpy" or not python_headers, "the core does not know Python"
+        assert all(name.startswith(("torch/csrc/stable/", "torch/headeronly/")) for name in torch_headers)
+        if folder.startswith("isa/"):
+            assert {name.split("/")[0] for name in includes if "/" in name} <= {"contract", "isa"}
 
 
-@pytest.mark.parametrize("path", sorted(CSRC.glob("isa/**/*.h")), ids=name_of)
-def test_headers_of_one_instruction_set_have_internal_linkage(path):
+def test_headers_of_one_instruction_set_have_internal_linkage():
     """What two files include with different compile flags must not be one function for the linker."""
-    opening = "\nnamespace octavo {\nnamespace {"
-    assert opening in text_of(path)
-    assert "\n}  // namespace\n}  // namespace octavo\n" in text_of(path)
+    for path in sorted(CSRC.glob("isa/**/*.h")):
+        opening = "\nnamespace octavo {\nnamespace {"
+        assert opening in text_of(path)
+        assert "\n}  // namespace\n}  // namespace octavo\n" in text_of(path)
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", python_files() + cpp_files(), ids=name_of)
-def test_a_file_can_be_read_in_one_sitting(path):
-    assert len(text_of(path).splitlines()) <= FILE_LIMIT or name_of(path) in LONG_FILES
+def test_a_file_can_be_read_in_one_sitting():
+    for path in python_files() + cpp_files():
+        assert len(text_of(path).splitlines()) <= FILE_LIMIT or name_of(path) in LONG_FILES, name_of(path)
 
 
-@pytest.mark.parametrize("path", python_files() + cpp_files(), ids=name_of)
-def test_a_file_opens_with_its_license(path):
-    assert "SPDX-License-Identifier: Apache-2.0" in text_of(path).splitlines()[0]
+def test_a_file_opens_with_its_license():
+    for path in python_files() + cpp_files():
+        assert "SPDX-License-Identifier: Apache-2.0" in text_of(path).splitlines()[0], name_of(path)
 
 
 def functions_of(path: Path) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(ast.parse(text_of(path))) if isinstance(node, ast.FunctionDef)]
 
 
-@pytest.mark.parametrize("path", python_files(), ids=name_of)
-def test_a_python_function_fits_a_screen(path):
-    for function in functions_of(path):
-        place = f"{name_of(path)}:{function.name}"
-        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
-        names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls", "ctx")]
-        overrides_torch = function.name == "_load_from_state_dict"
-        length = function.end_lineno - function.lineno + 1
-        assert place in LONG_FUNCTIONS or length <= FUNCTION_LIMIT, f"{place} has {length} lines"
-        assert (
-            "tests/" in place or place in MANY_PARAMETERS or overrides_torch or len(names) <= PARAMETER_LIMIT
-        ), f"{place} has {len(names)} parameters"
+def test_a_python_function_fits_a_screen():
+    for path in python_files():
+        for function in functions_of(path):
+            place = f"{name_of(path)}:{function.name}"
+            arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls", "ctx")]
+            overrides_torch = function.name == "_load_from_state_dict"
+            length = function.end_lineno - function.lineno + 1
+            assert place in LONG_FUNCTIONS or length <= FUNCTION_LIMIT, f"{place} has {length} lines"
+            assert (
+                "tests/" in place
+                or place in MANY_PARAMETERS
+                or overrides_torch
+                or len(names) <= PARAMETER_LIMIT
+            ), f"{place} has {len(names)} parameters"
 
 
-@pytest.mark.parametrize("path", cpp_files(), ids=name_of)
-def test_a_cpp_function_fits_a_screen(path):
-    start = None
-    for number, line in enumerate(text_of(path).splitlines()):
-        if (
-            start is None
-            and re.match(r"[A-Za-z].*\{$", line)
-            and not re.match(r"(namespace|class|struct|enum|extern)", line)
-        ):
-            start = number
-        elif line.startswith("}") and start is not None:
-            place = f"{name_of(path)}:{start + 1}"
-            assert number - start + 1 <= FUNCTION_LIMIT or place in LONG_FUNCTIONS, place
-            start = None
+def test_a_cpp_function_fits_a_screen():
+    for path in cpp_files():
+        start = None
+        for number, line in enumerate(text_of(path).splitlines()):
+            if (
+                start is None
+                and re.match(r"[A-Za-z].*\{$", line)
+                and not re.match(r"(namespace|class|struct|enum|extern)", line)
+            ):
+                start = number
+            elif line.startswith("}") and start is not None:
+                place = f"{name_of(path)}:{start + 1}"
+                assert number - start + 1 <= FUNCTION_LIMIT or place in LONG_FUNCTIONS, place
+                start = None
 
 
 def test_a_type_name_of_csrc_means_one_thing():
@@ -278,15 +316,15 @@ def spelled_out(pattern: str) -> list[str]:
     return [pattern[: match.start()] + part + pattern[match.end() :] for part in match.group(1).split(",")]
 
 
-@pytest.mark.parametrize("path", documents(), ids=name_of)
-def test_paths_in_documents_exist(path):
-    folders = "csrc|python|tests|tools|docs|notebooks|benchmarks|\\.ci"
-    for pattern in re.findall(rf"(?<![\w/.])(?:{folders})/[\w./*{{}},-]*", text_of(path)):
-        for name in spelled_out(pattern.rstrip(".,")):
-            assert list(ROOT.glob(name)), f"{path.name} names {name}"
+def test_paths_in_documents_exist():
+    for path in documents():
+        folders = "csrc|python|tests|tools|docs|notebooks|benchmarks|\\.ci"
+        for pattern in re.findall(rf"(?<![\w/.])(?:{folders})/[\w./*{{}},-]*", text_of(path)):
+            for name in spelled_out(pattern.rstrip(".,")):
+                assert list(ROOT.glob(name)), f"{path.name} names {name}"
 
 
-@pytest.mark.parametrize("path", documents(), ids=name_of)
-def test_links_between_documents_lead_somewhere(path):
-    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text_of(path)):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+def test_links_between_documents_lead_somewhere():
+    for path in documents():
+        for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", text_of(path)):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"

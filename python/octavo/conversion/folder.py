@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import compressed_tensors, computed
-from ..files import safetensors as shards
+from ..files import compressed_tensors, computed, safetensors
 from ..files.disk import folder_argument, scratch
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
@@ -100,7 +99,7 @@ def quantize_folder(
     if compressed_tensors.ENTRY in config:
         raise ValueError(f"{source} is quantized already; give the folder of the float model")
     skeleton = skeleton_of(source)
-    stored = shards.catalog(source)
+    stored = safetensors.catalog(source)
     layers = plan_skeleton(skeleton, Selection(scheme, exclude=exclude))
     _require_servable(layers)
     unknown = _unknown_tensors(source, skeleton, stored)
@@ -126,7 +125,7 @@ def _require_servable(layers: list[Layer]) -> None:
             )
 
 
-def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, shards.Stored]) -> list[str]:
+def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, safetensors.Stored]) -> list[str]:
     """Tensors that `skeleton` has no place for. Raises ValueError if it has a place for more than there are."""
     metas = {name: entry.meta for name, entry in stored.items()}
     found, unknown = compressed_tensors.by_name_of(skeleton, metas, set())
@@ -155,11 +154,11 @@ class _Part:
     layer: Layer | None = None
     bias: str | None = None
 
-    def tensors(self, stored: dict[str, shards.Stored]) -> Iterable[tuple[str, torch.Tensor]]:
-        tensor = shards.read(stored[self.name], self.name)
+    def tensors(self, stored: dict[str, safetensors.Stored]) -> Iterable[tuple[str, torch.Tensor]]:
+        tensor = safetensors.read(stored[self.name], self.name)
         if self.layer is None:
             return [(self.name, tensor)]
-        bias = None if self.bias is None else shards.read(stored[self.bias], self.bias)
+        bias = None if self.bias is None else safetensors.read(stored[self.bias], self.bias)
         layer = _quantized(self.layer, tensor, bias)
         del tensor  # before the codes are unpacked
         return layer.state_dict(prefix=self.name.removesuffix("weight")).items()
@@ -179,7 +178,7 @@ def _quantized(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return new
 
 
-def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, shards.Stored]) -> list[_Part]:
+def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, safetensors.Stored]) -> list[_Part]:
     """What to write, in the order of the source; the layers of `skeleton` become what they will be, on meta."""
     parts = {name: _Part(name, {name: entry.meta}) for name, entry in stored.items()}
     in_file = {own: name for name, own in compressed_tensors.own_names(skeleton, stored).items()}
@@ -218,27 +217,27 @@ def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | No
 
 
 def _write_weights(
-    folder: Path, parts: list[_Part], stored: dict[str, shards.Stored], shard_size: int, progress: bool
+    folder: Path, parts: list[_Part], stored: dict[str, safetensors.Stored], shard_size: int, progress: bool
 ) -> None:
     files = list(_cut(parts, shard_size))
     weight_map = {}
-    with _bar(sum(shards.nbytes(part.layout) for part in parts), progress) as bar:
+    with _bar(sum(safetensors.nbytes(part.layout) for part in parts), progress) as bar:
         for number, file in enumerate(files, 1):
-            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else shards.WEIGHTS
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else safetensors.WEIGHTS
             layout = {key: meta for part in file for key, meta in part.layout.items()}
-            shards.write(folder / name, layout, _tensors(file, stored, bar))
+            safetensors.write(folder / name, layout, _tensors(file, stored, bar))
             weight_map.update(dict.fromkeys(layout, name))
     if len(files) > 1:
-        size = sum(shards.nbytes(part.layout) for part in parts)
+        size = sum(safetensors.nbytes(part.layout) for part in parts)
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / shards.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / safetensors.INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _cut(parts: list[_Part], shard_size: int) -> Iterator[list[_Part]]:
     file: list[_Part] = []
     size = 0
     for part in parts:
-        more = shards.nbytes(part.layout)
+        more = safetensors.nbytes(part.layout)
         if file and size + more > shard_size:
             yield file
             file, size = [], 0
@@ -248,11 +247,11 @@ def _cut(parts: list[_Part], shard_size: int) -> Iterator[list[_Part]]:
 
 
 def _tensors(
-    file: list[_Part], stored: dict[str, shards.Stored], bar: Any
+    file: list[_Part], stored: dict[str, safetensors.Stored], bar: Any
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for part in file:
         yield from part.tensors(stored)
-        bar.update(shards.nbytes(part.layout))
+        bar.update(safetensors.nbytes(part.layout))
 
 
 def _bar(total: int, progress: bool) -> Any:

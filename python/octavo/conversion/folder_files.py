@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..files import safetensors as shards
+from ..files import safetensors
 
 # The same weights in formats of others, or what a training leaves; large, and float.
 OTHER_FORMATS = {
     *(".h5", ".msgpack", ".npz", ".ot"),
     *(".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".pb", ".mlmodel"),
-    *shards.PICKLES,
+    *safetensors.PICKLES,
 }
 CODE = {".py", ".pyc", ".so", ".sh"}
 # Written anew, or of octavo.save: beside new weights they would be taken for theirs.
-WRITTEN, STALE = {"config.json", shards.INDEX}, {"octavo.json", "buffers.safetensors"}
+WRITTEN, STALE = {"config.json", safetensors.INDEX}, {"octavo.json", "buffers.safetensors"}
 MODULES = "modules.json"  # where sentence-transformers lists the parts of a model
 
 

@@ -25,8 +25,7 @@ from ..base import configs
 from ..formats import WeightFormat, differs
 from ..nn import QuantLinear
 from ..schemes import Scheme, from_dict
-from . import computed
-from . import safetensors as shards
+from . import computed, safetensors
 from .disk import read_json
 from .renaming import Conversions
 
@@ -105,7 +104,7 @@ def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str
         schemes = _schemes(entry, skeleton)
     except (TypeError, KeyError, AttributeError, re.error) as error:
         raise ValueError(f"load: {ENTRY} of {folder / CONFIG} is damaged ({error!r})") from error
-    tensors, unknown = by_name_of(skeleton, shards.read_folder(folder), set(schemes))
+    tensors, unknown = by_name_of(skeleton, safetensors.read_folder(folder), set(schemes))
     unknown -= computed.may_be_left_over(skeleton, unknown)
     if unknown:
         _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))

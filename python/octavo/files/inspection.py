@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.tables import as_html, as_text
-from . import manifest
-from . import safetensors as shards
+from . import manifest, safetensors
 from .disk import current, folder_argument, read_json
 from .octavo import BUFFERS, CONFIG, WEIGHTS
 
@@ -158,27 +157,27 @@ def _octavo_contents(folder: Path) -> CheckpointContents:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _read_header(path: Path) -> dict[str, shards.Entry]:
+def _read_header(path: Path) -> dict[str, safetensors.Entry]:
     try:
-        return shards.header(path)
+        return safetensors.header(path)
     except ValueError as error:
         raise ValueError(f"{error}; {_remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:
-    if path.suffix in shards.PICKLES:
+    if path.suffix in safetensors.PICKLES:
         return "a pickle can run code when it is read: load it with torch and save it with octavo.save or safetensors"
     return "give a file of safetensors, or the folder it came in"
 
 
 def _transformers_files(folder: Path) -> list[Path]:
-    index = shards.weight_map(folder)
+    index = safetensors.weight_map(folder)
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
     weights = current(folder, WEIGHTS)
     files = [weights] if weights.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (*shards.PICKLES, ".gguf"))
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf"))
         found = f"only {', '.join(others)}; " if others else ""
         raise ValueError(
             f"{folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
@@ -190,10 +189,10 @@ def _transformers_files(folder: Path) -> list[Path]:
 
 
 def _grouped(
-    tensors: dict[str, shards.Entry], schemes: dict[str, Any], method: dict[str, Any]
+    tensors: dict[str, safetensors.Entry], schemes: dict[str, Any], method: dict[str, Any]
 ) -> list[CheckpointLayer]:
     """One layer for each owner; `schemes` are octavo's by layer, `method` is transformers' quantization_config."""
-    layers: dict[str, dict[str, shards.Entry]] = {}
+    layers: dict[str, dict[str, safetensors.Entry]] = {}
     for name in sorted(tensors, key=_natural):
         layers.setdefault(_owner(name, tensors), {})[name] = tensors[name]
     found = []
@@ -209,7 +208,7 @@ def _grouped(
 
 
 def _layer(
-    name: str, kind: str, scheme: str, tensors: dict[str, shards.Entry], code_bits: int | None = None
+    name: str, kind: str, scheme: str, tensors: dict[str, safetensors.Entry], code_bits: int | None = None
 ) -> CheckpointLayer:
     main_name = _main(name, tensors)
     main = tensors[main_name]
@@ -225,14 +224,14 @@ def _layer(
     return CheckpointLayer(name, kind, scheme, main.shape, dtype, total, weights or None, bits)
 
 
-def _owner(name: str, tensors: dict[str, shards.Entry]) -> str:
+def _owner(name: str, tensors: dict[str, safetensors.Entry]) -> str:
     """The layer of a tensor. bitsandbytes hangs `weight.absmax` under `weight`: that is of weight's layer."""
     parts = name.split(".")
     end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in tensors)
     return ".".join(parts[: end - 1])
 
 
-def _main(owner: str, tensors: dict[str, shards.Entry]) -> str:
+def _main(owner: str, tensors: dict[str, safetensors.Entry]) -> str:
     """The weight, else the largest."""
     for leaf in ("weight", *PACKED):
         name = f"{owner}.{leaf}" if owner else leaf
@@ -241,7 +240,7 @@ def _main(owner: str, tensors: dict[str, shards.Entry]) -> str:
     return max(tensors, key=lambda name: tensors[name].bytes)
 
 
-def _is_quantized(owner: str, tensors: dict[str, shards.Entry]) -> bool:
+def _is_quantized(owner: str, tensors: dict[str, safetensors.Entry]) -> bool:
     """A weight of integers or fp8 with something beside it that scales it."""
     main = _main(owner, tensors)
     narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
@@ -249,7 +248,7 @@ def _is_quantized(owner: str, tensors: dict[str, shards.Entry]) -> bool:
     return _leaf(main) in ("weight", *PACKED) and narrow and scaled
 
 
-def _code_bits(method: dict[str, Any], tensors: dict[str, shards.Entry]) -> int | None:
+def _code_bits(method: dict[str, Any], tensors: dict[str, safetensors.Entry]) -> int | None:
     """How many bits a code takes where several share an integer; None where each element is one code."""
     leaves = set(map(_leaf, tensors))
     if leaves & set(_BITSANDBYTES):
@@ -272,7 +271,7 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _method_text(method: dict[str, Any], tensors: dict[str, shards.Entry]) -> str:
+def _method_text(method: dict[str, Any], tensors: dict[str, safetensors.Entry]) -> str:
     for name in tensors:
         if _leaf(name) in _BITSANDBYTES:
             return _BITSANDBYTES[_leaf(name)]

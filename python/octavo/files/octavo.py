@@ -25,14 +25,13 @@ from ..base.modules import undone_on_error
 from ..nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from ..schemes import Scheme, from_dict
 from ..tensors.qparams import FLOAT_DTYPES
-from . import compressed_tensors, computed, manifest
-from . import safetensors as shards
+from . import compressed_tensors, computed, manifest, safetensors
 from .disk import current, folder_argument, save_into
 from .skeleton import skeleton as skeleton_of
 
 Maker = Callable[[nn.Linear], OurLinear]
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
-WEIGHTS, BUFFERS, CONFIG = shards.WEIGHTS, "buffers.safetensors", manifest.NAME
+WEIGHTS, BUFFERS, CONFIG = safetensors.WEIGHTS, "buffers.safetensors", manifest.NAME
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -61,10 +60,10 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
     buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
     with save_into(folder, (WEIGHTS, BUFFERS, CONFIG)) as temporary:
-        shards.write(temporary / WEIGHTS, tensors, tensors.items())
+        safetensors.write(temporary / WEIGHTS, tensors, tensors.items())
         if buffers:
-            shards.write(temporary / BUFFERS, buffers, buffers.items())
-        files = {path.name: shards.fingerprint(path) for path in sorted(temporary.iterdir())}
+            safetensors.write(temporary / BUFFERS, buffers, buffers.items())
+        files = {path.name: safetensors.fingerprint(path) for path in sorted(temporary.iterdir())}
         config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
         manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 
@@ -104,7 +103,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
         makers, tensors, dtypes = _read_ours(folder)
     buffers_file = current(folder, BUFFERS)
     if buffers_file.exists():
-        buffers = shards.read_file(buffers_file)
+        buffers = safetensors.read_file(buffers_file)
     else:
         buffers = computed.transient_buffers(skeleton)
     layers = _unfilled_layers(skeleton, makers)
@@ -186,12 +185,12 @@ def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor],
     config = manifest.read(folder)
     for name, fingerprint in config["files"].items():
         path = current(folder, name)
-        if name in (WEIGHTS, BUFFERS) and path.exists() and shards.fingerprint(path) != fingerprint:
+        if name in (WEIGHTS, BUFFERS) and path.exists() and safetensors.fingerprint(path) != fingerprint:
             raise ValueError(
                 f"load: {path} was not written together with {CONFIG}: the folder holds files of two checkpoints; save "
                 "the model again"
             )
-    tensors = shards.read_file(current(folder, WEIGHTS))
+    tensors = safetensors.read_file(current(folder, WEIGHTS))
     for alias, name in config["aliases"].items():
         if name not in tensors:
             raise ValueError(f"load: {folder / CONFIG} names {name!r}, which {WEIGHTS} does not hold")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import safetensors as shards
+from ..files import safetensors
 from ..files.compressed_tensors import set_quantization_config
 from ..files.disk import require_regular_files
 from ..files.octavo import load, save
@@ -87,7 +87,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     with quiet_transformers() as transformers:
         kind, _ = model_class(transformers, Path(folder))
-        shards.weight_map(Path(folder))  # transformers would follow an index to any file
+        safetensors.weight_map(Path(folder))  # transformers would follow an index to any file
         with named_errors(Path(folder), f"load a {kind.__name__} from it"):
             return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
