@@ -16,7 +16,7 @@ from tiny_models import bert, check_equal_states, folder_of, llama, llava, logit
 import octavo
 from octavo.conversion.folder import quantize_folder
 from octavo.files import safetensors
-from octavo.huggingface import models as pretrained
+from octavo.huggingface import models
 
 DYNAMIC = octavo.Int8Dynamic()
 
@@ -48,7 +48,7 @@ def edit_tensors(folder, change):
 def test_the_folder_holds_what_quantize_makes_of_the_loaded_model(tmp_path, make, scheme, shard_size):
     folder = folder_of(make(), tmp_path / "source", max_shard_size=20_000 if shard_size == 4000 else "1GB")
     report = quantize_folder(folder, tmp_path / "int8", scheme, shard_size=shard_size)
-    expected = pretrained.load_model(folder)
+    expected = models.load_model(folder)
     in_memory = octavo.quantize_(expected, scheme)
     loaded = models.load_quantized(tmp_path / "int8")
     check_equal_states(loaded, expected)
@@ -179,7 +179,7 @@ def test_a_missing_layer_is_refused_with_a_remedy_that_works(tmp_path):
     check_refused(
         folder, tmp_path, ValueError, "do not hold pooler.dense.bias, pooler.dense.weight.*save_pretrained"
     )
-    pretrained.load_model(folder).save_pretrained(tmp_path / "whole")
+    models.load_model(folder).save_pretrained(tmp_path / "whole")
     quantize_folder(tmp_path / "whole", tmp_path / "int8", DYNAMIC)
     assert octavo.load(tmp_path / "int8").pooler.dense.scheme == DYNAMIC
 
@@ -198,7 +198,7 @@ def test_a_skeleton_costs_nothing_and_has_its_buffers(source):
 MEASURE = """
 import resource, sys
 import octavo, torch
-from octavo.stream import quantize_folder
+from octavo.conversion.folder import quantize_folder
 
 def peak():  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

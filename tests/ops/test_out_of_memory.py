@@ -92,7 +92,7 @@ for call in (
     lambda: layer(x),
     lambda: ops.int8_mm(codes, codes),
     lambda: ops.pack_weight(codes),
-    lambda: octavo.huge_pages.empty((1, 1, 64 << 20)),
+    lambda: octavo.runtime.huge_pages.empty((1, 1, 64 << 20)),
 ):
     try:
         call()
