@@ -24,7 +24,10 @@ def cache_parameter(forward: Callable[..., Any]) -> str:
 
 def cache_of(output: Any) -> Any:
     """The cache in a model's output, or None."""
-    return next((cache for name in CACHES if (cache := getattr(output, name, None)) is not None), None)
+    fields = getattr(
+        output, "__dict__", {}
+    )  # asking for an attribute by its older name makes transformers warn
+    return next((fields[name] for name in CACHES if fields.get(name) is not None), None)
 
 
 @dataclass(frozen=True)
