@@ -95,7 +95,7 @@ def test_a_shared_module_is_matched_by_any_of_its_names():
         (SCHEME, {"filter_fn": "head"}, TypeError, "filter_fn must be callable"),
         (None, {}, TypeError, r"scheme is None.*octavo.Int8Dynamic\(\)"),
         (torch.int8, {}, TypeError, "scheme is torch.int8"),
-        ({"head": "int8"}, {}, TypeError, "scheme is 'int8'"),
+        ({"head": "int8"}, {}, ValueError, "scheme 'int8' is unknown"),
         ({nn.Linear: SCHEME}, {}, TypeError, "patterns are strings"),
     ],
 )

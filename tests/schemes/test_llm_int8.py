@@ -131,9 +131,9 @@ def test_it_is_closer_than_int8_where_there_are_outliers():
 
 def test_a_column_is_an_outlier_if_calibration_has_seen_the_threshold_in_it():
     absmax = torch.tensor([0.0, 5.999, 6.0, 7.0, 100.0])
-    assert octavo.LLMInt8().find_outliers(absmax).tolist() == [False, False, True, True, True]
-    assert octavo.LLMInt8(0.0).find_outliers(absmax).tolist() == [False, True, True, True, True]
-    relative = octavo.LLMInt8(10.0, relative=True)  # the median of those in use is 6
+    assert octavo.LLMInt8().activations.find_outliers(absmax).tolist() == [False, False, True, True, True]
+    assert octavo.LLMInt8(0.0).activations.find_outliers(absmax).tolist() == [False, True, True, True, True]
+    relative = octavo.LLMInt8(10.0, relative=True).activations  # the median of those in use is 6
     assert relative.find_outliers(absmax).tolist() == [False, False, False, False, True]
     for unit in (1e-30, 1e30):
         assert_equal(relative.find_outliers(absmax * unit), relative.find_outliers(absmax))
