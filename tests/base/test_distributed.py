@@ -59,7 +59,7 @@ for scheme in schemes:
         optimizer.step()
         m = m.module
         octavo.freeze_(m)
-        key = f"{scheme.name} {learn_scales}"
+        key = f"{octavo.schemes.label(scheme)} {learn_scales}"
         states[key] = {name: tensor.double().flatten().tolist() for name, tensor in m.state_dict().items()}
 wrapped = DistributedDataParallel(prepared(octavo.Int8Static()))
 float_model = DistributedDataParallel(nn.Sequential(nn.Linear(8, 8)))

@@ -102,7 +102,9 @@ def test_a_layer_that_cannot_be_frozen_at_all_is_float_again(monkeypatch):
     assert set(kinds(m)) == {QuantLinear}
 
 
-@pytest.mark.parametrize("owner", [octavo.conversion.prepare, octavo.conversion.convert], ids=["replacing", "calibrating"])
+@pytest.mark.parametrize(
+    "owner", [octavo.conversion.prepare, octavo.conversion.convert], ids=["replacing", "calibrating"]
+)
 def test_before_that_everything_is_undone(monkeypatch, owner):
     name = "replace_at" if owner is octavo.conversion.prepare else "calibrate"
     m = model().eval()

@@ -205,7 +205,7 @@ def test_every_layer_is_reported():
     model = mlp()
     report = octavo.prepare_(model, {"0": STATIC, "2": None, "4": octavo.Int8Dynamic()})
     assert [(row.name, row.kind, row.action, row.scheme) for row in report.rows] == [
-        ("0", "Linear", "prepared", "Int8Static"),
+        ("0", "Linear", "prepared", octavo.schemes.label(STATIC)),
         ("2", "Linear", "kept", ""),
         ("4", "Linear", "prepared", "Int8Dynamic"),
     ]

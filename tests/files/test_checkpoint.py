@@ -203,7 +203,7 @@ def test_a_save_that_was_killed_while_its_files_moved_is_read_as_the_new_one(fol
     replace = os.replace
     moves = iter([replace] * moved + [killed] * 3)
     monkeypatch.setattr(os, "replace", lambda *paths: next(moves)(*paths))
-    monkeypatch.setattr("octavo.files.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("octavo.files.disk.shutil.rmtree", lambda *_, **__: None)
     if moved < 2:
         with pytest.raises(KeyboardInterrupt):
             octavo.save(model, folder)

@@ -52,7 +52,7 @@ def kind_of(activations: dict | None) -> str:
 def test_groups_mean_what_they_mean_to_compressed_tensors(case):
     """A name counts before a regular expression, that before a class, and the last group for a target."""
     schemes = compressed_tensors._schemes(entry_of(case), model_of_groups())
-    found = {name: kind_of(scheme.compressed_tensors_activations()) for name, scheme in schemes.items()}
+    found = {name: kind_of(scheme.activations.compressed_tensors()) for name, scheme in schemes.items()}
     assert found.pop("again", None) == found.get("attn.q_proj") and found == case["expected"]
 
 

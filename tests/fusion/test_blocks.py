@@ -289,7 +289,7 @@ def test_autocast_runs_the_original():
 
 def test_a_compiler_traces_the_original(calls, monkeypatch):
     fused = fused_of("bert", octavo.Int8Dynamic())
-    monkeypatch.setattr(sys.modules["octavo.nn.fused_block"], "_is_compiling", lambda: True)
+    monkeypatch.setattr(sys.modules["octavo.nn.fused.fused_block"], "_is_compiling", lambda: True)
     run(fused, input_ids=IDS)
     assert "add_norm" not in calls
 

@@ -95,7 +95,7 @@ def test_an_interrupted_trial_leaves_the_model_as_it_was(monkeypatch, where):
     net = Net()
     octavo.prepare_(net, octavo.Int8Dynamic(method=octavo.SmoothQuant()))
     before = [(p, p.detach().clone()) for p in net.parameters()]
-    monkeypatch.setattr(f"octavo.folding.{where}", interrupted)
+    monkeypatch.setattr(f"octavo.methods.folding.{where}", interrupted)
     with pytest.raises(KeyboardInterrupt), octavo.calibrating(net), torch.no_grad():
         net(X)
     for parameter, (old, value) in zip(net.parameters(), before, strict=True):

@@ -223,7 +223,11 @@ def _write_weights(
     weight_map = {}
     with _bar(sum(safetensors.nbytes(part.layout) for part in parts), progress) as bar:
         for number, file in enumerate(files, 1):
-            name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else safetensors.WEIGHTS
+            name = (
+                f"model-{number:05d}-of-{len(files):05d}.safetensors"
+                if len(files) > 1
+                else safetensors.WEIGHTS
+            )
             layout = {key: meta for part in file for key, meta in part.layout.items()}
             safetensors.write(folder / name, layout, _tensors(file, stored, bar))
             weight_map.update(dict.fromkeys(layout, name))

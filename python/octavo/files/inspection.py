@@ -177,7 +177,9 @@ def _transformers_files(folder: Path) -> list[Path]:
     weights = current(folder, WEIGHTS)
     files = [weights] if weights.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf"))
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf")
+        )
         found = f"only {', '.join(others)}; " if others else ""
         raise ValueError(
             f"{folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
@@ -284,11 +286,12 @@ def _leaf(name: str) -> str:
 
 
 def _scheme_text(fields: dict[str, Any]) -> str:
-    # 8 bits are those of the column; codes of fewer are stored as bytes, too.
-    hidden = {"name"} | ({"weight_bits"} if fields.get("weight_bits") == 8 else set())
-    shown = {key: value for key, value in fields.items() if key not in hidden}
-    options = ", ".join(f"{key}={value!r}" for key, value in shown.items())
-    return f"{fields.get('name')}({options})"
+    """What is not at its default, as one writes it; the fields as they are, if this version does not know them."""
+    try:
+        return label(from_dict(fields))
+    except (AttributeError, TypeError, ValueError):
+        options = ", ".join(f"{key}={value!r}" for key, value in fields.items() if key != "name")
+        return f"{fields.get('name')}({options})"
 
 
 def _of_files(

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from ..tensors.qparams import FLOAT_DTYPES
 from .compressed_tensors import CONFIG, read_config
-from .disk import require_regular_files
 
 # Fields that count or measure something: transformers takes a negative number of layers for none and says nothing.
 _COUNTS = re.compile(
@@ -49,8 +48,6 @@ def skeleton(folder: str | Path) -> nn.Module:
 
 def model_class(transformers: Any, folder: Path) -> tuple[Any, Any]:
     """The model's class and its config. Code that lies in the folder is not run. Raises: as `skeleton`."""
-    if folder.is_dir():
-        require_regular_files(folder)  # transformers would wait for a named pipe
     architectures = read_config(folder).get("architectures")
     with named_errors(folder / CONFIG, "read it"):
         config = transformers.AutoConfig.from_pretrained(

@@ -87,7 +87,8 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     with quiet_transformers() as transformers:
         kind, _ = model_class(transformers, Path(folder))
-        safetensors.weight_map(Path(folder))  # transformers would follow an index to any file
+        require_regular_files(Path(folder))  # transformers would wait for a named pipe
+        safetensors.require_files(Path(folder))  # and follow an index to any file
         with named_errors(Path(folder), f"load a {kind.__name__} from it"):
             return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 

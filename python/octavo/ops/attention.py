@@ -65,7 +65,7 @@ def attention(
         )
     if mask is not None:
         check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
-        if k.dim() == 4 and (mask.dim() == 0 or mask.shape[-1] == 1):
+        if k.dim() == 4 and (mask.dim() == 0 or shapes.known(mask.shape[-1] == 1)):
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1]) if q.dim() == 4 and q.shape[-1] > 0 else 1.0

@@ -28,6 +28,17 @@ def require(condition: Condition, text: str) -> None:
         raise ValueError(text)
 
 
+def known(condition: Condition) -> bool:
+    """Whether the condition holds for all sizes that a graph may be run with: a graph gets no guard for the question."""
+    if isinstance(condition, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import (
+            guard_or_false,  # slow to import, and only for tracing
+        )
+
+        condition = guard_or_false(condition)
+    return bool(condition)
+
+
 def float_type(op: str, name: str, tensor: torch.Tensor) -> None:
     require(tensor.dtype in FLOAT_TYPES, f"{op}: {name} must be float32, bfloat16 or float16")
 

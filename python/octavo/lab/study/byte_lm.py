@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-CHECKPOINT = Path(__file__).parent / "assets" / "byte_lm.safetensors"  # bfloat16, 1.7 MB
+CHECKPOINT = Path(__file__).parent / "byte_lm.safetensors"  # bfloat16, 1.7 MB
 
 
 class ByteLM(nn.Module):
