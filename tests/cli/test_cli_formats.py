@@ -102,7 +102,7 @@ def test_inspect_prints_the_contents(checkpoint, capsys, terminal):
     terminal(120)
     assert run("inspect", checkpoint) == 0
     printed = capsys.readouterr().out
-    assert "Int8Dynamic(symmetric=True)" in printed and contents.summary in printed
+    assert "Int8Dynamic" in printed and contents.summary in printed
 
 
 def test_inspect_refuses_in_one_line(tmp_path, capsys):

@@ -233,7 +233,7 @@ def test_what_quantize_keeps_in_float_has_no_rows():
     [
         ({"figure": "sqnr"}, ValueError, "figure is 'sqnr'; accepted are 'kld' and 'error'"),
         ({"data": []}, ValueError, "data is empty"),
-        ({"schemes": "int8"}, TypeError, "accepted are a scheme"),
+        ({"schemes": "int8"}, ValueError, "scheme 'int8' is unknown"),
         ({"schemes": []}, ValueError, "no layer can be quantized"),
         ({"include": "nothing"}, ValueError, "matches no layer"),
         ({"model": nn.Linear(8, 8)}, ValueError, "wrap it"),

@@ -20,7 +20,6 @@ from octavo.nn import FusedBlock
 from octavo.nn.fused.attention_call import cache_parameter
 
 transformers = pytest.importorskip("transformers")
-
 CACHE = cache_parameter(transformers.LlamaModel.forward)
 SIZES = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
 IDS = torch.arange(14).reshape(2, 7)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.tables import as_html, as_text
+from ..schemes import from_dict, label
 from . import manifest, safetensors
 from .disk import current, folder_argument, read_json
 from .octavo import BUFFERS, CONFIG, WEIGHTS

@@ -142,8 +142,8 @@ class WeightFormat(Config, ABC):
         return None
 
     def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Brings the tensors of `layer`, by its name, from the forms that compressed-tensors allows to the canonical one,
-        in place. Raises ValueError for values that this format does not have."""
+        """Brings the tensors of a layer, by its name, from the forms that compressed-tensors allows to the canonical
+        form, in place. Raises ValueError for values that this format does not have."""
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

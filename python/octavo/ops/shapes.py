@@ -29,7 +29,7 @@ def require(condition: Condition, text: str) -> None:
 
 
 def known(condition: Condition) -> bool:
-    """Whether the condition holds for all sizes that a graph may be run with: a graph gets no guard for the question."""
+    """Whether the condition holds for all sizes that a graph may be run with; the graph gets no guard for it."""
     if isinstance(condition, torch.SymBool):
         from torch.fx.experimental.symbolic_shapes import (
             guard_or_false,  # slow to import, and only for tracing

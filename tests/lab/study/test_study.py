@@ -104,7 +104,7 @@ def test_schemes_calibrate_on_the_training_text_alone(monkeypatch):
 LABELS = {
     "Int8Dynamic": octavo.Int8Dynamic(),
     "Int8Dynamic(symmetric=False)": octavo.Int8Dynamic(symmetric=False),
-    "Int8WeightOnly(weights=CoarseInt8)": octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(4)),
+    "Int8WeightOnly(weights=CoarseInt8(4))": octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(4)),
     "Int8Static(Percentile(99.9), symmetric=False)": octavo.Int8Static(Percentile(99.9), symmetric=False),
     "Int8Dynamic(method=SmoothQuant)": octavo.Int8Dynamic(method=octavo.SmoothQuant()),
     "Int8Static(MinMax, method=SmoothQuant(0.7))": octavo.Int8Static(

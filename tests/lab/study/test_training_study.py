@@ -37,7 +37,11 @@ def without_times(result: TrainingResult) -> list:
 
 def test_the_float_model_comes_first_and_then_the_scheme_in_every_way_of_training(result):
     ways = (NONE, FLOAT, STRAIGHT_THROUGH, LEARNED_SCALES)
-    expected = [("fp32", NONE), ("fp32", FLOAT), *(("Int8Dynamic(weight_bits=2)", way) for way in ways)]
+    expected = [
+        ("fp32", NONE),
+        ("fp32", FLOAT),
+        *(("Int8Dynamic(weights=CoarseInt8(2))", way) for way in ways),
+    ]
     assert [(row.name, row.training) for row in result.rows] == expected
     assert result.rows[0].kld == 0 and result.rows[0].top1_agreement == 1
     assert result.rows[1].kld > 0 and result.rows[1].excess == 0
@@ -46,7 +50,7 @@ def test_the_float_model_comes_first_and_then_the_scheme_in_every_way_of_trainin
 
 def test_two_bits_cost_much_and_a_few_steps_through_the_rounding_win_some_of_it_back(result):
     """That the float model trained as long does not win it back: rounding undoes it."""
-    rows = by_training(result, "Int8Dynamic(weight_bits=2)")
+    rows = by_training(result, "Int8Dynamic(weights=CoarseInt8(2))")
     assert rows[NONE].perplexity > 2 * result.rows[0].perplexity
     for training in (STRAIGHT_THROUGH, LEARNED_SCALES):
         assert rows[training].perplexity < min(rows[NONE].perplexity, rows[FLOAT].perplexity)
@@ -81,7 +85,10 @@ def test_fewer_than_four_bits_are_trained_with_the_second_learning_rate():
         [octavo.Int8WeightOnly(weights=octavo.formats.CoarseInt8(bits)) for bits in (4, 3)], settings=settings
     )
     rates = {row.name: row.learning_rate for row in result.rows if row.training == STRAIGHT_THROUGH}
-    assert rates == {"Int8WeightOnly(weight_bits=4)": 1e-9, "Int8WeightOnly(weight_bits=3)": 1e-4}
+    assert rates == {
+        "Int8WeightOnly(weights=CoarseInt8(4))": 1e-9,
+        "Int8WeightOnly(weights=CoarseInt8(3))": 1e-4,
+    }
     assert (
         result.rows[1].learning_rate == 1e-9 and result.rows[1].kld < 1e-6
     )  # float: it moved no weight by much
@@ -109,7 +116,7 @@ def test_the_command_writes_the_files_and_the_document(result, flags, tmp_path, 
     assert cli.main(["study", "--output", str(tmp_path / "out"), *arguments]) == 0
     printed = capsys.readouterr().out
     found = TrainingResult.from_dict(json.loads((tmp_path / "out" / "study-training.json").read_text()))
-    assert {row.name for row in found.rows} == {"fp32", "Int8WeightOnly(weight_bits=4)"}
+    assert {row.name for row in found.rows} == {"fp32", "Int8WeightOnly(weights=CoarseInt8(4))"}
     assert found.to_markdown() in document.read_text(encoding="utf-8")
     assert (json.loads(printed) == found.to_dict()) if flags else (printed == f"{found}\n")
 
