@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..nn import PreparedLinear, PreparedOutliers, PreparedSmoothed
+from ..nn.replacements import has_other_forward, is_plain
 
 HOOKS = "has hooks: remove them, quantize, and register them on the new layer"
 PREPARED = (PreparedLinear, PreparedSmoothed, PreparedOutliers)
@@ -54,12 +55,12 @@ def reason_to_keep_bias(module: nn.Module) -> str:
 
 def may_absorb(module: nn.Module) -> bool:
     """Whether a factor for each output could go into the Parameters of `module`, as far as can be told by looking."""
-    return (is_linear(module) or is_norm_like(module)) and not reason_to_stay(module)
+    return (is_plain_linear(module) or is_norm_like(module)) and not reason_to_stay(module)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """An nn.Linear or a prepared one, and no subclass, which might compute something else."""
-    return type(module) is nn.Linear or type(module) in PREPARED
+def is_plain_linear(module: nn.Module) -> bool:
+    """A float layer of a registered class or a prepared one, and no subclass, which might compute something else."""
+    return is_plain(module) or type(module) in PREPARED
 
 
 def is_norm_like(module: nn.Module) -> bool:
@@ -71,10 +72,10 @@ def is_norm_like(module: nn.Module) -> bool:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """A forward on the instance, another way to call it, or, for a kind of nn.Linear, another forward in its class."""
+    """A forward on the instance, another way to call it, or, for a linear layer, another forward in its class."""
     if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
         return True
-    return isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    return has_other_forward(module)
 
 
 def has_hooks(module: nn.Module) -> bool:
