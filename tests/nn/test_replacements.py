@@ -37,6 +37,17 @@ class Columns(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class Bare(nn.Module):
+    """Without any attribute `bias`, and a weight [n, k]."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
 class Doubled(Columns):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
@@ -125,6 +136,16 @@ def test_a_copy_leaves_the_model_and_one_layer_is_a_model(columns):
     assert_bits_equal(octavo.quantized(layer, octavo.Int8Dynamic())(BATCH), expected(BATCH))
     with pytest.raises(ValueError, match="of the kind Columns, which cannot be replaced in place"):
         octavo.quantize_(layer, octavo.Int8Dynamic())
+
+
+def test_a_class_need_not_know_of_a_bias(columns, tmp_path):
+    register(f"{Bare.__module__}.Bare")
+    model = nn.Sequential(Bare())
+    linear = nn.Linear(12, 24, bias=False)
+    linear.weight = model[0].weight
+    octavo.save(octavo.quantized(model, octavo.Int8Dynamic()), tmp_path)
+    loaded = octavo.load(tmp_path, nn.Sequential(Bare()))
+    assert_bits_equal(loaded(BATCH), octavo.quantized(linear, octavo.Int8Dynamic())(BATCH))
 
 
 def test_classes_that_nobody_registered_and_other_forwards_stay(columns):
@@ -282,7 +303,7 @@ def test_figures_of_gpt2_are_those_of_its_twin():
 def test_most_bytes_of_gpt2_are_served():
     """Embeddings and norms stay: 0 % before Conv1D was known, 96 % of a GPT-2 that is not all vocabulary."""
     config = transformers.GPT2Config(
-        vocab_size=64, n_embd=128, n_layer=2, n_positions=16, bos_token_id=0, eos_token_id=0
+        vocab_size=64, n_embd=128, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0
     )
     report = octavo.quantize_(transformers.GPT2LMHeadModel(config), octavo.Int8Dynamic())
     assert sum(row.bytes_before for row in report.quantized) / report.bytes_before > 0.96

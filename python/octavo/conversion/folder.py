@@ -23,7 +23,7 @@ from ..files import compressed_tensors, computed, safetensors
 from ..files.disk import folder_argument, scratch
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
-from ..nn.replacements import LINEAR, features_of, replacement_of, with_tensors
+from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of, with_tensors
 from ..tensors.qparams import FLOAT_DTYPES
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
@@ -204,7 +204,7 @@ def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, safetenso
 
 def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | None]:
     """Names of the weight and, if there is one, of the bias."""
-    wanted = ["weight"] if layer.module.bias is None else ["weight", "bias"]
+    wanted = ["weight"] if bias_of(layer.module) is None else ["weight", "bias"]
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
     if len(found) < len(wanted):
         raise ValueError(

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
-from ..nn.replacements import LINEAR, features_of, replacement_of
+from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
 from ..schemes import Scheme, from_dict
 from ..tensors.qparams import FLOAT_DTYPES
 from . import compressed_tensors, computed, manifest, safetensors
@@ -213,7 +213,7 @@ def _makers(config: dict[str, Any]) -> dict[str, Maker]:
 
 def _frozen_maker(scheme: Scheme) -> Maker:
     def make(linear: Any) -> OurLinear:
-        has_bias = linear.bias is not None
+        has_bias = bias_of(linear) is not None
         layer = scheme.layer(*features_of(linear), has_bias, scheme=scheme, device="meta")
         layer.replaces = replacement_of(linear) or LINEAR
         return layer.train(linear.training)

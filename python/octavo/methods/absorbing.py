@@ -48,7 +48,8 @@ def reason_to_keep_bias(module: nn.Module) -> str:
         return f"{type(module).__name__} has a forward of its own"
     buffer = module._buffers.get("bias")  # int32 in layers that are quantized so
     is_float_buffer = buffer is not None and buffer.is_floating_point()
-    if "bias" in vars(module) or is_float_buffer or parametrize.is_parametrized(module, "bias"):
+    is_attribute = vars(module).get("bias") is not None  # classes without a bias may say so in an attribute
+    if is_attribute or is_float_buffer or parametrize.is_parametrized(module, "bias"):
         return "its bias is no parameter: remove pruning or the parametrization first"
     return HOOKS if module._forward_hooks else ""
 

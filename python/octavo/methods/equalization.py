@@ -17,7 +17,7 @@ from torch import nn
 
 from ..base.batches import calls, evaluating
 from ..base.sharing import Holders, sole_owners
-from ..nn.replacements import features_of, is_plain, matrix_of, replacement_of
+from ..nn.replacements import bias_of, features_of, is_plain, matrix_of, replacement_of
 from .absorbing import reason_to_stay
 from .folding import Change, powers_of_two, proven, undone
 from .tracing import traced
@@ -92,8 +92,8 @@ def _equalize_pair_(first: Any, second: Sequence[Any]) -> float:
 def _move_(first: Any, second: Sequence[Any], s: torch.Tensor) -> None:
     """`first` gives its output divided by `s`, and `second` multiply it by `s`."""
     matrix_of(first).div_(s[:, None])
-    if first.bias is not None:
-        first.bias.div_(s)
+    if (bias := bias_of(first)) is not None:
+        bias.div_(s)
     for layer in second:
         matrix_of(layer).mul_(s)
 

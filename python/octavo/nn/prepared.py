@@ -28,7 +28,7 @@ from ..tensors.fake_quantize import (
 )
 from ..tensors.qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
-from .replacements import LINEAR, Replacement, features_of, replacement_of
+from .replacements import LINEAR, Replacement, bias_of, features_of, replacement_of
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 
 
@@ -95,7 +95,7 @@ class PreparedLinear(nn.Module):
         self.estimator, self.learn_scales = estimator, learn_scales
         self.is_calibrating = False
         self.weight = linear.weight  # type: ignore[assignment]
-        self.register_parameter("bias", linear.bias)  # type: ignore[arg-type]
+        self.register_parameter("bias", bias_of(linear))
         self.input_observer = observer
         self._add_scales()
         self.train(linear.training)

@@ -61,7 +61,7 @@ def register(kind: type[nn.Module] | str, *, transposed: bool = False) -> Replac
     """Makes `kind` known to `quantize_`, `prepare_`, `load` and everybody else, in this process.
 
     kind         a class whose layers compute y = x @ W.T + bias from the Parameters `weight` and `bias`, which may be
-                 None, and have no others; or its full name, "package.module.Class"
+                 None or missing, and have no others; or its full name, "package.module.Class"
     transposed   whether `weight` is W.T [k, n], as in transformers' Conv1D, and not W [n, k]
     raises       TypeError for what is no class of modules and no full name
     Layers of subclasses are served as well, unless they have a forward of their own.
@@ -102,6 +102,11 @@ def matrix_of(layer: Any) -> torch.Tensor:
 def weight_of(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
     """What the Parameter `weight` of `layer` holds for W = `matrix` [n, k], a view."""
     return _entry(layer).weight(matrix)
+
+
+def bias_of(layer: nn.Module) -> Any:
+    """The bias [n] of a float layer; None if it has none, or its class knows of none."""
+    return getattr(layer, "bias", None)
 
 
 def features_of(layer: Any) -> tuple[int, int]:

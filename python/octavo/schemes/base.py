@@ -24,6 +24,7 @@ from ..base.configs import Config
 from ..formats import CoarseInt8, Int8, WeightFormat
 from ..methods import Method, RoundToNearest
 from ..nn import PreparedLinear, QuantLinear
+from ..nn.replacements import bias_of
 from ..tensors.qparams import FLOAT_DTYPES
 
 
@@ -85,7 +86,7 @@ class Scheme(Config, ABC):
 
     def reason_to_keep(self, linear: Any) -> str | None:
         """Why this scheme cannot serve `linear`, in words for the report; None if it can."""
-        weight, bias = linear.weight, linear.bias
+        weight, bias = linear.weight, bias_of(linear)
         if weight.is_meta:
             return "the weight is on the meta device: load it first"
         if weight.device.type != "cpu":
