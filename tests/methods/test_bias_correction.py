@@ -189,7 +189,7 @@ def empty_data():
     "make, text",
     [
         (bad_data, "layer '0' gives NaN or Inf on this data"),
-        (other_reference, "reference has no Linear '0' with 24 outputs"),
+        (other_reference, "reference has no linear layer '0' with 24 outputs"),
         (empty_data, "data is empty"),
         (lambda: (mlp(), mlp(), BATCHES), "model has no quantized layers"),
     ],

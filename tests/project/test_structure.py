@@ -144,6 +144,23 @@ def test_a_module_is_never_named_like_a_public_function():
             assert name.strip("_") not in rooms(), name
 
 
+def test_what_a_float_layer_is_only_the_registry_says():
+    """Nobody tests for nn.Linear: a layer of another class would stay behind there."""
+    for path in modules():
+        for node in ast.walk(ast.parse(text_of(path))):
+            is_test = isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "isinstance",
+                "issubclass",
+            )
+            asked = node.args if is_test else [node] if isinstance(node, ast.Compare) else []
+            text = " ".join(map(ast.unparse, asked))
+            assert not re.search(r"\bnn\.(modules\.linear\.\w+|Linear)\b", text), (
+                f"{name_of(path)} tests: {text}"
+            )
+    named = [name_of(path) for path in modules() if '"torch.nn.modules.linear.' in text_of(path)]
+    assert named == ["python/octavo/nn/replacements.py"]
+
+
 def test_tests_mirror_the_package():
     """A folder of tests is a folder of the package, but for what is said of all of it and what tests share."""
     for folder in sorted((ROOT / "tests").rglob("*")):

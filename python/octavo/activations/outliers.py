@@ -51,4 +51,4 @@ class OutlierColumns(Activations):
 
     def finish_(self, layer: Any, prepared: Any) -> None:
         columns = prepared.outlier_columns
-        layer.set_outliers_(columns, prepared.weight.detach().index_select(1, columns))
+        layer.set_outliers_(columns, prepared.weight_matrix.detach().index_select(1, columns))

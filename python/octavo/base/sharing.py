@@ -8,7 +8,7 @@ memory would see the change, too.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -50,10 +50,14 @@ def sole_owners(model: nn.Module) -> set[nn.Module]:
 
 
 class Holders:
-    """What lives outside of `model` in this process, as far as Python knows it."""
+    """What lives outside of `model` in this process, as far as Python knows it.
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    is_layer   which modules are layers of a kind that other layers take the places of. One that nobody has as a child
+               was taken out of a model: it is no model, and holds nothing
+    """
+
+    def __init__(self, model: nn.Module, is_layer: Callable[[nn.Module], bool] = lambda module: False):
+        self.model, self.is_layer = model, is_layer
         self._look()
 
     def _look(self) -> None:
@@ -67,8 +71,7 @@ class Holders:
         modules: list[Any] = [m for m in found if type(m) in module_kinds and id(m) not in own]
         tensors = [t for t in found if type(t) in tensor_kinds and id(t) not in inside]
         children = {id(child) for module in modules for child in _children_of(module)}
-        # What prepare_ took out is no model: a bare nn.Linear, which nobody has as a child.
-        models = [m for m in modules if type(m) is not nn.Linear or id(m) in children]
+        models = [m for m in modules if id(m) in children or not self.is_layer(m)]
         self.owned = {id(tensor) for module in models for tensor in _tensors_of(module)}
         self.owned_spans = [_span_or_none(tensor) for module in models for tensor in _tensors_of(module)]
         self.spans = [_span_or_none(tensor) for tensor in tensors]

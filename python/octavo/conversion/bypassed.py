@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from ..nn.replacements import replacement_of
+
 # What can be asked of a weight without its values.
 FORM = {
     "data_ptr",
@@ -36,7 +38,8 @@ def bypassed_layers(model: nn.Module) -> dict[nn.Module, str]:
     """The layers, and why they are better kept float."""
     found: dict[nn.Module, str] = {}
     for module in model.modules():
-        linears = {name: child for name, child in module._modules.items() if isinstance(child, nn.Linear)}
+        children = {name: child for name, child in module._modules.items() if child is not None}
+        linears = {name: child for name, child in children.items() if replacement_of(child) is not None}
         if linears and "forward" not in vars(module):
             kind: Any = type(module)
             for name in weights_read(kind) & linears.keys():

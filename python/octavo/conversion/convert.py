@@ -16,6 +16,7 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import leave_fused_paths
+from ..nn.replacements import replacement_of
 from ..runtime.malloc import give_back
 from ..schemes import label
 from .plan import Layer, plan_quantization, report_of
@@ -43,22 +44,24 @@ def quantize_(
     filter_fn: LayerFilter | None = None,
     progress: bool = False,
 ) -> QuantizationReport:
-    """Quantizes the nn.Linear layers of `model` in place and reports on every module with weights.
+    """Quantizes the linear layers of `model` in place and reports on every module with weights.
+
+    Linear layers are those of nn.Linear and of the other classes in nn/replacements.py, such as GPT-2's Conv1D.
 
     scheme             a scheme, its class, or {pattern: scheme or None}: the first match decides, None keeps float
     data               for schemes that calibrate: one batch or an iterable of them, as `compare` takes; the model runs
                        on them in eval mode. Schemes that need none do not look at it
     include, exclude   patterns of layer names: fnmatch, or a regular expression after "re:"
-    filter_fn          filter_fn(module, name) -> bool, asked for each nn.Linear that the patterns let through
+    filter_fn          filter_fn(module, name) -> bool, asked for each linear layer that the patterns let through
     progress           tqdm bars over batches and layers
     returns            QuantizationReport. Kept float, with the reason: tied weights, parametrized layers, layers with
                        hooks, subclasses with a forward of their own, and what the scheme cannot serve
     raises             ValueError for NaN or Inf in a weight, for a pattern that matches nothing, for missing data, for
-                       a layer that no batch reached, and if the model is itself an nn.Linear; TypeError for other
+                       a layer that no batch reached, and if the model is itself a linear layer; TypeError for other
                        arguments. The model is then unchanged. An interrupt that comes when float weights are gone
                        already is raised when all layers are quantized: the model is never half converted
     """
-    require_root("quantize_", model, nn.Linear, "use layer = octavo.quantized(layer, scheme)")
+    require_root("quantize_", model, replacement_of, "use layer = octavo.quantized(layer, scheme)")
     layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
     _require_data("quantize_", layers, data)
     originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
@@ -82,7 +85,7 @@ def quantized(
 ) -> nn.Module:
     """A quantized copy of `model`, which stays untouched; the arguments are those of `quantize_`.
 
-    The weights that are quantized are never copied as floats. `model` may be a bare nn.Linear.
+    The weights that are quantized are never copied as floats. `model` may be a bare linear layer.
     """
     require_module("quantized", model)
     layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))

@@ -23,6 +23,7 @@ from ..files import compressed_tensors, computed, safetensors
 from ..files.disk import folder_argument, scratch
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
+from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of, with_tensors
 from ..tensors.qparams import FLOAT_DTYPES
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
@@ -166,11 +167,7 @@ class _Part:
 
 def _quantized(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) -> QuantLinear:
     assert layer.scheme is not None
-    linear: Any = nn.Linear(1, 1, device="meta")
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    layer.module = linear
+    linear = layer.module = with_tensors(layer.module, weight, bias)
     require_finite(layer)
     new = layer.scheme.quantize_linear(linear)
     layer.becomes(new, "quantized")
@@ -190,10 +187,12 @@ def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, safetenso
         if found.dtype not in FLOAT_DTYPES:
             layer.scheme, layer.row = None, replace(layer.row, reason=f"the weight is {found.dtype}")
             continue
-        n, k = layer.module.out_features, layer.module.in_features
-        if tuple(found.shape) != (n, k):
-            raise ValueError(f"{name!r} has shape {tuple(found.shape)}, config.json makes it {(n, k)}")
+        wanted = tuple(layer.module.weight.shape)
+        if tuple(found.shape) != wanted:
+            raise ValueError(f"{name!r} has shape {tuple(found.shape)}, config.json makes it {wanted}")
+        k, n = features_of(layer.module)
         new = layer.scheme.layer(k, n, bias is not None, scheme=layer.scheme, device="meta")
+        new.replaces = replacement_of(layer.module) or LINEAR
         layout = new.state_dict(prefix=name.removesuffix("weight"))
         if bias is not None:
             layout[bias] = parts.pop(bias).layout[bias]
@@ -205,7 +204,7 @@ def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, safetenso
 
 def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | None]:
     """Names of the weight and, if there is one, of the bias."""
-    wanted = ["weight"] if layer.module.bias is None else ["weight", "bias"]
+    wanted = ["weight"] if bias_of(layer.module) is None else ["weight", "bias"]
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
     if len(found) < len(wanted):
         raise ValueError(

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from ..methods.absorbing import HOOKS, has_hooks, reason_to_stay
 from ..nn import PreparedLinear, QuantLinear
+from ..nn.replacements import Replacement, replacement_of
 from ..schemes import Scheme, label
 from .bypassed import bypassed_layers
 from .report import QuantizationReport, Row
@@ -163,19 +164,20 @@ def _decide(
         return None, "already quantized"
     if isinstance(module, PreparedLinear):
         return None, "already prepared: octavo.freeze_ quantizes it"
-    if not isinstance(module, nn.Linear):
+    replacement = replacement_of(module)
+    if replacement is None:
         return None, _reason_for_kind(module)
     scheme, reason = selection.choose(module, names)
     if scheme is None:
         return None, reason
-    obstacle = _reason_to_keep(module, names[0], owners) or bypassed.get(module)
+    obstacle = _reason_to_keep(module, replacement, names[0], owners) or bypassed.get(module)
     if has_values and not obstacle:
         obstacle = scheme.reason_to_keep(module)
     return (None, obstacle) if obstacle else (scheme, "")
 
 
 def _reason_for_kind(module: nn.Module) -> str:
-    """With a remedy if the class is none of torch's and holds matrices, as experts and GPT-2's Conv1D do."""
+    """With a remedy if the class is none of torch's and holds matrices, as experts do."""
     is_own = not type(module).__module__.startswith("torch.nn.")
     has_matrix = any(
         value is not None and not is_lazy(value) and value.dim() >= 2 for value in module._parameters.values()
@@ -184,11 +186,11 @@ def _reason_for_kind(module: nn.Module) -> str:
     return f"no scheme for this kind{remedy}"
 
 
-def _reason_to_keep(linear: nn.Linear, name: str, owners: dict[object, list[str]]) -> str | None:
+def _reason_to_keep(
+    linear: Any, replacement: Replacement, name: str, owners: dict[object, list[str]]
+) -> str | None:
     """Why a replacement would change what the model does, whatever the scheme; None if it would not."""
-    if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "nn.MultiheadAttention reads its weight without calling it"
-    obstacle = reason_to_stay(linear)
+    obstacle = replacement.unserved or reason_to_stay(linear)
     if obstacle:
         return obstacle
     others = [owner for owner in owners[_identity(linear.weight)] if owner != f"{name}.weight"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files.compressed_tensors import set_quantization_config
 from ..nn import PreparedLinear, leave_fused_paths
+from ..nn.replacements import replacement_of
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
 from .selection import LayerFilter, Patterns, SchemeLike, Selection
@@ -42,7 +43,7 @@ def prepare_(
     estimator: str = "clipped",
     learn_scales: bool = False,
 ) -> QuantizationReport:
-    """Replaces the nn.Linear layers of `model`, in place, by PreparedLinear ones that hold the same Parameters.
+    """Replaces the linear layers of `model`, in place, by PreparedLinear ones that hold the same Parameters.
 
     scheme, include, exclude, filter_fn   as in `quantize_`
     estimator      the gradient of rounding while training: "clipped" is 0 for values out of range, "pure" 1 everywhere
@@ -51,7 +52,7 @@ def prepare_(
     raises         as `quantize_`; ValueError for another estimator, and for learned scales if the model is wrapped for
                    several processes already. The model is then unchanged
     """
-    require_root("prepare_", model, nn.Linear, "wrap it: nn.Sequential(layer)")
+    require_root("prepare_", model, replacement_of, "wrap it: nn.Sequential(layer)")
     if learn_scales:
         require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
     layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
@@ -92,7 +93,7 @@ def freeze_(model: nn.Module, *, progress: bool = False) -> QuantizationReport:
                model is itself a prepared layer; TypeError if it is no module. The model is then unchanged. An interrupt
                that comes when float weights are gone already is raised when all layers are frozen
     """
-    require_root("freeze_", model, PreparedLinear, "use layer = layer.scheme.freeze(layer)")
+    require_root("freeze_", model, _is_prepared, "use layer = layer.scheme.freeze(layer)")
     layers = plan_freezing(model)
     require_ready(layers)
     with undone_on_error(model) as undo:
@@ -172,7 +173,7 @@ def require_ready(layers: list[Layer]) -> None:
         for layer in prepared:
             require_finite(layer)
             layer.module.require_scales()
-            if layer.module.float_weight() is not layer.module.weight:
+            if type(layer.module).float_weight is not PreparedLinear.float_weight:
                 _ = layer.module.weight_qparams  # raises if what becomes codes is not finite
             layer.module.fake_quantized_bias()  # raises if it cannot become what it shall
 
@@ -258,10 +259,15 @@ def require_module(who: str, model: object) -> None:
         raise TypeError(f"{who}: model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def require_root(who: str, model: object, kind: type[nn.Module], remedy: str) -> None:
+def require_root(who: str, model: Any, is_layer: Callable[[Any], object], remedy: str) -> None:
     """Raises TypeError for what is no module, ValueError for one that is itself what should be replaced."""
     require_module(who, model)
-    if isinstance(model, kind):
+    if is_layer(model):
         raise ValueError(
-            f"{who}: the model itself is of the kind {kind.__name__}, which cannot be replaced in place; {remedy}"
+            f"{who}: the model itself is of the kind {type(model).__name__}, which cannot be replaced in place; "
+            f"{remedy}"
         )
+
+
+def _is_prepared(module: nn.Module) -> bool:
+    return isinstance(module, PreparedLinear)

@@ -25,6 +25,7 @@ from ..base.progress import with_bar
 from ..methods.rescaling import UNCHANGED, Factors, Rescaling, first_argument
 from ..metrics import ErrorAccumulator
 from ..nn import OurLinear, without_nested_tensors
+from ..nn.replacements import features_of, replacement_of
 from .comparison_result import Comparison, LayerComparison, OutputComparison
 
 logger = logging.getLogger("octavo")
@@ -157,10 +158,13 @@ def _match(reference: nn.Module, model: nn.Module) -> list[_Probe]:
 def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | None) -> None:
     if counterpart is None:
         raise _mismatch(f"reference has no layer {name!r}")
-    if not isinstance(counterpart, nn.Linear | OurLinear):
-        raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, a Linear is needed")
-    expected = (counterpart.in_features, counterpart.out_features)
     found = (layer.in_features, layer.out_features)
+    if isinstance(counterpart, OurLinear):
+        expected = (counterpart.in_features, counterpart.out_features)
+    elif replacement_of(counterpart) is not None:
+        expected = features_of(counterpart)
+    else:
+        raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, a linear layer is needed")
     if expected != found:
         raise _mismatch(f"{name!r} has (in, out) features {expected} in reference and {found} in model")
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from ..files.octavo import save
+from ..nn.replacements import replacement_of
 from ..runtime.timing import Times, interleaved
 from .energy import joules_per_call
 from .generation import Decoder, Prompts
@@ -93,7 +94,7 @@ def memory_of(model: nn.Module) -> Memory:
 def bits_per_weight(model: nn.Module) -> float | None:
     """Bits of codes, scales and zero points for each weight of the quantized layers, as they lie in memory.
 
-    Of a model without quantized layers: the bits of its nn.Linear weights; None if it has none.
+    Of a model without quantized layers: the bits of the weights of its linear layers; None if it has none.
     Source: docs/numerics.md, eq. 27.
     """
     layers = [module for module in model.modules() if _is_quantized(module)]
@@ -101,7 +102,8 @@ def bits_per_weight(model: nn.Module) -> float | None:
         memories = [memory_of(layer) for layer in layers]
         stored = sum(memory.total - memory.other for memory in memories)
         return 8 * stored / sum(_weight_count(layer) for layer in layers)
-    weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear)}.values()
+    linears: list[Any] = [module for module in model.modules() if replacement_of(module) is not None]
+    weights = {id(linear.weight): linear.weight for linear in linears}.values()
     count = sum(weight.numel() for weight in weights)
     return 8 * sum(weight.nbytes for weight in weights) / count if count else None
 

@@ -26,6 +26,7 @@ from ..conversion.plan import Layer, plan_quantization
 from ..conversion.prepare import require_root
 from ..conversion.selection import Patterns, SchemeLike, Selection
 from ..metrics import DistributionAccumulator, ErrorAccumulator
+from ..nn.replacements import replacement_of
 from ..schemes import Scheme, label
 from .kinds import logits_of
 
@@ -136,7 +137,7 @@ def sensitivity(
     floating-point tensors, or if no layer can be quantized; TypeError for "kld" if the output has no logits.
     Source: ours, in place of the Hessian traces of Dong et al. 2020 (HAWQ-V2, arXiv:1911.03852).
     """
-    require_root("sensitivity", model, nn.Linear, "wrap it: nn.Sequential(layer)")
+    require_root("sensitivity", model, replacement_of, "wrap it: nn.Sequential(layer)")
     if figure not in FIGURES:
         raise ValueError(f"sensitivity: figure is {figure!r}; accepted are 'kld' and 'error'")
     served = _served(model, schemes, include, exclude)

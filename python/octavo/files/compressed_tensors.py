@@ -24,6 +24,7 @@ from torch import nn
 from ..base import configs
 from ..formats import WeightFormat, differs
 from ..nn import QuantLinear
+from ..nn.replacements import replacement_of
 from ..schemes import Scheme, from_dict
 from . import computed, safetensors
 from .disk import read_json
@@ -61,9 +62,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": _stored_as(groups.values()),
         "quantization_status": "compressed",
-        "ignore": [
-            _target(name, classes) for name, module in modules.items() if isinstance(module, nn.Linear)
-        ],
+        "ignore": [_target(name, classes) for name, module in modules.items() if _has_class_target(module)],
         "config_groups": {f"group_{i}": _group(*group) for i, group in enumerate(groups.values())},
     }
 
@@ -210,7 +209,14 @@ def _has_words(layer: QuantLinear) -> bool:
     names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
     known = TENSORS | weights.tensors(layer.out_features, layer.in_features).keys()
     has_float_bias = layer.bias is None or layer.bias.is_floating_point()
-    return weights.compressed_tensors() is not None and names <= known and has_float_bias
+    has_target = bool(layer.replaces.target)  # else the format's readers would put W [n, k] where W.T belongs
+    return weights.compressed_tensors() is not None and names <= known and has_float_bias and has_target
+
+
+def _has_class_target(module: nn.Module) -> bool:
+    """Whether the target "Linear" means `module`, a float layer."""
+    replacement = replacement_of(module)
+    return replacement is not None and bool(replacement.target)
 
 
 def _stored_as(groups: Iterable[tuple[WeightFormat, Any, list[str]]]) -> str:
@@ -263,7 +269,7 @@ def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
             raise ValueError(
                 f"load: {name} is an embedding and {targets[0]!r} wants it quantized, which octavo cannot"
             )
-        if isinstance(module, nn.Linear):  # other classes are passed over by compressed-tensors, too
+        if _has_class_target(module):  # other classes are passed over by compressed-tensors, too
             schemes[name] = by_target[targets[0]]
     return schemes
 

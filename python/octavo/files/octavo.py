@@ -23,13 +23,14 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
+from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
 from ..schemes import Scheme, from_dict
 from ..tensors.qparams import FLOAT_DTYPES
 from . import compressed_tensors, computed, manifest, safetensors
 from .disk import current, folder_argument, save_into
 from .skeleton import skeleton as skeleton_of
 
-Maker = Callable[[nn.Linear], OurLinear]
+Maker = Callable[[Any], OurLinear]  # from the skeleton's float layer
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
 WEIGHTS, BUFFERS, CONFIG = safetensors.WEIGHTS, "buffers.safetensors", manifest.NAME
 
@@ -77,9 +78,9 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
                `with torch.device("meta")`, so that no float copy of a quantized weight ever exists.
                None: the model of transformers that config.json in `folder` describes, as `octavo quantize`,
                `save_pretrained` and `pretrained.save_quantized` leave one there
-    The Linear layers that the checkpoint holds as integers become QuantLinear, those that were prepared are
+    The linear layers that the checkpoint holds as integers become QuantLinear, those that were prepared are
     prepared again, calibration and learned scales included; every other tensor is
-    replaced by the saved one, in the saved float dtype. A skeleton that is itself one Linear stays as it is,
+    replaced by the saved one, in the saved float dtype. A skeleton that is itself one linear layer stays as it is,
     and the QuantLinear is returned. Buffers that state_dict leaves out are filled if they are on meta.
     A model from a folder of transformers is in eval mode then, as from_pretrained leaves it; otherwise the modes are
     the skeleton's.
@@ -199,7 +200,7 @@ def _read_ours(folder: Path) -> tuple[dict[str, Maker], dict[str, torch.Tensor],
 
 
 def _makers(config: dict[str, Any]) -> dict[str, Maker]:
-    """What makes the unfilled layer of each name from the skeleton's Linear."""
+    """What makes the unfilled layer of each name from the skeleton's float layer."""
     makers: dict[str, Maker] = {}
     for name, fields in {**config["layers"], **config["prepared"]}.items():
         is_prepared = name in config["prepared"]
@@ -211,9 +212,10 @@ def _makers(config: dict[str, Any]) -> dict[str, Maker]:
 
 
 def _frozen_maker(scheme: Scheme) -> Maker:
-    def make(linear: nn.Linear) -> OurLinear:
-        has_bias = linear.bias is not None
-        layer = scheme.layer(linear.in_features, linear.out_features, has_bias, scheme=scheme, device="meta")
+    def make(linear: Any) -> OurLinear:
+        has_bias = bias_of(linear) is not None
+        layer = scheme.layer(*features_of(linear), has_bias, scheme=scheme, device="meta")
+        layer.replaces = replacement_of(linear) or LINEAR
         return layer.train(linear.training)
 
     return make
@@ -223,7 +225,7 @@ def _prepared_maker(name: str, fields: dict[str, Any]) -> Maker:
     options = dict(fields)
     scheme = from_dict(options.pop("scheme", {}))
 
-    def make(linear: nn.Linear) -> OurLinear:
+    def make(linear: Any) -> OurLinear:
         try:
             layer = scheme.prepare_linear(linear, **options)
         except (TypeError, ValueError) as error:
@@ -250,11 +252,11 @@ def _weight_dtype(
 
 def _unfilled_layers(skeleton: nn.Module, makers: dict[str, Maker]) -> dict[str, OurLinear]:
     modules = dict(skeleton.named_modules(remove_duplicate=False))
-    made: dict[int, OurLinear] = {}  # by id of the Linear: one that has several names becomes one layer
+    made: dict[int, OurLinear] = {}  # by id of the float layer: one that has several names becomes one layer
     layers = {}
     for name, make in makers.items():
         linear = modules.get(name)
-        if not isinstance(linear, nn.Linear):
+        if linear is None or replacement_of(linear) is None:
             found = "missing" if linear is None else f"a {type(linear).__name__}"
             raise ValueError(
                 f"load: layer {name!r} is {found} in skeleton, a Linear is needed; "

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..nn import PreparedLinear, PreparedOutliers, PreparedSmoothed
+from ..nn.replacements import has_other_forward, is_plain
 
 HOOKS = "has hooks: remove them, quantize, and register them on the new layer"
 PREPARED = (PreparedLinear, PreparedSmoothed, PreparedOutliers)
@@ -47,19 +48,20 @@ def reason_to_keep_bias(module: nn.Module) -> str:
         return f"{type(module).__name__} has a forward of its own"
     buffer = module._buffers.get("bias")  # int32 in layers that are quantized so
     is_float_buffer = buffer is not None and buffer.is_floating_point()
-    if "bias" in vars(module) or is_float_buffer or parametrize.is_parametrized(module, "bias"):
+    is_attribute = vars(module).get("bias") is not None  # classes without a bias may say so in an attribute
+    if is_attribute or is_float_buffer or parametrize.is_parametrized(module, "bias"):
         return "its bias is no parameter: remove pruning or the parametrization first"
     return HOOKS if module._forward_hooks else ""
 
 
 def may_absorb(module: nn.Module) -> bool:
     """Whether a factor for each output could go into the Parameters of `module`, as far as can be told by looking."""
-    return (is_linear(module) or is_norm_like(module)) and not reason_to_stay(module)
+    return (is_plain_linear(module) or is_norm_like(module)) and not reason_to_stay(module)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """An nn.Linear or a prepared one, and no subclass, which might compute something else."""
-    return type(module) is nn.Linear or type(module) in PREPARED
+def is_plain_linear(module: nn.Module) -> bool:
+    """A float layer of a registered class or a prepared one, and no subclass, which might compute something else."""
+    return is_plain(module) or type(module) in PREPARED
 
 
 def is_norm_like(module: nn.Module) -> bool:
@@ -71,10 +73,10 @@ def is_norm_like(module: nn.Module) -> bool:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """A forward on the instance, another way to call it, or, for a kind of nn.Linear, another forward in its class."""
+    """A forward on the instance, another way to call it, or, for a linear layer, another forward in its class."""
     if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
         return True
-    return isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    return has_other_forward(module)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from ..base.padding import Padding
 from ..base.progress import with_bar
 from ..base.sharing import Holders, sole_owners
 from ..nn import OurLinear, PreparedLinear, StaticQuantLinear, without_nested_tensors
+from ..nn.replacements import features_of, is_plain, replacement_of
 from .absorbing import reason_to_keep_bias
 from .rescaling import Factors, Rescaling
 
@@ -162,10 +163,11 @@ def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
     for name, layer in layers.items():
         other: Any = counterparts.get(name)
         sizes = (layer.in_features, layer.out_features)
-        if not isinstance(other, nn.Linear) or (other.in_features, other.out_features) != sizes:
+        is_linear = other is not None and replacement_of(other) is not None
+        if not is_linear or features_of(other) != sizes:
             raise ValueError(
-                f"correct_bias_: reference has no Linear {name!r} with {sizes[1]} outputs of {sizes[0]} inputs; give "
-                "the float model that was quantized"
+                f"correct_bias_: reference has no linear layer {name!r} with {sizes[1]} outputs of {sizes[0]} inputs; "
+                "give the float model that was quantized"
             )
     return layers
 
@@ -180,7 +182,7 @@ def _require_plain(layers: dict[str, Any]) -> None:
 
 def _writable(model: nn.Module, layers: dict[str, Any]) -> set[str]:
     """The layers whose bias nobody else has: it keeps the Parameter, which an optimizer may train."""
-    owners, holders = sole_owners(model), Holders(model)
+    owners, holders = sole_owners(model), Holders(model, is_plain)
     return {
         name
         for name, layer in layers.items()

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..base.batches import calls, evaluating
 from ..base.sharing import Holders, sole_owners
+from ..nn.replacements import bias_of, features_of, is_plain, matrix_of, replacement_of
 from .absorbing import reason_to_stay
 from .folding import Change, powers_of_two, proven, undone
 from .tracing import traced
@@ -35,14 +36,14 @@ class EqualizedPair:
 def equalize_(
     model: nn.Module, data: Any = None, *, pairs: Iterable[tuple[str, str]] | None = None
 ) -> list[EqualizedPair]:
-    """Equalizes the ranges of successive nn.Linear layers of a float model, in place; do it before quantizing.
+    """Equalizes the ranges of successive linear layers of a float model, in place; do it before quantizing.
 
     data      one batch or an iterable of them, as `octavo.compare` takes; the model runs on them in eval mode to find
               the pairs: layers whose output goes through nothing but a ReLU and then into linear layers only
     pairs     instead: names (first, second), if you know them. Between them must be nothing but a ReLU or another
               function f with f(s x) = s f(x) for s > 0, and nothing else may read what is between them
     returns   the pairs, in the order in which they run; with several second layers they share one s
-    raises    ValueError if neither or both are given, for names that are no nn.Linear layers, of other sizes, or tied,
+    raises    ValueError if neither or both are given, for names that are no linear layers, of other sizes, or tied,
               and for NaN or Inf in a weight; TypeError if model is no module. The model is then unchanged
     source    Nagel et al. 2019 (arXiv:1906.04721), section 4.1
     """
@@ -52,7 +53,7 @@ def equalize_(
         raise ValueError("equalize_: give data, to find the pairs, or pairs, their names")
     names = _linears(model)
     found = _told(model, names, pairs) if pairs is not None else _found(model, list(names), data)
-    layers = dict.fromkeys(layer for first, second in found for layer in (first, *second))
+    layers: dict[Any, None] = dict.fromkeys(layer for first, second in found for layer in (first, *second))
     for layer in layers:
         if not layer.weight.isfinite().all():
             raise ValueError(f"equalize_: {names[layer]}.weight holds NaN or Inf; repair it first")
@@ -77,33 +78,33 @@ def equalizing_scales(first_absmax: torch.Tensor, second_absmax: torch.Tensor) -
     return torch.where((first > 0) & (second > 0), (first / second).sqrt(), 1.0)
 
 
-Pair = tuple[nn.Linear, Sequence[nn.Linear]]
+Pair = tuple[nn.Module, Sequence[nn.Module]]
 
 
-def _equalize_pair_(first: nn.Linear, second: Sequence[nn.Linear]) -> float:
+def _equalize_pair_(first: Any, second: Sequence[Any]) -> float:
     """Returns how far s was from 1 at most."""
-    second_absmax = torch.stack([layer.weight.abs().amax(0) for layer in second]).amax(0)
-    s = equalizing_scales(first.weight.abs().amax(1), second_absmax)
+    second_absmax = torch.stack([matrix_of(layer).abs().amax(0) for layer in second]).amax(0)
+    s = equalizing_scales(matrix_of(first).abs().amax(1), second_absmax)
     _move_(first, second, s)
     return (s - 1).abs().max().item()
 
 
-def _move_(first: nn.Linear, second: Sequence[nn.Linear], s: torch.Tensor) -> None:
+def _move_(first: Any, second: Sequence[Any], s: torch.Tensor) -> None:
     """`first` gives its output divided by `s`, and `second` multiply it by `s`."""
-    first.weight.div_(s[:, None])
-    if first.bias is not None:
-        first.bias.div_(s)
+    matrix_of(first).div_(s[:, None])
+    if (bias := bias_of(first)) is not None:
+        bias.div_(s)
     for layer in second:
-        layer.weight.mul_(s)
+        matrix_of(layer).mul_(s)
 
 
-def _linears(model: nn.Module) -> dict[nn.Linear, str]:
+def _linears(model: nn.Module) -> dict[Any, str]:
     """The layers that can take part, by name: plain ones whose parameters are nobody else's."""
-    owners, holders = sole_owners(model), Holders(model)
+    owners, holders = sole_owners(model), Holders(model, is_plain)
     return {
         module: name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear
+        if is_plain(module)
         and not reason_to_stay(module)
         and not module.weight.is_meta
         and module in owners
@@ -111,7 +112,7 @@ def _linears(model: nn.Module) -> dict[nn.Linear, str]:
     }
 
 
-def _found(model: nn.Module, linears: list[nn.Linear], data: Any) -> list[Pair]:
+def _found(model: nn.Module, linears: list[Any], data: Any) -> list[Pair]:
     with torch.no_grad(), evaluating(model):
         with traced(model, linears) as trace:
             for args, kwargs in calls(data, "equalize_: data", model):
@@ -132,7 +133,7 @@ class _Trial:
     def try_(self) -> bool:
         first, second = self.pair
         self.changes = [Change(layer, in_place=True) for layer in (first, *second)]
-        _move_(first, second, powers_of_two(first.out_features, self.number))
+        _move_(first, second, powers_of_two(len(matrix_of(first)), self.number))
         return True
 
     def undo_(self) -> None:
@@ -141,7 +142,7 @@ class _Trial:
         self.changes = []
 
 
-def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[str, str]]) -> list[Pair]:
+def _told(model: nn.Module, names: dict[Any, str], pairs: Iterable[tuple[str, str]]) -> list[Pair]:
     modules = {name: module for module, name in names.items()}
     result: list[Pair] = []
     for pair in pairs:
@@ -152,11 +153,9 @@ def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[s
                     f"equalize_: {name!r} {_why_not(model, name)}; those that can take part are "
                     f"{', '.join(modules) or 'none'}"
                 )
-        if modules[first].out_features != modules[second].in_features:
-            raise ValueError(
-                f"equalize_: {first!r} gives {modules[first].out_features} features and {second!r} takes "
-                f"{modules[second].in_features}"
-            )
+        given, taken = features_of(modules[first])[1], features_of(modules[second])[0]
+        if given != taken:
+            raise ValueError(f"equalize_: {first!r} gives {given} features and {second!r} takes {taken}")
         result.append((modules[first], [modules[second]]))
     return result
 
@@ -164,8 +163,8 @@ def _told(model: nn.Module, names: dict[nn.Linear, str], pairs: Iterable[tuple[s
 def _why_not(model: nn.Module, name: str) -> str:
     """Why the layer called `name` cannot take part."""
     module = dict(model.named_modules(remove_duplicate=False)).get(name)
-    if not isinstance(module, nn.Linear):
-        return "is no nn.Linear of the model"
+    if module is None or replacement_of(module) is None:
+        return "is no linear layer of the model"
     tie = "its weight is tied, or somebody else has a view of it"
-    kind = "" if type(module) is nn.Linear else f"a {type(module).__name__} may compute something else"
+    kind = "" if is_plain(module) else f"a {type(module).__name__} may compute something else"
     return f"cannot be changed: {reason_to_stay(module) or kind or tie}"

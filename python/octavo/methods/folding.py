@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from .absorbing import is_linear
+from ..nn.replacements import matrix_of, weight_of
+from .absorbing import is_plain_linear
 from .replay import Replay
 from .tracing import Shapes
 
@@ -70,8 +71,13 @@ def proven(model: nn.Module, folds: Sequence[AnyFold], replay: Replay) -> list[A
 
 def _tolerance(model: nn.Module) -> float:
     """Relative: sums of k products may be added in another order in each of the layers, eq. 58."""
-    columns = [p.shape[-1] for p in model.parameters() if p.dim() == 2]
-    return min(2.0**-23 * max(columns, default=1) ** 0.5 * len(columns), LARGEST_TOLERANCE)
+    columns = {
+        id(p): (matrix_of(module) if is_plain_linear(module) else p).shape[-1]
+        for module in model.modules()
+        for p in module._parameters.values()
+        if p is not None and p.dim() == 2
+    }
+    return min(2.0**-23 * max(columns.values(), default=1) ** 0.5 * len(columns), LARGEST_TOLERANCE)
 
 
 def powers_of_two(k: int, seed: int) -> torch.Tensor:
@@ -141,13 +147,14 @@ class Divided:
         self.producer = producer
         self.in_place = in_place
         self.calls = list(calls)
-        self.k: int = len(self.producer.weight)
+        self.is_linear = is_plain_linear(producer)
+        self.k: int = len(matrix_of(producer) if self.is_linear else producer.weight)
         self.form: Weight = _times  # a norm may have another one, which `find_form` sets
         self.change: Change | None = None
 
     def find_form(self) -> bool:
         """Whether dividing by powers of two is understood, so that `by_` will do it."""
-        if is_linear(self.producer):
+        if self.is_linear:
             return True
         for form in (_times, _times_one_more):
             self.form = form
@@ -172,14 +179,14 @@ class Divided:
     def by_(self, s: torch.Tensor) -> bool:
         """Divides by `s`; False, and nothing is changed, if the output is then another than it should be.
 
-        The output of a norm is tried; what nn.Linear computes is known.
+        The output of a norm is tried; what a linear layer computes is known.
         """
         change = self.change = Change(self.producer, in_place=self.in_place)
         weight, bias = self.producer.weight.detach(), self.producer._parameters.get("bias")
-        divisor = s.reshape(-1, *(1 for _ in weight.shape[1:]))
         try:
-            before = [] if is_linear(self.producer) else self._outputs()
-            change.write_(self.form(weight, divisor), None if bias is None else bias.detach() / s)
+            before = [] if self.is_linear else self._outputs()
+            new = self._divided_matrix(s) if self.is_linear else self.form(weight, s)
+            change.write_(new, None if bias is None else bias.detach() / s)
             after = self._outputs() if before else []
             is_right = change.is_finite() and all(map(self._is_right, before, after, [s] * len(before)))
         except Exception:  # a module that wants other arguments, or writes that are refused
@@ -190,6 +197,9 @@ class Divided:
         if not is_right:
             self.undo_()
         return is_right
+
+    def _divided_matrix(self, s: torch.Tensor) -> torch.Tensor:
+        return weight_of(self.producer, matrix_of(self.producer).detach() / s[:, None])
 
     def undo_(self) -> None:
         if self.change is not None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..base.batches import run
 from ..nn import OurLinear, OutlierLinear, PreparedLinear, SmoothedLinear
+from ..nn.replacements import matrix_of
 
 ROWS = 512  # of a layer's input that are compared
 ROUNDING = 2.0**-12  # relative; what measured factors may be off by, if the dtype is not coarser
@@ -274,9 +275,9 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 def _weight(layer: Any) -> torch.Tensor:
     """What a layer multiplies its input by, as it comes: float32 [n, k]."""
     if not isinstance(layer, OurLinear):
-        weight = layer.weight
+        weight = matrix_of(layer)
     elif isinstance(layer, PreparedLinear):
-        weight = layer.float_weight() if getattr(layer, "is_folded", False) else layer.weight
+        weight = layer.float_weight() if getattr(layer, "is_folded", False) else layer.weight_matrix
     else:
         weight = layer.dequantize()
     return weight.detach().float()

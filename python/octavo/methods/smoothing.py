@@ -19,7 +19,8 @@ from torch import nn
 from ..base.modules import undone_on_error
 from ..base.sharing import Holders, sole_owners
 from ..nn import PreparedLinear, PreparedSmoothed
-from .absorbing import is_linear, is_norm_like, reason_to_stay
+from ..nn.replacements import is_plain, matrix_of
+from .absorbing import is_norm_like, is_plain_linear, reason_to_stay
 from .base import RoundToNearest
 from .folding import Divided, powers_of_two, proven, undone
 from .tracing import Group, Trace, traced
@@ -82,7 +83,7 @@ def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[G
                 if each not in modules:
                     raise ValueError(f"SmoothQuant: fold names {each!r}, which the model does not have")
             found = [modules[each] for each in consumers]
-            if not (is_linear(modules[name]) or is_norm_like(modules[name])):
+            if not (is_plain_linear(modules[name]) or is_norm_like(modules[name])):
                 kind = type(modules[name]).__name__
                 raise ValueError(
                     f"SmoothQuant: fold names {name!r}, a {kind}; it must be a linear layer, or a norm whose "
@@ -105,20 +106,28 @@ def _candidates(model: nn.Module, groups: Sequence[Group], in_place: bool) -> li
     result = []
     for number, group in enumerate(groups):
         producer, layers = group.producer, set(group.consumers)
-        width: Any = producer._parameters.get("weight")
-        is_ready = width is not None and all(_waits_for(layer, len(width)) for layer in group.consumers)
+        width = _width(producer)
+        is_ready = width is not None and all(_waits_for(layer, width) for layer in group.consumers)
         may_change = not any(reason_to_stay(module) for module in (producer, *layers))
         if not (is_ready and may_change and producer in owners) or producer in producers or layers & taken:
             continue
-        writes = in_place or not is_linear(producer)
+        writes = in_place or not is_plain_linear(producer)
         if writes:
-            holders = holders or Holders(model)
+            holders = holders or Holders(model, is_plain)
             if holders.have(producer, producer._parameters.values()):
                 continue
         producers.add(producer)
         taken |= layers
         result.append(_SmoothFold(group, number, in_place=writes))
     return result
+
+
+def _width(producer: nn.Module) -> int | None:
+    """How many channels `producer` gives; None if it has no weight."""
+    weight: Any = producer._parameters.get("weight")
+    if weight is None:
+        return None
+    return len(matrix_of(producer) if is_plain_linear(producer) else weight)
 
 
 def _waits_for(layer: Any, k: int) -> bool:
@@ -185,7 +194,9 @@ def smoothing_scales(input_absmax: torch.Tensor, weight_absmax: torch.Tensor, al
 def choose_smoothing(layers: Sequence[PreparedSmoothed]) -> torch.Tensor:
     """One s [k] for `layers`, which read the same input; of several alphas the one with the closest output."""
     input_absmax = torch.stack([layer.input_absmax for layer in layers]).amax(0)
-    weight_absmax = torch.stack([layer.weight.detach().float().abs().amax(0) for layer in layers]).amax(0)
+    weight_absmax = torch.stack(
+        [layer.weight_matrix.detach().float().abs().amax(0) for layer in layers]
+    ).amax(0)
     alphas = _method(layers[0]).alphas
     candidates = [smoothing_scales(input_absmax, weight_absmax, alpha) for alpha in alphas]
     if len(candidates) == 1:
@@ -197,7 +208,7 @@ def output_error(layer: PreparedSmoothed, s: torch.Tensor) -> float:
     """Mean squared error of the output on the layer's sample, if it were smoothed by `s` and quantized."""
     if not layer.sample:  # the layer was saved and loaded in the middle
         return 0.0
-    x, weight = torch.cat(layer.sample), layer.weight.detach().float()
+    x, weight = torch.cat(layer.sample), layer.weight_matrix.detach().float()
     linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight * s)
     scheme: Any = layer.scheme

@@ -19,6 +19,7 @@ from ..runtime.cpu import cpu_info
 from ..tensors.qparams import FLOAT_DTYPES
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .packed_weight import PackedWeight
+from .replacements import LINEAR, Replacement
 from .scales import SCALES, is_scale_of
 
 
@@ -57,6 +58,7 @@ class QuantLinear(nn.Module):
     as the modules around it do, so it is in no state_dict and no file; copies and pickles have it.
     """
 
+    replaces: Replacement = LINEAR  # the class of the float layer whose place it took
     activation: str | None = None
     weight_dtype: torch.dtype = torch.float32  # what `.weight` reads as
 

@@ -167,7 +167,7 @@ class PreparedOutliers(PreparedLinear):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Module,
         scheme: PreparedScheme,
         *,
         observer: Observer | None = None,
@@ -176,14 +176,14 @@ class PreparedOutliers(PreparedLinear):
     ):
         super().__init__(linear, scheme, observer=observer, estimator=estimator, learn_scales=learn_scales)
         self.channel_observer = observers.MinMax().make(axis=-1)
-        self.channel_observer.reset(channels=linear.in_features)
-        none = torch.zeros(linear.in_features, dtype=torch.bool, device=linear.weight.device)
+        self.channel_observer.reset(channels=self.in_features)
+        none = torch.zeros(self.in_features, dtype=torch.bool, device=self.weight.device)
         self.register_buffer("is_outlier", none)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.is_calibrating:
             self.channel_observer.update(input)
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self.weight_matrix, self.bias)
         self.require_calibrated()
         return in_float32(self._fake_quantized, input)
 
@@ -192,11 +192,12 @@ class PreparedOutliers(PreparedLinear):
         y = F.linear(self.fake_quantized_input(x), self.fake_quantized_weight(), bias)
         if torch.compiler.is_compiling():  # a graph must not depend on how many columns there are
             rest = ~self.is_outlier
-            return y + F.linear(x.masked_fill(rest, 0.0), self.weight.float().masked_fill(rest, 0.0))
+            return y + F.linear(x.masked_fill(rest, 0.0), self.weight_matrix.float().masked_fill(rest, 0.0))
         columns = self.outlier_columns
         if not len(columns):
             return y
-        return y + F.linear(x.index_select(-1, columns), self.weight.index_select(1, columns).float())
+        weight = self.weight_matrix.index_select(1, columns).float()
+        return y + F.linear(x.index_select(-1, columns), weight)
 
     # --- the views --------------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class PreparedOutliers(PreparedLinear):
 
     def float_weight(self) -> torch.Tensor:
         """The weight, float32 [n, k], with zeros in the outlier columns; gradients reach the others."""
-        return self.weight.float().masked_fill(self.is_outlier, 0.0)
+        return self.weight_matrix.float().masked_fill(self.is_outlier, 0.0)
 
     def fake_quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         """What the integer layer reads of x [..., k] in 8 bits, as floats; gradients reach x."""

@@ -28,6 +28,7 @@ from ..tensors.fake_quantize import (
 )
 from ..tensors.qparams import PerTensor, QParams, QuantizedTensor
 from .linear import add_bias_
+from .replacements import LINEAR, Replacement, bias_of, features_of, replacement_of
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 
 
@@ -52,20 +53,22 @@ class PreparedScheme(Protocol):
 class PreparedLinear(nn.Module):
     """y = fake_quantized(x) @ fake_quantized(weight).T + bias; while calibrating, y = x @ weight.T + bias.
 
-    linear         the layer to prepare; its own Parameters are held, so an optimizer that has them keeps training them
+    linear         the layer to prepare, of a class in nn/replacements.py; its own Parameters are held, so an optimizer
+                   that has them keeps training them
     observer       for schemes whose input scale is found by calibration, else None
     estimator      the gradient of rounding: "clipped" is 0 where a value is out of range, "pure" is 1 everywhere
     learn_scales   scales become Parameters and are trained with the rest; that of the input starts at its calibrated
                    value, those of the weight as `first_weight_scale` says
-    raises         ValueError for another estimator
+    raises         ValueError for another estimator, TypeError for a layer of another class
 
-    The state_dict has `weight` [n, k], `bias` [n], with an observer its state, `input_scale` [1] and `input_zero_point`
-    [1], and with learn_scales `weight_scale` [n, 1]; a zero point is then learned as `input_offset` [1], which is what
-    code 0 stands for. Training and eval mode compute the same.
+    The state_dict has `weight` and `bias` as the float layer has them, with an observer its state, `input_scale` [1]
+    and `input_zero_point` [1], and with learn_scales `weight_scale` [n, 1]; a zero point is then learned as
+    `input_offset` [1], which is what code 0 stands for. Training and eval mode compute the same.
     source         straight-through: Bengio et al. 2013 (arXiv:1308.3432), section 4; learned scales: Esser et al. 2020
                    (arXiv:1902.08153); learned zero point: Bhalgat et al. 2020 (arXiv:2004.09576)
     """
 
+    replaces: Replacement = LINEAR  # the class of the float layer whose place it took
     weight: torch.Tensor
     bias: torch.Tensor | None
     weight_scale: nn.Parameter
@@ -75,7 +78,7 @@ class PreparedLinear(nn.Module):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Module,
         scheme: PreparedScheme,
         *,
         observer: Observer | None = None,
@@ -86,12 +89,13 @@ class PreparedLinear(nn.Module):
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
         self.name = ""  # in the model, for errors
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.in_features, self.out_features = features_of(linear)
+        self.replaces = replacement_of(linear) or LINEAR
         self.scheme = scheme
         self.estimator, self.learn_scales = estimator, learn_scales
         self.is_calibrating = False
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
+        self.weight = linear.weight  # type: ignore[assignment]
+        self.register_parameter("bias", bias_of(linear))
         self.input_observer = observer
         self._add_scales()
         self.train(linear.training)
@@ -102,7 +106,7 @@ class PreparedLinear(nn.Module):
             form = self.scheme.weights.tensors(self.out_features, self.in_features)["weight_scale"]
             start = torch.ones(form.shape, dtype=torch.float32, device=device)
             if not self.weight.is_meta:
-                start = self._first_weight_scale(self.weight).reshape(form.shape)
+                start = self._first_weight_scale(self.weight_matrix).reshape(form.shape)
             self.weight_scale = nn.Parameter(start)
         if self.input_observer is not None:
             one = torch.ones(1, dtype=torch.float32, device=device)
@@ -125,7 +129,7 @@ class PreparedLinear(nn.Module):
         if self.is_calibrating:
             if self.input_observer is not None:
                 self.input_observer.update(input)
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self.weight_matrix, self.bias)
         if torch.is_autocast_enabled("cpu"):  # as the integer layers do, so that the codes are the same
             input = input.to(torch.get_autocast_dtype("cpu"))
         x, bias = self.fake_quantized_input(input), self.fake_quantized_bias()
@@ -133,9 +137,14 @@ class PreparedLinear(nn.Module):
 
     # --- the views --------------------------------------------------------------------------------------------------
 
+    @property
+    def weight_matrix(self) -> torch.Tensor:
+        """The float weight [n, k], a view of the Parameter, which some classes of layers have as [k, n]."""
+        return self.replaces.matrix(self.weight)
+
     def float_weight(self) -> torch.Tensor:
         """What becomes codes [n, k]: the weight, or what a scheme that calibrates makes of it."""
-        return self.weight
+        return self.weight_matrix
 
     @property
     def weight_qparams(self) -> QParams:

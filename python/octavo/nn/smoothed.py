@@ -83,7 +83,7 @@ class PreparedSmoothed(PreparedLinear):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Module,
         scheme: PreparedScheme,
         *,
         observer: Observer | None = None,
@@ -92,8 +92,8 @@ class PreparedSmoothed(PreparedLinear):
     ):
         super().__init__(linear, scheme, observer=observer, estimator=estimator, learn_scales=learn_scales)
         self.channel_observer = observers.MinMax().make(axis=-1)
-        self.channel_observer.reset(channels=linear.in_features)
-        self.register_buffer("smoothing", torch.ones(linear.in_features, device=linear.weight.device))
+        self.channel_observer.reset(channels=self.in_features)
+        self.register_buffer("smoothing", torch.ones(self.in_features, device=self.weight.device))
         self.register_buffer("is_smoothed", torch.tensor(False, device="cpu"))
         self.register_buffer("is_folded", torch.tensor(False, device="cpu"))
         self.sample: list[torch.Tensor] = []  # rows of the input, until s is chosen
@@ -101,7 +101,8 @@ class PreparedSmoothed(PreparedLinear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.is_calibrating:
             self._watch(input)
-            weight = self.float_weight().to(self.weight.dtype) if self.is_folded else self.weight
+            matrix = self.weight_matrix
+            weight = self.float_weight().to(matrix.dtype) if self.is_folded else matrix
             return F.linear(input, weight, self.bias)
         self.require_calibrated()
         return in_float32(self._fake_quantized, input)
@@ -142,7 +143,8 @@ class PreparedSmoothed(PreparedLinear):
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "tried" in self.__dict__:
             weight, smoothing = self.__dict__["tried"]
-            return (weight * smoothing).to(weight.dtype)
+            replaces = self.replaces
+            return replaces.weight(replaces.matrix(weight) * smoothing).to(weight.dtype)
         return super().__getattr__(name)
 
     # --- the views --------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ class PreparedSmoothed(PreparedLinear):
 
     def float_weight(self) -> torch.Tensor:
         """The smoothed weight, float32 [n, k]; gradients reach the weight."""
-        return self.weight.float() * self.smoothing
+        return self.weight_matrix.float() * self.smoothing
 
     def smoothed_input(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():  # a graph must not depend on the value; x * 1 is x

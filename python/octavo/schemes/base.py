@@ -24,6 +24,7 @@ from ..base.configs import Config
 from ..formats import CoarseInt8, Int8, WeightFormat
 from ..methods import Method, RoundToNearest
 from ..nn import PreparedLinear, QuantLinear
+from ..nn.replacements import bias_of
 from ..tensors.qparams import FLOAT_DTYPES
 
 
@@ -83,9 +84,9 @@ class Scheme(Config, ABC):
         """The class of a frozen layer with this scheme."""
         return self.method.layer(self)
 
-    def reason_to_keep(self, linear: nn.Linear) -> str | None:
+    def reason_to_keep(self, linear: Any) -> str | None:
         """Why this scheme cannot serve `linear`, in words for the report; None if it can."""
-        weight, bias = linear.weight, linear.bias
+        weight, bias = linear.weight, bias_of(linear)
         if weight.is_meta:
             return "the weight is on the meta device: load it first"
         if weight.device.type != "cpu":
@@ -96,11 +97,13 @@ class Scheme(Config, ABC):
             return self.unserved.format("the bias", _short(bias.dtype))
         if weight.numel() == 0:
             return f"the weight is empty: {list(weight.shape)}"
+        if weight.dim() != 2:
+            return f"the weight is no matrix: {list(weight.shape)}"
         return None
 
     # --- from a float layer to a frozen one -------------------------------------------------------------------------
 
-    def quantize_linear(self, linear: nn.Linear) -> QuantLinear:
+    def quantize_linear(self, linear: nn.Module) -> QuantLinear:
         """A packed layer that computes what `linear` does, in integers; `linear` is left as it is.
 
         raises   ValueError if the weight holds NaN or Inf, and if the scheme needs data
@@ -108,7 +111,7 @@ class Scheme(Config, ABC):
         return self.freeze(self.prepare_linear(linear))
 
     def prepare_linear(
-        self, linear: nn.Linear, *, estimator: str = "clipped", learn_scales: bool = False
+        self, linear: nn.Module, *, estimator: str = "clipped", learn_scales: bool = False
     ) -> PreparedLinear:
         """A layer to calibrate and train, which holds the Parameters of `linear`."""
         kind = self.method.prepared(self)
@@ -132,7 +135,7 @@ class Scheme(Config, ABC):
         bias = None if prepared.bias is None else prepared.bias.detach().clone()
         scheme = self.method.frozen_scheme(prepared)
         layer = scheme.layer.from_tensors(tensors, bias, scheme)
-        layer.weight_dtype = prepared.weight.dtype
+        layer.weight_dtype, layer.replaces = prepared.weight.dtype, prepared.replaces
         layer.train(prepared.training).pack_()
         self.activations.finish_(layer, prepared)
         self.method.finish_(layer, prepared)

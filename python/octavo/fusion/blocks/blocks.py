@@ -22,7 +22,7 @@ from ...nn.fused.fused_block import BlockPlan
 from ..example import Example
 from ..step import HOOKS, Candidate, Changes, own_forward
 from ..structure import comparable, structure_of
-from .graph import NotUnderstood, export_block, is_linear
+from .graph import NotUnderstood, export_block, is_leaf
 from .lowering import normal_form
 from .patterns import Pattern, find_pattern
 
@@ -175,7 +175,7 @@ def _repeated(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         if not isinstance(modules, nn.ModuleList) or len({type(block) for block in modules}) != 1:
             continue
         for number, block in enumerate(modules):
-            if list(block.children()) and not is_linear(block) and not isinstance(block, FusedBlock):
+            if list(block.children()) and not is_leaf(block) and not isinstance(block, FusedBlock):
                 yield block, f"{name}.{number}"
 
 

@@ -23,6 +23,7 @@ from ... import ops
 from ...nn import QuantLinear
 from ...nn.fused.block_call import Parameters
 from ...nn.fused.shared_input import SharedInput
+from ...nn.replacements import features_of, is_plain
 
 _SIZE = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 Shape = tuple[Any, ...]  # ints, and sympy expressions for what is open
@@ -62,9 +63,9 @@ class Exported:
     guards: tuple[str, ...] = ()
 
 
-def is_linear(module: nn.Module) -> bool:
-    """A layer that is a leaf: a step of the fused block calls it."""
-    return isinstance(module, QuantLinear) or type(module) is nn.Linear
+def is_leaf(module: nn.Module) -> bool:
+    """A linear layer of any kind: a step of the fused block calls it."""
+    return isinstance(module, QuantLinear) or is_plain(module)
 
 
 def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
@@ -98,10 +99,12 @@ class _LinearLeaf(nn.Module):
 
     def __init__(self, layer: Any):
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        is_ours = isinstance(layer, QuantLinear)
+        k, n = (layer.in_features, layer.out_features) if is_ours else features_of(layer)
+        self.in_features, self.out_features = k, n
         self.bias = layer._parameters.get("bias")
         self.activation = getattr(layer, "activation", None)
-        weight = torch.zeros((), dtype=torch.float32).expand(layer.out_features, layer.in_features)
+        weight = torch.zeros((), dtype=torch.float32).expand(n, k)
         self.register_buffer("weight", weight)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -146,7 +149,7 @@ def _filled(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
 def _skeleton(module: nn.Module, leaves: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
     """A copy that shares all parameters, in which linear layers are leaves."""
     leaves = {} if leaves is None else leaves
-    if is_linear(module):
+    if is_leaf(module):
         return leaves.setdefault(module, _LinearLeaf(module))
     copy = type(module).__new__(type(module))
     copy.__dict__.update(module.__dict__)
@@ -184,8 +187,8 @@ def _placeholders(
     for placeholder, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items():
         name = name.removeprefix("block.")
         owner = name.rpartition(".")[0]
-        linear = is_linear(block.get_submodule(owner))
-        names[placeholder] = ("linear", owner) if linear else ("parameter", name)
+        is_linear = is_leaf(block.get_submodule(owner))
+        names[placeholder] = ("linear", owner) if is_linear else ("parameter", name)
     for placeholder, leaf in zip(signature.user_inputs, leaves, strict=True):
         names[str(placeholder)] = ("input", leaf)
     return names

@@ -16,6 +16,7 @@ from torch import nn
 from ...conversion.plan import has_hooks
 from ...nn import QuantLinear, RotaryAttention
 from ...nn.fused.rotary_attention import NORMS, PROJECTIONS
+from ...nn.replacements import replacement_of
 from ..blocks.graph import NotUnderstood
 from ..example import Example
 from ..paths import Proofs, other_paths
@@ -69,13 +70,17 @@ def obstacle(module: Any) -> str:
     missing = [name for name in ATTRIBUTES if not hasattr(module, name)]
     if missing:
         return f"it has no attribute {missing[0]}"
-    if not all(isinstance(getattr(module, name), nn.Linear | QuantLinear) for name in CHILDREN):
+    if not all(map(_is_linear, (getattr(module, name) for name in CHILDREN))):
         return "its projections are not linear layers"
     if getattr(module, "sliding_window", None) is not None:
         return "it looks through a sliding window"
     if module.config._attn_implementation not in NAMES.values():
         return "its model does not use octavo's attention"
     return HOOKS if has_hooks(module) else ""
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, QuantLinear) or replacement_of(module) is not None
 
 
 def _replacement(module: Any, attend: Any, proofs: Proofs) -> tuple[RotaryAttention | None, str]:
