@@ -40,7 +40,7 @@ def test_every_layer_of_octavo_save(folder):
     assert (first.shape, first.dtype, first.weights) == ((32, 64), "int8", 32 * 64)
     assert first.bytes == 32 * 64 + 4 * 32 + 4 * 32
     assert first.bits_per_weight == 8 * (32 * 64 + 4 * 32) / (32 * 64)  # without the bias
-    assert layers["1"].scheme == "Int8WeightOnly()"
+    assert layers["1"].scheme == "Int8WeightOnly"
     assert (layers["2"].kind, layers["2"].scheme, layers["2"].bits_per_weight) == ("vector", "", 32.0)
     assert (layers["3"].kind, layers["3"].bytes) == ("matrix", 4 * (64 * 8 + 8))
     assert (layers["positions"].kind, layers["positions"].dtype) == ("buffer", "int64")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ..files.octavo import save
+from ..files import save
 from ..runtime.timing import Times, interleaved
 from .energy import joules_per_call
 from .generation import Decoder, Prompts
