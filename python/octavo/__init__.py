@@ -29,8 +29,7 @@ from .evaluation.comparison import compare
 from .evaluation.evaluator import evaluate
 from .evaluation.mixed_precision import choose
 from .evaluation.sensitivities import Sensitivity, sensitivity
-from .files.inspection import CheckpointContents, inspect_checkpoint
-from .files.octavo import load, save
+from .files import CheckpointContents, inspect_checkpoint, load, save
 from .fusion import FusionReport, fuse_, unfuse_
 from .methods import RoundToNearest, SmoothQuant
 from .methods.bias_correction import correct_bias_

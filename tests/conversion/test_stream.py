@@ -253,7 +253,9 @@ def deadly(action):
 torch.set_num_threads(1)
 source, output, *points = sys.argv[1:]
 models.skeleton(source)  # transformers is imported once, not in each child
-safetensors.read, folder.copy_others, os.rename = map(deadly, (safetensors.read, folder.copy_others, os.rename))
+safetensors.read_tensor, folder.copy_others, os.rename = map(
+    deadly, (safetensors.read_tensor, folder.copy_others, os.rename)
+)
 for left in map(int, points):  # each in a process of its own, which is cheaper forked than started
     child = os.fork()
     if child == 0:

@@ -16,6 +16,7 @@ from torch import nn
 import octavo
 from octavo import observers
 from octavo.files import safetensors
+from octavo.files.compressed_tensors import quantization_config
 
 DOCUMENTED = (ValueError, FileNotFoundError, PermissionError)
 STRANGE = [
@@ -72,9 +73,7 @@ def transformers_folder(folder: Path) -> None:
         safetensors.write(folder / f"{number}.safetensors", half, half.items())
         index |= dict.fromkeys(half, f"{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    entry = octavo.files.compressed_tensors.quantization_config(
-        octavo.quantized(skeleton("cpu"), octavo.Int8Dynamic())
-    )
+    entry = quantization_config(octavo.quantized(skeleton("cpu"), octavo.Int8Dynamic()))
     (folder / "config.json").write_text(json.dumps({"quantization_config": entry}))
 
 

@@ -14,6 +14,8 @@ from torch import nn
 
 import octavo
 from octavo.files import compressed_tensors
+from octavo.files.compressed_tensors import CompressedTensors
+from octavo.files.renaming import own_names
 from octavo.formats.int8 import ARGUMENTS
 from octavo.huggingface import models as pretrained
 from octavo.nn import QuantLinear, StaticQuantLinear
@@ -118,7 +120,8 @@ def test_targets_and_ignore_are_names_patterns_or_classes_and_names_come_first(t
     config = entry(config_groups=groups, ignore=["re:he.d", "Bilinear"])
     model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("in", "x_up", "down", "head")})
     quantized = octavo.quantized(model, {"head": None, "*": octavo.Int8Dynamic()})
-    schemes, _ = compressed_tensors.read(folder_with(tmp_path, config, quantized.state_dict()), model)
+    folder = folder_with(tmp_path, config, quantized.state_dict())
+    schemes = CompressedTensors().read(folder, model).schemes
     dynamic, weight_only = octavo.Int8Dynamic(), octavo.Int8WeightOnly()
     assert schemes == {"in": weight_only, "x_up": dynamic, "down": dynamic}
 
@@ -387,10 +390,6 @@ def test_a_base_model_reads_the_names_of_the_whole_one_and_back(tmp_path):
 
     whole = bert()
     base = {name: f"bert.{name}" for name in whole.bert.state_dict()}
-    assert compressed_tensors.own_names(whole, base) == base
-    assert compressed_tensors.own_names(bert(transformers.BertModel), base.values()) == {
-        b: a for a, b in base.items()
-    }
-    assert compressed_tensors.own_names(whole, ["elsewhere.weight"]) == {
-        "elsewhere.weight": "elsewhere.weight"
-    }
+    assert own_names(whole, base) == base
+    assert own_names(bert(transformers.BertModel), base.values()) == {b: a for a, b in base.items()}
+    assert own_names(whole, ["elsewhere.weight"]) == {"elsewhere.weight": "elsewhere.weight"}

@@ -9,8 +9,7 @@ from torch import nn
 
 import octavo
 from octavo.conversion.folder import quantize_folder
-from octavo.files import compressed_tensors
-from octavo.files.renaming import Conversions
+from octavo.files.renaming import Conversions, own_names
 from octavo.huggingface import models as pretrained
 
 
@@ -47,7 +46,7 @@ def test_experts_that_another_program_quantized_are_refused(tmp_path):
 
 def test_names_of_norms_in_old_checkpoints_are_known():
     old = "bert.embeddings.LayerNorm.gamma"
-    assert compressed_tensors.own_names(bert(), [old]) == {old: "bert.embeddings.LayerNorm.weight"}
+    assert own_names(bert(), [old]) == {old: "bert.embeddings.LayerNorm.weight"}
 
 
 def test_other_modules_keep_their_names_and_forms():

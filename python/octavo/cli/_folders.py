@@ -40,6 +40,8 @@ def load_models(reference_folder: Path, quantized_folder: Path) -> tuple[Any, An
 
 
 def _is_quantized(folder: Path) -> bool:
-    from octavo.files.compressed_tensors import ENTRY, read_config
+    from octavo.files import format_of
+    from octavo.files.config_json import read_config
 
-    return ENTRY in read_config(folder) or (folder / "octavo.json").exists()
+    read_config(folder)  # without which there is no float model to compare with
+    return format_of(folder).is_quantized(folder)

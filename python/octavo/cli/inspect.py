@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     import json
 
-    from octavo.files.inspection import HEADER, inspect_checkpoint
+    from octavo.files import HEADER, inspect_checkpoint
 
     from ._tables import print_table
 

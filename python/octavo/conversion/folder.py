@@ -19,8 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import compressed_tensors, computed, safetensors
+from ..files import computed, format_of, recognizing, safetensors
+from ..files.compressed_tensors import quantization_config
+from ..files.config_json import CONFIG, ENTRY, read_config
 from ..files.disk import folder_argument, scratch
+from ..files.format import FileFormat, Stored
+from ..files.renaming import by_name_of, missing_from, own_names
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
 from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of, with_tensors
@@ -96,11 +100,10 @@ def quantize_folder(
     output = folder_argument("quantize_folder", output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; give a new one")
-    config = compressed_tensors.read_config(source)
-    if compressed_tensors.ENTRY in config:
-        raise ValueError(f"{source} is quantized already; give the folder of the float model")
+    config = read_config(source)
+    format = _float_format(source)
     skeleton = skeleton_of(source)
-    stored = safetensors.catalog(source)
+    stored = format.catalog(source)
     layers = plan_skeleton(skeleton, Selection(scheme, exclude=exclude))
     _require_servable(layers)
     unknown = _unknown_tensors(source, skeleton, stored)
@@ -108,9 +111,18 @@ def quantize_folder(
     with _appearing(output) as folder:
         _write_weights(folder, parts, stored, shard_size, progress)
         left_out = copy_others(source, folder, {entry.path for entry in stored.values()})
-        config[compressed_tensors.ENTRY] = compressed_tensors.quantization_config(skeleton)
-        (folder / compressed_tensors.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        config[ENTRY] = quantization_config(skeleton)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return FolderReport(report_of(layers).rows, unknown, left_out)
+
+
+def _float_format(source: Path) -> FileFormat:
+    """The format in which `source` holds a float model. Raises: ValueError if there is none."""
+    for each in recognizing(source):
+        if not each.is_quantized(source):
+            return each
+    format_of(source)  # which says what is read, if no format knows the files
+    raise ValueError(f"{source} is quantized already; give the folder of the float model")
 
 
 def _require_servable(layers: list[Layer]) -> None:
@@ -126,11 +138,11 @@ def _require_servable(layers: list[Layer]) -> None:
             )
 
 
-def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, safetensors.Stored]) -> list[str]:
+def _unknown_tensors(source: Path, skeleton: nn.Module, stored: dict[str, Stored]) -> list[str]:
     """Tensors that `skeleton` has no place for. Raises ValueError if it has a place for more than there are."""
     metas = {name: entry.meta for name, entry in stored.items()}
-    found, unknown = compressed_tensors.by_name_of(skeleton, metas, set())
-    missing = compressed_tensors.missing_from(skeleton, found, set())
+    found, unknown = by_name_of(skeleton, metas, set())
+    missing = missing_from(skeleton, found, set())
     missing -= computed.may_be_missing(skeleton, missing).keys()
     if missing:
         raise ValueError(
@@ -155,11 +167,11 @@ class _Part:
     layer: Layer | None = None
     bias: str | None = None
 
-    def tensors(self, stored: dict[str, safetensors.Stored]) -> Iterable[tuple[str, torch.Tensor]]:
-        tensor = safetensors.read(stored[self.name], self.name)
+    def tensors(self, stored: dict[str, Stored]) -> Iterable[tuple[str, torch.Tensor]]:
+        tensor = stored[self.name].read()
         if self.layer is None:
             return [(self.name, tensor)]
-        bias = None if self.bias is None else safetensors.read(stored[self.bias], self.bias)
+        bias = None if self.bias is None else stored[self.bias].read()
         layer = _quantized(self.layer, tensor, bias)
         del tensor  # before the codes are unpacked
         return layer.state_dict(prefix=self.name.removesuffix("weight")).items()
@@ -175,10 +187,10 @@ def _quantized(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return new
 
 
-def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, safetensors.Stored]) -> list[_Part]:
+def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, Stored]) -> list[_Part]:
     """What to write, in the order of the source; the layers of `skeleton` become what they will be, on meta."""
     parts = {name: _Part(name, {name: entry.meta}) for name, entry in stored.items()}
-    in_file = {own: name for name, own in compressed_tensors.own_names(skeleton, stored).items()}
+    in_file = {own: name for name, own in own_names(skeleton, stored).items()}
     for layer in layers:
         if layer.scheme is None:
             continue
@@ -216,7 +228,7 @@ def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | No
 
 
 def _write_weights(
-    folder: Path, parts: list[_Part], stored: dict[str, safetensors.Stored], shard_size: int, progress: bool
+    folder: Path, parts: list[_Part], stored: dict[str, Stored], shard_size: int, progress: bool
 ) -> None:
     files = list(_cut(parts, shard_size))
     weight_map = {}
@@ -249,9 +261,7 @@ def _cut(parts: list[_Part], shard_size: int) -> Iterator[list[_Part]]:
     yield file
 
 
-def _tensors(
-    file: list[_Part], stored: dict[str, safetensors.Stored], bar: Any
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(file: list[_Part], stored: dict[str, Stored], bar: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for part in file:
         yield from part.tensors(stored)
         bar.update(safetensors.nbytes(part.layout))

@@ -16,12 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..files import safetensors
+from ..files.format import PICKLES
 
 # The same weights in formats of others, or what a training leaves; large, and float.
 OTHER_FORMATS = {
     *(".h5", ".msgpack", ".npz", ".ot"),
     *(".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".pb", ".mlmodel"),
-    *safetensors.PICKLES,
+    *PICKLES,
 }
 CODE = {".py", ".pyc", ".so", ".sh"}
 # Written anew, or of octavo.save: beside new weights they would be taken for theirs.

@@ -20,7 +20,7 @@ from ..base.batches import calls, evaluating
 from ..base.distributed import require_unwrapped
 from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
-from ..files.compressed_tensors import set_quantization_config
+from ..files import model_changed
 from ..nn import PreparedLinear, leave_fused_paths
 from ..nn.replacements import replacement_of
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
@@ -234,7 +234,7 @@ def freeze_layers(
         todo.popleft()
         attempts = 0
     next(bar, None)  # which ends it
-    set_quantization_config(model)
+    model_changed(model)
     if first_error is not None:
         _log.warning("the conversion was interrupted when float weights were gone, and has been completed")
         raise first_error

@@ -1,2 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints on disk, one file for each format, and what all of them read and write with."""
+"""Checkpoints on disk: one file for each format, what all of them read and write with, and the calls of users."""
+
+from .checkpoints import inspect_checkpoint, load, save
+from .compressed_tensors import CompressedTensors
+from .format import FORMATS, Checkpoint, FileFormat, format_of, model_changed, recognizing
+from .inspection import HEADER, CheckpointContents
+from .octavo import Octavo
+from .safetensors import Safetensors
+
+FORMATS += [
+    Octavo(),
+    CompressedTensors(),
+    Safetensors(),
+]  # the last takes every folder that transformers writes
+
+__all__ = [
+    "FORMATS",
+    "HEADER",
+    "Checkpoint",
+    "CheckpointContents",
+    "FileFormat",
+    "format_of",
+    "inspect_checkpoint",
+    "load",
+    "model_changed",
+    "recognizing",
+    "save",
+]

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -27,14 +27,53 @@ from ..nn import QuantLinear
 from ..nn.replacements import replacement_of
 from ..schemes import Scheme, from_dict
 from . import computed, safetensors
-from .disk import read_json
-from .renaming import Conversions
+from .config_json import CONFIG, ENTRY, quantization_entry
+from .format import Checkpoint, FileFormat
+from .inspection import CheckpointContents
+from .renaming import by_name_of, missing_from
 
-CONFIG, ENTRY = "config.json", "quantization_config"
 # What the format can say of a layer; a scheme whose layers hold more, or an integer bias, has no words in it.
 TENSORS = {"bias", "input_scale", "input_zero_point"}  # beside those of the weight format
 
 _log = logging.getLogger("octavo")
+
+
+class CompressedTensors(FileFormat):
+    """Folders of transformers whose config.json says that compressed-tensors, or octavo, has quantized them."""
+
+    description: ClassVar[str] = "a folder of transformers quantized by octavo or compressed-tensors"
+
+    def recognize(self, path: Path) -> bool:
+        try:
+            entry = quantization_entry(path) or {}
+        except (OSError, ValueError):
+            return False
+        return "octavo" in entry or entry.get("quant_method") == "compressed-tensors"
+
+    def inspect(self, path: Path) -> CheckpointContents:
+        return safetensors.contents(path)
+
+    def read(self, path: Path, skeleton: nn.Module) -> Checkpoint:
+        """Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, or if it asks for arithmetic
+        that octavo does not have, such as weights with zero points.
+        Source: compressed-tensors 0.20.0, format int-quantized.
+        """
+        try:
+            schemes = _schemes(quantization_entry(path) or {}, skeleton)
+        except (TypeError, KeyError, AttributeError, re.error) as error:
+            raise ValueError(f"load: {ENTRY} of {path / CONFIG} is damaged ({error!r})") from error
+        tensors, unknown = by_name_of(skeleton, safetensors.read_folder(path), set(schemes))
+        unknown -= computed.may_be_left_over(skeleton, unknown)
+        if unknown:
+            _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
+        for name, scheme in schemes.items():
+            _adapt(name, scheme.weights, tensors)
+        tensors |= computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
+        return Checkpoint(schemes, tensors, source=CONFIG, evaluating=True)
+
+    def model_changed(self, model: nn.Module) -> None:
+        """Then save_pretrained of transformers writes a folder of this format."""
+        set_quantization_config(model)
 
 
 def quantization_config(model: nn.Module) -> dict[str, Any]:
@@ -85,85 +124,6 @@ def set_quantization_config(model: nn.Module) -> None:
             if id(config) not in told and _has_quantized(module):
                 config.quantization_config = quantization_config(module)
             told.add(id(config))  # of the models that share a config, the outermost one's names count
-
-
-def read(folder: Path, skeleton: nn.Module) -> tuple[dict[str, Scheme], dict[str, torch.Tensor]]:
-    """The schemes of the quantized layers and all tensors, by the names of `skeleton`, the float model.
-
-    Tensors come as octavo's layers hold them: scales in float32, one for each row; a zero point for each static layer.
-
-    Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, or if it asks for arithmetic that
-    octavo does not have, such as weights with zero points.
-    Source: compressed-tensors 0.20.0, format int-quantized.
-    """
-    entry = read_config(folder).get(ENTRY)
-    if not isinstance(entry, dict):
-        raise ValueError(f"load: {folder / CONFIG} has no {ENTRY}; give a quantized folder")
-    try:
-        schemes = _schemes(entry, skeleton)
-    except (TypeError, KeyError, AttributeError, re.error) as error:
-        raise ValueError(f"load: {ENTRY} of {folder / CONFIG} is damaged ({error!r})") from error
-    tensors, unknown = by_name_of(skeleton, safetensors.read_folder(folder), set(schemes))
-    unknown -= computed.may_be_left_over(skeleton, unknown)
-    if unknown:
-        _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
-    for name, scheme in schemes.items():
-        _adapt(name, scheme.weights, tensors)
-    return schemes, tensors | computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of `folder`. Raises: FileNotFoundError if there is none; otherwise as `read_json`."""
-    path = folder / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a transformers model")
-    return read_json(path)
-
-
-def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
-
-    A model's names may be newer ones, or have a prefix that those of its base model lack.
-    """
-    conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
-    prefix = getattr(skeleton, "base_model_prefix", "") + "."
-    result = {}
-    for name in names:
-        renamed = conversions.renamed(name)
-        if renamed is not None:
-            candidates = (renamed, prefix + renamed, renamed.removeprefix(prefix), name)
-            fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
-            result[name] = next(fitting, name)
-    return result
-
-
-def by_name_of(
-    skeleton: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
-) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """`tensors` of a file by the skeleton's names, and the names of those that it has no place for.
-
-    layers   names of quantized layers, which may hold any tensor
-    A file holds one of the names of a tied tensor; here the others have the same tensor. Values are not looked at.
-    """
-    state = skeleton.state_dict(keep_vars=True)
-    names = own_names(skeleton, tensors)
-    others = {name: tensor for name, tensor in tensors.items() if name not in names}
-    converted = Conversions(skeleton).converted(others)
-    placed = own_names(skeleton, converted)
-    found = {name: tensors[stored] for stored, name in names.items()}
-    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
-    unknown = {name for name in found if name not in state and name.rpartition(".")[0] not in layers}
-    found = {name: tensor for name, tensor in found.items() if name not in unknown}
-    holder = {id(value): name for name, value in state.items() if name in found}
-    tied = {name: found[holder[id(value)]] for name, value in state.items() if id(value) in holder}
-    return tied | found, unknown
-
-
-def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:
-    """Names of the skeleton's tensors that are not among `tensors`; those of `layers` are not looked for."""
-    return {
-        name for name in skeleton.state_dict().keys() - set(tensors) if name.rpartition(".")[0] not in layers
-    }
 
 
 # Writing
@@ -246,10 +206,6 @@ def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: l
 def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
     if "octavo" in entry:
         return {name: from_dict(fields) for name, fields in entry["octavo"]["layers"].items()}
-    if entry.get("quant_method") != "compressed-tensors":
-        raise ValueError(
-            f"load: quant_method is {entry.get('quant_method')!r}; octavo reads compressed-tensors"
-        )
     for key in ("kv_cache_scheme", "transform_config"):
         if entry.get(key):
             raise ValueError(f"load: {ENTRY} has a {key}, which octavo does not compute")

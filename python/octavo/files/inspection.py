@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint holds, layer by layer, read from the headers of its files: no tensor is ever loaded.
+"""What a checkpoint holds, layer by layer, as the headers of its files tell it: no tensor is ever loaded.
 
-Folders of `octavo.save`, folders of transformers (sharded and quantized ones included) and single safetensors files.
-A layer is what shares a name up to the last dot: `encoder.0.weight` and `encoder.0.weight_scale` are one.
+File formats read the headers, group the tensors into layers, and make a row of each. A layer is what shares a name up
+to the last dot: `encoder.0.weight` and `encoder.0.weight_scale` are one.
 """
 
 from __future__ import annotations
 
 import html
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.tables import as_html, as_text
 from ..schemes import from_dict, label
-from . import manifest, safetensors
-from .disk import current, folder_argument, read_json
-from .octavo import BUFFERS, CONFIG, WEIGHTS
 
 HEADER = ("name", "kind", "scheme", "shape", "dtype", "bytes", "bits per weight")
 PACKED = ("weight_packed", "qweight")  # compressed-tensors; GPTQ and AWQ: several codes in one integer
-_BITSANDBYTES = {"bitsandbytes__nf4": "bitsandbytes nf4", "bitsandbytes__fp4": "bitsandbytes fp4"}
 _DTYPES = {"F8_E4M3": "fp8_e4m3fn", "F8_E5M2": "fp8_e5m2", "BF16": "bf16", "BOOL": "bool"}
 _KINDS = {0: "scalar", 1: "vector", 2: "matrix", 3: "convolution", 4: "convolution", 5: "convolution"}
+
+
+class Entry(NamedTuple):
+    """What a file's header says of a tensor. `dtype` is the name that safetensors has for it; octavo may have none."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class CheckpointLayer:
 class CheckpointContents:
     """What `inspect_checkpoint` returns. `print` shows a table.
 
-    format    "octavo", "transformers" or "safetensors"
+    format    the name of the format, such as "octavo", "transformers" or "safetensors"
     files     [(name, bytes on disk)] of the files that hold tensors
     """
 
@@ -109,133 +112,51 @@ class CheckpointContents:
         return as_html(HEADER, self.rows) + notes
 
 
-def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointContents:
-    """What is in `path`, a folder of octavo.save or of transformers, or one safetensors file.
-
-    Only the headers of the files are read, so a checkpoint of any size takes milliseconds and no memory.
-    Raises: FileNotFoundError if path or one of its files is missing, PermissionError if one cannot be read; ValueError
-    if a file is truncated, damaged, of a newer format, of another kind (pickle, GGUF) or no regular file, and if an
-    index names anything but safetensors files of its folder; TypeError if path is none.
-    Source: ours; the header as in the safetensors format description.
-    """
-    path = folder_argument("inspect_checkpoint", path)
-    try:
-        return _contents(path)
-    except ValueError as error:
-        raise ValueError(f"inspect_checkpoint: {error}") from error
-    except OSError as error:
-        raise type(error)(f"inspect_checkpoint: {error}") from error
+# --- for file formats -----------------------------------------------------------------------------------------------
 
 
-def _contents(path: Path) -> CheckpointContents:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give a checkpoint's folder or a safetensors file")
-    if not path.is_dir():
-        return _of_files(path, "safetensors", [path], _grouped(_read_header(path), {}, {}))
-    if current(path, CONFIG).exists():
-        return _octavo_contents(path)
-    files = _transformers_files(path)
-    tensors = {name: tensor for file in files for name, tensor in _read_header(file).items()}
-    if not (path / "config.json").exists():
-        return _of_files(path, "safetensors", files, _grouped(tensors, {}, {}))
-    method = read_json(path / "config.json").get("quantization_config") or {}
-    return _of_files(path, "transformers", files, _grouped(tensors, {}, _object(method)))
+def contents_of(
+    path: Path, format: str, files: Sequence[Path], layers: list[CheckpointLayer]
+) -> CheckpointContents:
+    """`layers` of `path`, with the sizes of its `files`."""
+    return CheckpointContents(str(path), format, [(file.name, file.stat().st_size) for file in files], layers)
 
 
-def _octavo_contents(folder: Path) -> CheckpointContents:
-    config = manifest.read(folder)
-    files = [current(folder, WEIGHTS)]
-    layers = _grouped(_read_header(files[0]), config["layers"], {})
-    buffers = current(folder, BUFFERS)
-    if buffers.exists():
-        files.append(buffers)
-        layers += [_layer(name, "buffer", "", {name: t}) for name, t in _read_header(buffers).items()]
-    for alias, name in config["aliases"].items():
-        layers.append(CheckpointLayer(alias, "tied", name, (), "", 0, None, None))
-    return _of_files(folder, "octavo", files, layers)
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def _read_header(path: Path) -> dict[str, safetensors.Entry]:
-    try:
-        return safetensors.header(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {_remedy(path)}") from error
-
-
-def _remedy(path: Path) -> str:
-    if path.suffix in safetensors.PICKLES:
-        return "a pickle can run code when it is read: load it with torch and save it with octavo.save or safetensors"
-    return "give a file of safetensors, or the folder it came in"
-
-
-def _transformers_files(folder: Path) -> list[Path]:
-    index = safetensors.weight_map(folder)
-    if index is not None:
-        return [folder / name for name in sorted(set(index.values()))]
-    weights = current(folder, WEIGHTS)
-    files = [weights] if weights.exists() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        others = sorted(
-            path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf")
-        )
-        found = f"only {', '.join(others)}; " if others else ""
-        raise ValueError(
-            f"{folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
-        )
-    return files
-
-
-# --- layers ---------------------------------------------------------------------------------------------------------
-
-
-def _grouped(
-    tensors: dict[str, safetensors.Entry], schemes: dict[str, Any], method: dict[str, Any]
-) -> list[CheckpointLayer]:
-    """One layer for each owner; `schemes` are octavo's by layer, `method` is transformers' quantization_config."""
-    layers: dict[str, dict[str, safetensors.Entry]] = {}
+def by_layer(tensors: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
+    """The tensors of each layer, in the order of their names: layers.2 before layers.10."""
+    layers: dict[str, dict[str, Entry]] = {}
     for name in sorted(tensors, key=_natural):
         layers.setdefault(_owner(name, tensors), {})[name] = tensors[name]
-    found = []
-    for owner, own in layers.items():
-        if owner in schemes:
-            scheme = schemes[owner]
-            found.append(_layer(owner, "QuantLinear", _scheme_text(scheme), own, _code_bits(scheme, own)))
-        elif _is_quantized(owner, own):
-            found.append(_layer(owner, "quantized", _method_text(method, own), own, _code_bits(method, own)))
-        else:
-            found.append(_layer(owner, "", "", own))
-    return found
+    return layers
 
 
-def _layer(
-    name: str, kind: str, scheme: str, tensors: dict[str, safetensors.Entry], code_bits: int | None = None
+def row(
+    name: str, tensors: Mapping[str, Entry], kind: str = "", scheme: str = "", weights: int | None = None
 ) -> CheckpointLayer:
-    main_name = _main(name, tensors)
+    """The row of one layer.
+
+    kind      "": a word for the shape of its weight
+    weights   how many reals the weight of a quantized layer stands for; None: each element is one, unless several lie
+              in one integer
+    """
+    main_name = main_of(name, tensors)
     main = tensors[main_name]
     total = sum(tensor.bytes for tensor in tensors.values())
-    counted, weights = total, sum(math.prod(tensor.shape) for tensor in tensors.values())
+    counted = total
     if scheme:
-        counted = sum(tensor.bytes for key, tensor in tensors.items() if _leaf(key) != "bias")
-        weights = 0 if _leaf(main_name) in PACKED else math.prod(main.shape)  # 0: unknown
-        weights = main.bytes * 8 // code_bits if code_bits else weights
+        counted = sum(tensor.bytes for key, tensor in tensors.items() if leaf_of(key) != "bias")
+        if weights is None and leaf_of(main_name) not in PACKED:
+            weights = math.prod(main.shape)
+    else:
+        weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
     bits = 8 * counted / weights if weights else None
     kind = kind or _KINDS.get(len(main.shape), "tensor")
     dtype = _DTYPES.get(main.dtype) or main.dtype.replace("F", "fp").replace("U", "uint").replace("I", "int")
     return CheckpointLayer(name, kind, scheme, main.shape, dtype, total, weights or None, bits)
 
 
-def _owner(name: str, tensors: dict[str, safetensors.Entry]) -> str:
-    """The layer of a tensor. bitsandbytes hangs `weight.absmax` under `weight`: that is of weight's layer."""
-    parts = name.split(".")
-    end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in tensors)
-    return ".".join(parts[: end - 1])
-
-
-def _main(owner: str, tensors: dict[str, safetensors.Entry]) -> str:
-    """The weight, else the largest."""
+def main_of(owner: str, tensors: Mapping[str, Entry]) -> str:
+    """The name of the layer's weight, else of its largest tensor."""
     for leaf in ("weight", *PACKED):
         name = f"{owner}.{leaf}" if owner else leaf
         if name in tensors:
@@ -243,62 +164,15 @@ def _main(owner: str, tensors: dict[str, safetensors.Entry]) -> str:
     return max(tensors, key=lambda name: tensors[name].bytes)
 
 
-def _is_quantized(owner: str, tensors: dict[str, safetensors.Entry]) -> bool:
-    """A weight of integers or fp8 with something beside it that scales it."""
-    main = _main(owner, tensors)
-    narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
-    scaled = any(word in name for name in tensors for word in ("scale", "absmax", "SCB"))
-    return _leaf(main) in ("weight", *PACKED) and narrow and scaled
-
-
-def _code_bits(method: dict[str, Any], tensors: dict[str, safetensors.Entry]) -> int | None:
-    """How many bits a code takes where several share an integer; None where each element is one code."""
-    leaves = set(map(_leaf, tensors))
-    if leaves & set(_BITSANDBYTES):
-        return 4
-    return _bits_of(method) if leaves & set(PACKED) else None
-
-
-def _bits_of(method: dict[str, Any]) -> int | None:
-    """What a file says may be anything: then nothing is known."""
-    groups = _object(method.get("config_groups")).values()
-    found = [
-        method.get("bits"),
-        *(_object(_object(group).get("weights")).get("num_bits") for group in groups),
-    ]
-    bits = {value for value in found if type(value) is int and 1 <= value <= 64}
-    return bits.pop() if len(bits) == 1 else None
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _method_text(method: dict[str, Any], tensors: dict[str, safetensors.Entry]) -> str:
-    for name in tensors:
-        if _leaf(name) in _BITSANDBYTES:
-            return _BITSANDBYTES[_leaf(name)]
-    name, bits = str(method.get("quant_method", "unknown")), _bits_of(method)
-    return f"{name}, {bits} bits" if bits else name
-
-
-def _leaf(name: str) -> str:
+def leaf_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _scheme_text(fields: dict[str, Any]) -> str:
-    """What is not at its default, as one writes it; the fields as they are, if this version does not know them."""
-    try:
-        return label(from_dict(fields))
-    except (AttributeError, TypeError, ValueError):
-        options = ", ".join(f"{key}={value!r}" for key, value in fields.items() if key != "name")
-        return f"{fields.get('name')}({options})"
-
-
-def _of_files(
-    path: Path, format: str, files: Sequence[Path], layers: list[CheckpointLayer]
-) -> CheckpointContents:
-    return CheckpointContents(str(path), format, [(file.name, file.stat().st_size) for file in files], layers)
+def _owner(name: str, tensors: Mapping[str, Entry]) -> str:
+    """The layer of a tensor. bitsandbytes hangs `weight.absmax` under `weight`: that is of weight's layer."""
+    parts = name.split(".")
+    end = next(end for end in range(1, len(parts) + 1) if ".".join(parts[:end]) in tensors)
+    return ".".join(parts[: end - 1])
 
 
 def _cells(layer: CheckpointLayer) -> tuple[str, ...]:

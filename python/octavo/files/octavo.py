@@ -1,74 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quantized model as a folder of ordinary files, and back without a float copy ever existing.
 
-    model.safetensors     the state_dict: int8 codes `weight` [n, k] and `weight_scale` [n, 1] under the names
-                          that compressed-tensors uses, everything else as it is; never the packed form
+    model.safetensors     the state_dict: the tensors of each layer's weight format under the names that
+                          compressed-tensors uses, everything else as it is; never the packed form
     buffers.safetensors   non-persistent buffers (rotary tables, position ids), so that a skeleton on the meta
                           device can be filled whole; absent if there are none
     octavo.json           the scheme of each quantized and each prepared layer, names that share one tensor, a checksum
 
-`load` checks every name, shape, dtype and checksum of the files before it touches the skeleton. A folder of
-transformers without octavo.json, written by compressed-tensors, is read as well.
+manifest.py reads and writes octavo.json.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
 from ..schemes import Scheme, from_dict
+=======
+from ..nn import PreparedLinear, QuantLinear
+from ..schemes import Scheme, from_dict, label
+>>>>>>> fileformats
 from ..tensors.qparams import FLOAT_DTYPES
-from . import compressed_tensors, computed, manifest, safetensors
-from .disk import current, folder_argument, save_into
-from .skeleton import skeleton as skeleton_of
+from . import manifest, safetensors
+from .disk import current, save_into
+from .format import Checkpoint, FileFormat
+from .inspection import CheckpointContents, CheckpointLayer, Entry, by_layer, contents_of, leaf_of, row
+from .loading import check_values, left_out_buffers
 
+<<<<<<< HEAD
 Maker = Callable[[Any], OurLinear]  # from the skeleton's float layer
+=======
+>>>>>>> fileformats
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
 WEIGHTS, BUFFERS, CONFIG = safetensors.WEIGHTS, "buffers.safetensors", manifest.NAME
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Writes `model` to `folder`, which is made if missing; its other files stay as they are.
+class Octavo(FileFormat):
+    """The format of `octavo.save`."""
 
-    The files take their places all at once when all are complete, so an interrupted save, even one that was killed,
-    leaves the old checkpoint or the new one (files.py says how). What a killed save left behind is removed by the next
-    one. Packed codes are unpacked, all at once, while the file is written.
+    description: ClassVar[str] = "a folder of octavo.save"
 
-    Raises: TypeError if model is not a module or folder is not a path; ValueError if folder is "", if the model holds
-    tensors on the meta device or state that is not a tensor, and if a quantized layer holds a bias with NaN or a scale
-    that is none, which `load` would refuse; OSError if the files cannot be written. Then `folder` is as it was.
-    Source: ours; tensor names as in compressed-tensors' int-quantized format.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"save: model is {type(model).__name__}, a torch.nn.Module is needed")
-    folder = folder_argument("save", folder)
-    state = model.state_dict(keep_vars=True)
-    tensors, aliases = _without_duplicates(state)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    quantized = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
-    _check_values("save", quantized, state)
-    layers = {name: layer.scheme.to_dict() for name, layer in quantized.items()}
-    dtypes = {name: _NAMES[layer.weight_dtype] for name, layer in quantized.items()}
-    dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
-    prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
-    buffers = {name: _storable(name, buffer).clone() for name, buffer in _transient_buffers(model).items()}
-    with save_into(folder, (WEIGHTS, BUFFERS, CONFIG)) as temporary:
-        safetensors.write(temporary / WEIGHTS, tensors, tensors.items())
-        if buffers:
-            safetensors.write(temporary / BUFFERS, buffers, buffers.items())
-        files = {path.name: safetensors.fingerprint(path) for path in sorted(temporary.iterdir())}
-        config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
-        manifest.write(temporary, {**config, "weight_dtypes": dtypes})
+    def recognize(self, path: Path) -> bool:
+        return current(path, CONFIG).exists()
+
+    def inspect(self, path: Path) -> CheckpointContents:
+        config = manifest.read(path)
+        files = [current(path, WEIGHTS)]
+        layers = [
+            _row(name, own, config["layers"]) for name, own in by_layer(safetensors.header(files[0])).items()
+        ]
+        buffers = current(path, BUFFERS)
+        if buffers.exists():
+            files.append(buffers)
+            layers += [
+                row(name, {name: entry}, "buffer") for name, entry in safetensors.header(buffers).items()
+            ]
+        for alias, name in config["aliases"].items():
+            layers.append(CheckpointLayer(alias, "tied", name, (), "", 0, None, None))
+        return contents_of(path, "octavo", files, layers)
+
+    def read(self, path: Path, skeleton: nn.Module) -> Checkpoint:
+        config = manifest.read(path)
+        _check_files(path, config["files"])
+        tensors = safetensors.read_file(current(path, WEIGHTS))
+        for alias, name in config["aliases"].items():
+            if name not in tensors:
+                raise ValueError(f"load: {path / CONFIG} names {name!r}, which {WEIGHTS} does not hold")
+            tensors[alias] = tensors[name]
+        schemes = {name: _scheme(name, fields) for name, fields in config["layers"].items()}
+        prepared = {}
+        for name, fields in config["prepared"].items():
+            options = dict(fields)
+            prepared[name] = (_scheme(name, options.pop("scheme", {})), options)
+        buffers = current(path, BUFFERS)
+        return Checkpoint(
+            schemes,
+            tensors,
+            prepared,
+            safetensors.read_file(buffers) if buffers.exists() else None,
+            _dtypes(config.get("weight_dtypes")),
+            CONFIG,
+        )
+
+    def write(self, model: nn.Module, folder: Path) -> None:
+        """Raises: as `octavo.save`."""
+        state = model.state_dict(keep_vars=True)
+        tensors, aliases = _without_duplicates(state)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        quantized = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
+        check_values("save", quantized, state)
+        layers = {name: layer.scheme.to_dict() for name, layer in quantized.items()}
+        dtypes = {name: _NAMES[layer.weight_dtype] for name, layer in quantized.items()}
+        dtypes = {name: dtype for name, dtype in dtypes.items() if dtype != "float32"}
+        prepared = {name: m.to_dict() for name, m in modules.items() if isinstance(m, PreparedLinear)}
+        buffers = {name: _storable(name, buffer).clone() for name, buffer in left_out_buffers(model).items()}
+        with save_into(folder, (WEIGHTS, BUFFERS, CONFIG)) as temporary:
+            safetensors.write(temporary / WEIGHTS, tensors, tensors.items())
+            if buffers:
+                safetensors.write(temporary / BUFFERS, buffers, buffers.items())
+            files = {path.name: safetensors.fingerprint(path) for path in sorted(temporary.iterdir())}
+            config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
+            manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 
 
+<<<<<<< HEAD
 @torch.inference_mode(False)  # inference tensors could take no part in training later
 def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> nn.Module:
     """Fills `skeleton` with the checkpoint in `folder`, in place, and returns it.
@@ -127,16 +171,68 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     leave_fused_paths(model)
     compressed_tensors.set_quantization_config(model)
     return model.eval() if is_foreign else model
+=======
+# --- inspecting -----------------------------------------------------------------------------------------------------
+>>>>>>> fileformats
 
 
-def _check_values(function: str, layers: dict[str, QuantLinear], state: dict[str, Any]) -> None:
-    """What `save` writes `load` takes: both ask the layers whether the values can be theirs."""
-    for name, layer in layers.items():
-        for error in layer.value_errors(state, f"{name}." if name else ""):
-            raise ValueError(f"{function}: {error}")
+def _row(name: str, tensors: Mapping[str, Entry], layers: Mapping[str, Any]) -> CheckpointLayer:
+    if name not in layers:
+        return row(name, tensors)
+    fields = layers[name]
+    return row(name, tensors, "QuantLinear", _text(fields), _weights(fields, tensors))
 
 
-# Writing
+def _weights(fields: dict[str, Any], tensors: Mapping[str, Entry]) -> int | None:
+    """How many reals the tensors of a layer stand for, which its weight format knows; None if nothing fits."""
+    try:
+        metas = {
+            leaf_of(name): torch.empty(entry.shape, dtype=safetensors.DTYPES[entry.dtype], device="meta")
+            for name, entry in tensors.items()
+        }
+        return math.prod(from_dict(fields).weights.shape(metas))
+    except (AttributeError, TypeError, ValueError, LookupError):
+        return None
+
+
+def _text(fields: dict[str, Any]) -> str:
+    """What is not at its default, as one writes it; the fields as they are, if this version does not know them."""
+    try:
+        return label(from_dict(fields))
+    except (AttributeError, TypeError, ValueError):
+        options = ", ".join(f"{key}={value!r}" for key, value in fields.items() if key != "name")
+        return f"{fields.get('name')}({options})"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def _check_files(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    for name, fingerprint in fingerprints.items():
+        path = current(folder, name)
+        if name in (WEIGHTS, BUFFERS) and path.exists() and safetensors.fingerprint(path) != fingerprint:
+            raise ValueError(
+                f"load: {path} was not written together with {CONFIG}: the folder holds files of two checkpoints; save "
+                "the model again"
+            )
+
+
+def _scheme(layer: str, fields: dict[str, Any]) -> Scheme:
+    try:
+        return from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"load: layer {layer!r} in {CONFIG}: {error}") from error
+
+
+def _dtypes(saved: Mapping[str, str] | None) -> dict[str, torch.dtype] | None:
+    known = {text: dtype for dtype, text in _NAMES.items()}
+    for name, text in (saved or {}).items():
+        if text not in known:
+            raise ValueError(f"load: {CONFIG} gives {name!r} the dtype {text!r}; the file is damaged")
+    return None if saved is None else {name: known[text] for name, text in saved.items()}
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
 def _without_duplicates(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -167,6 +263,7 @@ def _storable(name: str, value: Any) -> torch.Tensor:
     if value.is_meta:
         raise ValueError(f"save: {name!r} is on the meta device and has no values; load the model first")
     return value.detach().contiguous()
+<<<<<<< HEAD
 
 
 # Reading
@@ -374,3 +471,5 @@ def _check_nothing_on_meta(model: nn.Module) -> None:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
+=======
+>>>>>>> fileformats

@@ -8,10 +8,12 @@ each. transformers keeps a list of such changes for each class; for other models
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class Conversions:
@@ -83,6 +85,52 @@ class Conversions:
             if source is not None:
                 return target, converter, source
         return name, None, None
+
+
+def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
+
+    A model's names may be newer ones, or have a prefix that those of its base model lack.
+    """
+    conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
+    prefix = getattr(skeleton, "base_model_prefix", "") + "."
+    result = {}
+    for name in names:
+        renamed = conversions.renamed(name)
+        if renamed is not None:
+            candidates = (renamed, prefix + renamed, renamed.removeprefix(prefix), name)
+            fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
+            result[name] = next(fitting, name)
+    return result
+
+
+def by_name_of(
+    skeleton: nn.Module, tensors: dict[str, torch.Tensor], layers: set[str]
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """`tensors` of a file by the skeleton's names, and the names of those that it has no place for.
+
+    layers   names of quantized layers, which may hold any tensor
+    A file holds one of the names of a tied tensor; here the others have the same tensor. Values are not looked at.
+    """
+    state = skeleton.state_dict(keep_vars=True)
+    names = own_names(skeleton, tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name not in names}
+    converted = Conversions(skeleton).converted(others)
+    placed = own_names(skeleton, converted)
+    found = {name: tensors[stored] for stored, name in names.items()}
+    found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
+    unknown = {name for name in found if name not in state and name.rpartition(".")[0] not in layers}
+    found = {name: tensor for name, tensor in found.items() if name not in unknown}
+    holder = {id(value): name for name, value in state.items() if name in found}
+    tied = {name: found[holder[id(value)]] for name, value in state.items() if id(value) in holder}
+    return tied | found, unknown
+
+
+def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:
+    """Names of the skeleton's tensors that are not among `tensors`; those of `layers` are not looked for."""
+    return {
+        name for name in skeleton.state_dict().keys() - set(tensors) if name.rpartition(".")[0] not in layers
+    }
 
 
 def _name() -> str:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of safetensors files: one file, or shards that an index lists. Nothing is ever unpickled.
 
+Such files as a format of their own are float models, which are quantized, and quantized models of other packages, which
+are inspected. The formats that octavo loads keep their tensors in such files, too, and read them with what is here.
+
 Reading believes no file: only regular ones are opened, what an index says must be what the shards hold, and where a
 file carries checksums (ours do) every tensor must have its own. Writing needs one tensor in memory at a time, because
 all names, dtypes and shapes are known beforehand; the header comes last, so that a file that was not finished has none.
@@ -13,16 +16,21 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
+from . import foreign
+from .config_json import CONFIG, ENTRY, quantization_entry, read_config
 from .disk import current, parse_json, read_json, require_regular
+from .format import PICKLES, Checkpoint, FileFormat, Stored, refusal
+from .inspection import CheckpointContents, Entry, contents_of
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS, INDEX, SUFFIX = "model.safetensors", "model.safetensors.index.json", ".safetensors"
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -40,19 +48,55 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class Entry(NamedTuple):
-    """What a file's header says of a tensor. `dtype` is the name that safetensors has for it; octavo may have none."""
+class Safetensors(FileFormat):
+    """A file, or a folder: any of transformers, and those without config.json that hold such files."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
+    description: ClassVar[str] = "a file of safetensors, or the folder it came in"
+    loads: ClassVar[bool] = False
+
+    def recognize(self, path: Path) -> bool:
+        if not path.is_dir():
+            return os.path.lexists(path) and (path.suffix == SUFFIX or _has_header(path))
+        names = (path / CONFIG, current(path, WEIGHTS), path / INDEX, *path.glob(f"*{SUFFIX}"))
+        return any(map(os.path.lexists, names))
+
+    def inspect(self, path: Path) -> CheckpointContents:
+        return contents(path)
+
+    def read(self, path: Path, skeleton: nn.Module) -> Checkpoint:
+        raise _not_loaded(path)
+
+    def skeleton(self, path: Path) -> nn.Module:
+        raise _not_loaded(path)
+
+    def is_quantized(self, path: Path) -> bool:
+        return path.is_dir() and (path / CONFIG).exists() and ENTRY in read_config(path)
+
+    def catalog(self, path: Path) -> dict[str, Stored]:
+        return catalog(path)
 
 
-class Stored(NamedTuple):
-    """Where a tensor is, and, on the meta device, what it is."""
+def _not_loaded(path: Path) -> Exception:
+    """Why `load` cannot read a path of this format."""
+    if not (path / CONFIG).exists():
+        return FileNotFoundError(
+            f"load: {path} holds neither octavo.json nor {CONFIG}; give a folder written by octavo.save"
+        )
+    entry = quantization_entry(path)
+    if entry is None:
+        return ValueError(f"load: {path / CONFIG} has no {ENTRY}; give a quantized folder")
+    return ValueError(f"load: quant_method is {entry.get('quant_method')!r}; octavo reads compressed-tensors")
 
-    path: Path
-    meta: torch.Tensor
+
+def contents(path: Path) -> CheckpointContents:
+    """What a file or a folder holds, of whatever package. Raises: as `header` and `weight_map`."""
+    if not path.is_dir():
+        return contents_of(path, "safetensors", [path], foreign.rows(header(path), {}))
+    paths = files(path)
+    tensors = {name: entry for file in paths for name, entry in header(file).items()}
+    rows = foreign.rows(tensors, quantization_entry(path) or {})
+    name = "transformers" if (path / CONFIG).exists() else "safetensors"
+    return contents_of(path, name, paths, rows)
 
 
 def catalog(folder: Path) -> dict[str, Stored]:
@@ -73,17 +117,18 @@ def catalog(folder: Path) -> dict[str, Stored]:
                     raise ValueError(
                         f"{path}: {INDEX} does not say that {name!r} is here; damaged checkpoint"
                     )
-                found[name] = Stored(path, _meta(path, name, file.get_slice(name)))
+                meta = _meta(path, name, file.get_slice(name))
+                found[name] = Stored(path, meta, partial(read_tensor, path, name))
     if index is not None and index.keys() - found.keys():
         lost = min(index.keys() - found.keys())
         raise ValueError(f"{folder / INDEX}: {lost!r} is not in {index[lost]}; damaged checkpoint")
     return found
 
 
-def read(stored: Stored, name: str) -> torch.Tensor:
+def read_tensor(path: Path, name: str) -> torch.Tensor:
     """One tensor, mapped from its file: its memory is given back with the tensor. Raises: as `read_file`."""
-    with _opened(stored.path) as file:
-        return _checked(file, name, _checksums(file, stored.path), stored.path)
+    with _opened(path) as file:
+        return _checked(file, name, _checksums(file, path), path)
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -117,7 +162,7 @@ def weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(index, dict):
         raise ValueError(f"{path} is not an index of safetensors files: weight_map is {type(index).__name__}")
     for name in index.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(SUFFIX):
             raise ValueError(f"{path} names {name!r}; only safetensors files of the same folder are read")
     return index
 
@@ -126,6 +171,20 @@ def require_files(folder: Path) -> None:
     """For a folder that another package is going to read. Raises: as `catalog`, but for what the files hold."""
     for path in _files(folder, weight_map(folder)):
         require_regular(path)
+
+
+def files(folder: Path) -> list[Path]:
+    """The files to inspect: those of the model, or all if none of them has the name that a model's file has.
+
+    Raises: as `weight_map`.
+    """
+    index = weight_map(folder)
+    if index is not None or current(folder, WEIGHTS).exists():
+        return _files(folder, index)
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    if not found:
+        raise refusal(folder)
+    return found
 
 
 def header(path: Path) -> dict[str, Entry]:
@@ -189,6 +248,7 @@ def nbytes(layout: Mapping[str, torch.Tensor]) -> int:
 
 
 def _files(folder: Path, index: dict[str, str] | None) -> list[Path]:
+    """The files that transformers loads the model of `folder` from."""
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
     weights = current(folder, WEIGHTS)
@@ -199,6 +259,16 @@ def _files(folder: Path, index: dict[str, str] | None) -> list[Path]:
             "does: if you trust it, write it again with save_pretrained of transformers"
         )
     return [weights]
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file of another name begins as one of safetensors does: the header's length, then JSON."""
+    try:
+        require_regular(path)
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

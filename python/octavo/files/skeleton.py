@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..tensors.qparams import FLOAT_DTYPES
-from .compressed_tensors import CONFIG, read_config
+from .config_json import CONFIG, read_config
 
 # Fields that count or measure something: transformers takes a negative number of layers for none and says nothing.
 _COUNTS = re.compile(

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import safetensors
-from ..files.compressed_tensors import set_quantization_config
+from ..files import load, model_changed, safetensors, save
 from ..files.disk import require_regular_files
-from ..files.octavo import load, save
 from ..files.skeleton import model_class, named_errors, quiet_transformers, skeleton
 
 __all__ = [
@@ -108,7 +106,7 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
     transformers reads it if compressed-tensors is installed, and refuses it otherwise.
     """
     save(model, folder)
-    set_quantization_config(model)
+    model_changed(model)
     model.config.architectures = [type(model).__name__]  # as save_pretrained does
     (Path(folder) / "config.json").write_text(model.config.to_json_string())
     tokenizer.save_pretrained(folder)
