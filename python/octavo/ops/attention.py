@@ -65,7 +65,8 @@ def attention(
         )
     if mask is not None:
         check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
-        if k.dim() == 4 and (mask.dim() == 0 or mask.shape[-1] == 1):
+        # Equal sizes are asked for first: a graph would depend on the answer to "is it 1", and fuse_ take that for a path.
+        if k.dim() == 4 and (mask.dim() == 0 or (mask.shape[-1] != k.shape[-2] and mask.shape[-1] == 1)):
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:
         scale = 1 / math.sqrt(q.shape[-1]) if q.dim() == 4 and q.shape[-1] > 0 else 1.0
