@@ -65,7 +65,7 @@ def attention(
         )
     if mask is not None:
         check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
-        # Equal sizes are asked for first: a graph would depend on the answer to "is it 1", and fuse_ take that for a path.
+        # Whether sizes are equal is asked first: a graph would depend on "is it 1", and fuse_ take that for a path.
         if k.dim() == 4 and (mask.dim() == 0 or (mask.shape[-1] != k.shape[-2] and mask.shape[-1] == 1)):
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:
