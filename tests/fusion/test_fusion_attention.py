@@ -145,13 +145,31 @@ def test_other_models_are_kept_with_a_reason(kind, options, reason):
     assert model.config._attn_implementation in ("sdpa", "eager")
 
 
-def test_attention_weights_are_left_to_torch():
-    """As with torch's SDPA: there are none, and transformers says so."""
-    model = bert()
-    octavo.fuse_(model, PADDED)
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("make", [bert, llama])
+def test_who_asks_for_attention_weights_is_told_that_there_are_none(make, attn_implementation):
+    model = make(attn_implementation=attn_implementation)
+    octavo.fuse_(model, IDS)
     with torch.no_grad():
-        found = model(**PADDED, output_attentions=True).attentions
-    assert not found or all(each is None for each in found)
+        with pytest.raises(
+            ValueError, match=r"output_attentions=True asks for: call octavo.unfuse_\(model\)"
+        ):
+            model(IDS, output_attentions=True)
+        model(IDS, output_attentions=False)
+        found = octavo.unfuse_(model)(IDS, output_attentions=True).attentions
+    if attn_implementation == "eager":
+        assert [weights.shape for weights in found] == [(2, 4, 12, 12)] * 2
+
+
+def test_a_model_that_was_asked_for_hidden_states_before_is_fused_and_gives_them():
+    """transformers leaves hooks on all modules then."""
+    model = llama()
+    with torch.no_grad():
+        expected = model(IDS, output_hidden_states=True).hidden_states
+        report = octavo.fuse_(model, IDS, attention="float32")
+        found = model(IDS, output_hidden_states=True).hidden_states
+    assert [row.action for row in report.rows if row.step == "rotary"] == ["fused"] * 2
+    assert len(found) == len(expected) == 3
 
 
 @pytest.mark.parametrize("by_name", [False, True])

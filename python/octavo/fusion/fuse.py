@@ -20,6 +20,7 @@ from ..base.modules import undone_on_error
 from ..conversion.prepare import require_module
 from ..evaluation.comparison_result import OutputComparison
 from .blocks.blocks import Blocks
+from .capturing import forget_capturing
 from .example import Example
 from .report import FusionReport, FusionRow
 from .step import Candidate, Changes, Step
@@ -78,6 +79,7 @@ def unfuse_(model: nn.Module) -> nn.Module:
     require_module("unfuse_", model)
     while fused := [module for module in model.modules() if RECORD in vars(module)]:
         vars(fused[0]).pop(RECORD).undo()
+        forget_capturing(model)
     return model
 
 
@@ -87,12 +89,14 @@ def run_steps(model: nn.Module, example: Any, steps: Sequence[Step], min_cosine:
     with undone_on_error(model), torch.no_grad():
         held = Example(model, example)
         for step in steps:
+            forget_capturing(model)
             candidates = step.find(model, held)
             verify([candidate for candidate in candidates if not candidate.reason], held)
             output = _apply(candidates, changes, held, min_cosine)
             report.rows.extend(_row(step, candidate) for candidate in candidates)
             if output is not None:
                 report.outputs[step.name] = output
+        forget_capturing(model)
         if changes.done:
             _remember(model, changes)
     if not report.fused:

@@ -8,6 +8,7 @@ function for torch's SDPA, call by call; what neither knows is refused.
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,10 @@ NAMES = {name: "octavo" if name == "auto" else f"octavo_{name}" for name in ops.
 KNOWN = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal")
 _others_of_sdpa = ["position_bias"]  # and what _read_sdpa finds; a list, which torch.compile reads as it is
 NO_DROPOUT = "octavo's attention has no dropout: call model.eval(), or octavo.unfuse_(model) before training"
+NO_WEIGHTS = (
+    "octavo's attention gives no attention weights, which output_attentions=True asks for: call octavo.unfuse_(model), "
+    "and model.set_attn_implementation('eager') if it was another one"
+)
 
 
 def attention_forward(
@@ -37,10 +42,12 @@ def attention_forward(
     """The signature is that of transformers' AttentionInterface: query [B, H, Lq, D], key and value [B, Hkv, Lk, D].
 
     returns  [B, Lq, H, D] and no weights
-    raises   ValueError for dropout, attention sinks and a softcap
+    raises   ValueError for dropout, attention sinks, a softcap, and where attention weights are asked for
     """
     if options.get("dropout"):
         raise ValueError(NO_DROPOUT)
+    if options.get("output_attentions") or _collects_weights():
+        raise ValueError(NO_WEIGHTS)
     if options.get("s_aux") is not None:
         raise ValueError("octavo's attention has no sinks: call octavo.unfuse_(model)")
     if options.get("softcap") is not None:
@@ -83,6 +90,15 @@ def running(precision: str) -> str:
     except ValueError:
         return "float32"
     return "bfloat16"
+
+
+def _collects_weights() -> bool:
+    """Whether transformers collects what attention modules return. Not all models hand output_attentions on to them."""
+    capturing = sys.modules.get("transformers.utils.output_capturing")  # absent from older versions
+    if capturing is None or torch.compiler.is_compiling():
+        return False
+    collected = capturing._active_collector.get()
+    return bool(collected) and any(name.endswith("attentions") for name in collected)
 
 
 def sdpa(*args: Any, **options: Any) -> Any:
