@@ -128,7 +128,10 @@ def test_several_readers_share_one_s_and_others_are_not_pairs():
     [
         ({}, "give data, to find the pairs, or pairs"),
         ({"data": X, "pairs": []}, "give data, to find the pairs, or pairs"),
-        ({"pairs": [("0", "1")]}, "'1' is no linear layer of the model.*those that can take part are 0, 2, 4"),
+        (
+            {"pairs": [("0", "1")]},
+            "'1' is no linear layer of the model.*those that can take part are 0, 2, 4",
+        ),
         ({"pairs": [("0", "2"), ("4", "2")]}, "'4' gives 5 features and '2' takes 20"),
     ],
 )

@@ -15,12 +15,8 @@ from typing import Any
 
 from torch import nn
 
-<<<<<<< HEAD
-from ..files.octavo import save
-from ..nn.replacements import replacement_of
-=======
 from ..files import save
->>>>>>> fileformats
+from ..nn.replacements import replacement_of
 from ..runtime.timing import Times, interleaved
 from .energy import joules_per_call
 from .generation import Decoder, Prompts

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, QuantLinear, leave_fused_paths
+from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
 from ..schemes import Scheme
 from ..tensors.qparams import FLOAT_DTYPES
 from . import computed
@@ -21,7 +22,7 @@ from .format import Checkpoint
 
 
 def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """`skeleton` with the layers and tensors of `checkpoint`, in place; a skeleton that is one Linear stays as it is,
+    """`skeleton` with the layers and tensors of `checkpoint`, in place; a skeleton that is one layer stays as it is,
     and the QuantLinear is returned.
 
     Raises: ValueError if the two do not fit, or if something would stay on the meta device. The skeleton is then as it
@@ -75,13 +76,14 @@ def prefix_of(name: str) -> str:
 # --- layers without values ------------------------------------------------------------------------------------------
 
 
-def _unfilled(linear: nn.Linear, scheme: Scheme) -> OurLinear:
-    has_bias = linear.bias is not None
-    layer = scheme.layer(linear.in_features, linear.out_features, has_bias, scheme=scheme, device="meta")
+def _unfilled(linear: Any, scheme: Scheme) -> OurLinear:
+    has_bias = bias_of(linear) is not None
+    layer = scheme.layer(*features_of(linear), has_bias, scheme=scheme, device="meta")
+    layer.replaces = replacement_of(linear) or LINEAR
     return layer.train(linear.training)
 
 
-def _unfilled_prepared(name: str, linear: nn.Linear, checkpoint: Checkpoint) -> OurLinear:
+def _unfilled_prepared(name: str, linear: Any, checkpoint: Checkpoint) -> OurLinear:
     scheme, options = checkpoint.prepared[name]
     try:
         layer = scheme.prepare_linear(linear, **options)
@@ -93,11 +95,11 @@ def _unfilled_prepared(name: str, linear: nn.Linear, checkpoint: Checkpoint) -> 
 
 def _unfilled_layers(skeleton: nn.Module, checkpoint: Checkpoint) -> dict[str, OurLinear]:
     modules = dict(skeleton.named_modules(remove_duplicate=False))
-    made: dict[int, OurLinear] = {}  # by id of the Linear: one that has several names becomes one layer
+    made: dict[int, OurLinear] = {}  # by id of the float layer: one that has several names becomes one layer
     layers = {}
     for name in (*checkpoint.schemes, *checkpoint.prepared):
         linear = modules.get(name)
-        if not isinstance(linear, nn.Linear):
+        if linear is None or replacement_of(linear) is None:
             found = "missing" if linear is None else f"a {type(linear).__name__}"
             raise ValueError(
                 f"load: layer {name!r} is {found} in skeleton, a Linear is needed; "
