@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..base.tables import as_html, as_text
-from ..schemes import from_dict, label
 
 HEADER = ("name", "kind", "scheme", "shape", "dtype", "bytes", "bits per weight")
 PACKED = ("weight_packed", "qweight")  # compressed-tensors; GPTQ and AWQ: several codes in one integer
