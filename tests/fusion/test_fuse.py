@@ -266,7 +266,7 @@ def test_an_error_on_the_way_undoes_everything(monkeypatch):
 
     model = quantized(llama)
     before, config = model_state(model), model.config
-    monkeypatch.setattr(octavo.fusion.norms.Norms, "find", find)
+    monkeypatch.setattr(octavo.fusion.steps.norms.Norms, "find", find)
     with pytest.raises(KeyError, match="broken"):
         octavo.fuse_(model, PADDED)
     assert_unchanged(model, before)
