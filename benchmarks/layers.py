@@ -45,7 +45,7 @@ class Plan:
     """Which cells to measure, and how long.
 
     shapes     (in_features, out_features); rivals: names or files of rivals/, empty for all
-    rounds, seconds, limit   of octavo.timing.interleaved
+    rounds, seconds, limit   of octavo.runtime.timing.interleaved
     """
 
     shapes: tuple[tuple[int, int], ...] = (

@@ -95,7 +95,7 @@ def test_only_when_asked_for(calls):
 @torch.no_grad()
 def test_other_shapes_go_on_to_torch(calls):
     q = torch.randn(3, 5, 20)
-    with octavo.fusion.plain_attention._Ours("auto"):
+    with octavo.fusion.steps.plain_attention._Ours("auto"):
         F.scaled_dot_product_attention(q, q, q)
         F.scaled_dot_product_attention(q[None], q[None], q[None])
         F.scaled_dot_product_attention(X[None], X[None, :, :3], X[None, :, :3], is_causal=True)

@@ -39,7 +39,7 @@ def tensors(draw, shape=None, dtypes=FLOAT_TYPES, elements=None) -> torch.Tensor
 
 
 @st.composite
-def granularities(draw, shape: tuple[int, ...]) -> octavo.qparams.Granularity:
+def granularities(draw, shape: tuple[int, ...]) -> octavo.tensors.qparams.Granularity:
     """A granularity that fits `shape`."""
     return draw(
         st.one_of(
