@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.float_types import FLOAT_DTYPES
 from ..files import compressed_tensors, computed, safetensors
 from ..files.disk import folder_argument, scratch
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
-from ..tensors.qparams import FLOAT_DTYPES
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
 from .report import QuantizationReport

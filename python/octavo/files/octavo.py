@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.float_types import FLOAT_DTYPES
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, PreparedLinear, QuantLinear, leave_fused_paths
 from ..schemes import Scheme, from_dict
-from ..tensors.qparams import FLOAT_DTYPES
 from . import compressed_tensors, computed, manifest, safetensors
 from .disk import current, folder_argument, save_into
 from .skeleton import skeleton as skeleton_of

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..tensors.qparams import FLOAT_DTYPES
+from ..base.float_types import FLOAT_DTYPES
 from .compressed_tensors import CONFIG, read_config
 from .disk import require_regular_files
 
