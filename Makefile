@@ -54,7 +54,7 @@ rm -rf $(1)
 $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet $(2) $(TORCH)
 $(1)/bin/python -m pip install --quiet $(2) $(build_tools)
-PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pip install --quiet $(2) --no-build-isolation ".[test]"
+PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pip install --quiet $(2) --no-build-isolation --editable ".[test]"
 $(1)/bin/python -m pip list --format freeze | grep -E "^(torch|transformers|numpy|safetensors|matplotlib|pytest)=="
 PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pytest
 endef

@@ -1,57 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
 """Octavo quantizes PyTorch models for CPUs. `octavo.quantize_(model, octavo.Int8Dynamic())` is the whole of it.
 
-This file lists the public names, and only them.
+This file lists the public names, and only them. A name's module is imported when the name is first used, so that
+`import octavo` loads the operators and little else.
 """
 
+import difflib as _difflib
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 import torch as _torch  # first: it loads the libtorch_cpu.so that octavo._C is linked to
 
-from . import (
-    activations,
-    dtypes,
-    evaluation,
-    formats,
-    methods,
-    metrics,
-    nn,
-    numpy,
-    observers,
-    ops,
-    reference,
-    schemes,
-)
-from .conversion.convert import quantize_, quantized
-from .conversion.prepare import calibrating, freeze_, prepare_
-from .evaluation import Evaluation, Prompts
-from .evaluation.comparison import compare
-from .evaluation.evaluator import evaluate
-from .evaluation.mixed_precision import choose
-from .evaluation.sensitivities import Sensitivity, sensitivity
-from .files import CheckpointContents, inspect_checkpoint, load, save
-from .fusion import FusionReport, fuse_, unfuse_
-from .methods import RoundToNearest, SmoothQuant
-from .methods.bias_correction import correct_bias_
-from .methods.equalization import equalize_
+from . import ops  # at once: torch.ops.octavo belongs to what an exported program needs
 from .ops import int8_mm
-from .runtime.cpu import cpu_info, use_isa
-from .runtime.malloc import keep_memory
-from .schemes.int8_dynamic import Int8Dynamic
-from .schemes.int8_static import Int8Static
-from .schemes.int8_weight_only import Int8WeightOnly
-from .schemes.llm_int8 import LLMInt8
-from .tensors.qparams import (
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QParams,
-    QuantizedTensor,
-    choose_qparams,
-    dequantize,
-    quantize,
-)
+
+if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
+    from . import (
+        activations,
+        dtypes,
+        evaluation,
+        formats,
+        methods,
+        metrics,
+        nn,
+        numpy,
+        observers,
+        reference,
+        schemes,
+    )
+    from .conversion.convert import quantize_, quantized
+    from .conversion.prepare import calibrating, freeze_, prepare_
+    from .evaluation import Evaluation, Prompts
+    from .evaluation.comparison import compare
+    from .evaluation.evaluator import evaluate
+    from .evaluation.mixed_precision import choose
+    from .evaluation.sensitivities import Sensitivity, sensitivity
+    from .files import CheckpointContents, inspect_checkpoint, load, save
+    from .fusion import FusionReport, fuse_, unfuse_
+    from .methods import RoundToNearest, SmoothQuant
+    from .methods.bias_correction import correct_bias_
+    from .methods.equalization import equalize_
+    from .runtime.cpu import cpu_info, use_isa
+    from .runtime.malloc import keep_memory
+    from .schemes.int8_dynamic import Int8Dynamic
+    from .schemes.int8_static import Int8Static
+    from .schemes.int8_weight_only import Int8WeightOnly
+    from .schemes.llm_int8 import LLMInt8
+    from .tensors.granularity import PerChannel, PerGroup, PerTensor, PerToken
+    from .tensors.qparams import QParams, QuantizedTensor, choose_qparams, dequantize, quantize
+
+# Each module of the package that defines public names, and these names.
+_HOMES = {
+    "conversion.convert": ["quantize_", "quantized"],
+    "conversion.prepare": ["calibrating", "freeze_", "prepare_"],
+    "evaluation": ["Evaluation", "Prompts"],
+    "evaluation.comparison": ["compare"],
+    "evaluation.evaluator": ["evaluate"],
+    "evaluation.mixed_precision": ["choose"],
+    "evaluation.sensitivities": ["Sensitivity", "sensitivity"],
+    "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
+    "fusion": ["FusionReport", "fuse_", "unfuse_"],
+    "methods": ["RoundToNearest", "SmoothQuant"],
+    "methods.bias_correction": ["correct_bias_"],
+    "methods.equalization": ["equalize_"],
+    "runtime.cpu": ["cpu_info", "use_isa"],
+    "runtime.malloc": ["keep_memory"],
+    "schemes.int8_dynamic": ["Int8Dynamic"],
+    "schemes.int8_static": ["Int8Static"],
+    "schemes.int8_weight_only": ["Int8WeightOnly"],
+    "schemes.llm_int8": ["LLMInt8"],
+    "tensors.granularity": ["PerChannel", "PerGroup", "PerTensor", "PerToken"],
+    "tensors.qparams": ["QParams", "QuantizedTensor", "choose_qparams", "dequantize", "quantize"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __version__ = _version("octavo")
 
@@ -110,3 +133,24 @@ __all__ = [
     "unfuse_",
     "use_isa",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _HOME_OF:
+        value = getattr(_importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    elif name in __all__:
+        value = _importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"octavo has no {name!r}{_hint(name)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def _hint(name: str) -> str:
+    lower = {public.lower(): public for public in __all__}
+    near = _difflib.get_close_matches(name.lower(), lower, n=2)
+    return f"; did you mean {' or '.join(f'octavo.{lower[match]}' for match in near)}?" if near else ""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import _C
-from .tensors.qparams import Granularity, PerChannel, PerGroup, PerTensor
+from .tensors.granularity import Granularity, PerChannel, PerGroup, PerTensor
 
 _CODE_TYPES = ("int8", "uint8", "int16", "uint16")
 _PLAIN = (np.ndarray, np.memmap, np.matrix)  # arrays that are their values and nothing else

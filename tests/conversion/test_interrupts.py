@@ -9,6 +9,7 @@ from torch import nn
 
 import octavo
 from octavo.base import modules as swap
+from octavo.conversion import convert, plan, prepare
 from octavo.conversion.report import QuantizationReport
 from octavo.nn import PreparedLinear, QuantLinear
 from octavo.schemes.base import Scheme
@@ -55,8 +56,8 @@ def test_until_the_first_layer_is_frozen_the_model_is_as_it_was(monkeypatch, sch
 
 STEPS = [
     (Scheme, "freeze"),
-    (octavo.conversion.plan.Layer, "becomes"),
-    (octavo.conversion.prepare, "replace_at"),
+    (plan.Layer, "becomes"),
+    (prepare, "replace_at"),
     (QuantLinear, "pack_"),
 ]
 
@@ -102,11 +103,9 @@ def test_a_layer_that_cannot_be_frozen_at_all_is_float_again(monkeypatch):
     assert set(kinds(m)) == {QuantLinear}
 
 
-@pytest.mark.parametrize(
-    "owner", [octavo.conversion.prepare, octavo.conversion.convert], ids=["replacing", "calibrating"]
-)
+@pytest.mark.parametrize("owner", [prepare, convert], ids=["replacing", "calibrating"])
 def test_before_that_everything_is_undone(monkeypatch, owner):
-    name = "replace_at" if owner is octavo.conversion.prepare else "calibrate"
+    name = "replace_at" if owner is prepare else "calibrate"
     m = model().eval()
     before = model_state(m)
     interrupt(monkeypatch, owner, name, 1 if name == "calibrate" else 3)

@@ -5,6 +5,7 @@ training through the rounding of few bits wins back."""
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
     from octavo.lab.study.study_result import StudyResult
     from octavo.lab.study.training_result import TrainingResult
 
-HELP = "measure every scheme on a small language model that comes with the package"
+HELP = "measure every scheme on a small language model; needs a source checkout"
+CHECKOUT = (
+    "the study and its language model come with Octavo's sources and not with the installed package; run it from a "
+    "checkout: `pip install --editable .` there, then `octavo study`"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("octavo.lab.study") is None:
+        raise ImportError(CHECKOUT)
     result = (_training if options.train else _study)(options)
     if options.json:
         print(json.dumps(result.to_dict(), indent=2))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.float_types import FLOAT_DTYPES
 from ..files import computed, format_of, recognizing, safetensors
 from ..files.compressed_tensors import quantization_config
 from ..files.config_json import CONFIG, ENTRY, read_config
@@ -28,7 +29,6 @@ from ..files.renaming import by_name_of, missing_from, own_names
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
 from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of, with_tensors
-from ..tensors.qparams import FLOAT_DTYPES
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
 from .report import QuantizationReport

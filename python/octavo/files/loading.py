@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.float_types import FLOAT_DTYPES
 from ..base.modules import undone_on_error
 from ..nn import OurLinear, QuantLinear, leave_fused_paths
 from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
 from ..schemes import Scheme
-from ..tensors.qparams import FLOAT_DTYPES
 from . import computed
 from .format import Checkpoint
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..tensors.qparams import FLOAT_DTYPES
+from ..base.float_types import FLOAT_DTYPES
 from .config_json import CONFIG, read_config
 
 # Fields that count or measure something: transformers takes a negative number of layers for none and says nothing.

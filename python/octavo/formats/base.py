@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..base.configs import Config
-from ..tensors.qparams import Granularity, QParams, QuantizedTensor
+from ..tensors.granularity import Granularity
+from ..tensors.qparams import QParams, QuantizedTensor
 
 Tensors = Mapping[str, torch.Tensor]
 

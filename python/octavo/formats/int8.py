@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from .. import ops
+from ..base.float_types import FLOAT_DTYPES
 from ..runtime import huge_pages
-from ..tensors.qparams import FLOAT_DTYPES, Granularity, PerChannel, QParams, QuantizedTensor
+from ..tensors.granularity import Granularity, PerChannel
+from ..tensors.qparams import QParams, QuantizedTensor
 from .base import TensorForm, Tensors, WeightFormat, differs
 
 # Of compressed-tensors: how these weights are described.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..tensors.qparams import FLOAT_DTYPES
+from ..base.float_types import FLOAT_DTYPES
 
 
 def fits(input: torch.Tensor, in_features: int) -> bool:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from ..base.float_types import FLOAT_DTYPES
 from ..formats import TensorForm, WeightFormat
 from ..runtime.cpu import cpu_info
-from ..tensors.qparams import FLOAT_DTYPES
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .packed_weight import PackedWeight
 from .replacements import LINEAR, Replacement

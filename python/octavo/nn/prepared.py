@@ -26,7 +26,8 @@ from ..tensors.fake_quantize import (
     offset_zero_point,
     positive_scale,
 )
-from ..tensors.qparams import PerTensor, QParams, QuantizedTensor
+from ..tensors.granularity import PerTensor
+from ..tensors.qparams import QParams, QuantizedTensor
 from .linear import add_bias_
 from .replacements import LINEAR, Replacement, bias_of, features_of, replacement_of
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import observers
+from ..base.float_types import FLOAT_DTYPES
 from ..observers import Observer
-from ..tensors.qparams import FLOAT_DTYPES
 from .float_input import fits, in_float32
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen

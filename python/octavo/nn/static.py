@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from ..base.float_types import FLOAT_DTYPES
 from ..tensors.fake_quantize import quantize_bias
-from ..tensors.qparams import FLOAT_DTYPES, PerTensor, QParams
+from ..tensors.granularity import PerTensor
+from ..tensors.qparams import QParams
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
 from .scales import INPUT_QMAX, INPUT_QMIN

@@ -18,7 +18,9 @@ from torch import nn
 
 from .. import ops
 from ..base.configs import Config
-from ..tensors.qparams import FLOAT_DTYPES, Granularity, PerChannel, PerTensor, QParams
+from ..base.float_types import FLOAT_DTYPES
+from ..tensors.granularity import Granularity, PerChannel, PerTensor
+from ..tensors.qparams import QParams
 
 logger = logging.getLogger("octavo")
 

@@ -7,7 +7,7 @@ The C++ side holds the schemas and the kernels.
 from . import batching
 from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
 from .attention import PRECISIONS, attention
-from .checks import CODE_TYPES, FLOAT_TYPES, WIDE_CODE_TYPES
+from .checks import CODE_TYPES, WIDE_CODE_TYPES
 from .codes import (
     choose_qparams,
     dequantize,
@@ -24,7 +24,6 @@ from .norms import add_norm, add_norm_codes, rms_norm, rope
 __all__ = [
     "ACTIVATIONS",
     "CODE_TYPES",
-    "FLOAT_TYPES",
     "PRECISIONS",
     "WIDE_CODE_TYPES",
     "activate",

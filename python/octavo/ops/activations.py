@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..base.float_types import FLOAT_DTYPES
 from . import shapes
-from .checks import FLOAT_TYPES, check, wants_gradient
+from .checks import check, wants_gradient
 from .registration import register_fake
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
@@ -34,7 +35,7 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     raises   TypeError for another dtype; ValueError for another name
     source   Hendrycks and Gimpel 2016 (arXiv:1606.08415); docs/numerics.md, eq. 48
     """
-    check("activate", "x", x, FLOAT_TYPES)
+    check("activate", "x", x, FLOAT_DTYPES)
     number = activation_number("activate", activation)
     if torch.is_grad_enabled() and wants_gradient(x):
         return torch_activation(x, activation)
@@ -49,9 +50,9 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     raises     TypeError for another dtype; ValueError if they differ in shape or dtype
     source     SwiGLU: Shazeer 2020 (arXiv:2002.05202); docs/numerics.md, eq. 48
     """
-    if getattr(gate, "dtype", None) not in FLOAT_TYPES or getattr(up, "dtype", None) not in FLOAT_TYPES:
-        check("silu_mul", "gate", gate, FLOAT_TYPES)
-        check("silu_mul", "up", up, FLOAT_TYPES)
+    if getattr(gate, "dtype", None) not in FLOAT_DTYPES or getattr(up, "dtype", None) not in FLOAT_DTYPES:
+        check("silu_mul", "gate", gate, FLOAT_DTYPES)
+        check("silu_mul", "up", up, FLOAT_DTYPES)
     if torch.is_grad_enabled() and wants_gradient(gate, up):
         shapes.silu_mul(gate, up)
         return F.silu(gate) * up

@@ -8,8 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ..base.float_types import FLOAT_DTYPES
 from . import shapes
-from .checks import FLOAT_TYPES, check, wants_gradient
+from .checks import check, wants_gradient
 from .registration import register_fake
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
@@ -56,15 +57,15 @@ def attention(
     if _is_autocast_enabled("cpu"):
         q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if getattr(tensor, "dtype", None) not in FLOAT_TYPES:
-            check("attention", name, tensor, FLOAT_TYPES)
+        if getattr(tensor, "dtype", None) not in FLOAT_DTYPES:
+            check("attention", name, tensor, FLOAT_DTYPES)
     number = _NUMBERS.get(precision)
     if number is None:
         raise ValueError(
             f"attention: precision is {precision!r}, accepted: {', '.join(map(repr, PRECISIONS))}"
         )
     if mask is not None:
-        check("attention", "mask", mask, FLOAT_TYPES | {torch.bool})
+        check("attention", "mask", mask, (*FLOAT_DTYPES, torch.bool))
         if k.dim() == 4 and (mask.dim() == 0 or shapes.known(mask.shape[-1] == 1)):
             mask = mask.expand(*mask.shape[:-1], k.shape[-2])
     if scale is None:

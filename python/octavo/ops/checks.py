@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from .. import _C  # noqa: F401  loading it registers the operators
 
-FLOAT_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 CODE_TYPES = frozenset({torch.int8, torch.uint8})
 WIDE_CODE_TYPES = frozenset({torch.int16, torch.uint16})  # no kernel multiplies them
 
 
-def check(op: str, name: str, tensor: torch.Tensor, accepted: frozenset | set) -> None:
+def check(op: str, name: str, tensor: torch.Tensor, accepted: Collection[torch.dtype]) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, a torch.Tensor is needed")
     if tensor.dtype not in accepted:
@@ -21,7 +22,7 @@ def check(op: str, name: str, tensor: torch.Tensor, accepted: frozenset | set) -
         )
 
 
-def check_dtype(op: str, dtype: torch.dtype, accepted: frozenset) -> None:
+def check_dtype(op: str, dtype: torch.dtype, accepted: Collection[torch.dtype]) -> None:
     if dtype not in accepted:
         raise TypeError(f"{op}: dtype is {_short(dtype)}, accepted: {_names(accepted)}")
 
@@ -38,5 +39,5 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _names(dtypes: frozenset | set) -> str:
+def _names(dtypes: Collection[torch.dtype]) -> str:
     return ", ".join(sorted(map(_short, dtypes)))

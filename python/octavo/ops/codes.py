@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 
 from .. import reference
+from ..base.float_types import FLOAT_DTYPES
 from . import shapes
-from .checks import CODE_TYPES, FLOAT_TYPES, WIDE_CODE_TYPES, check, check_dtype
+from .checks import CODE_TYPES, WIDE_CODE_TYPES, check, check_dtype
 from .registration import register_fake
 from .shapes import packed_shape
 
@@ -31,7 +32,7 @@ def choose_qparams(
     raises   TypeError for another dtype; ValueError for NaN or Inf (names the row) and for a bad range
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
-    check("choose_qparams", "x", x, FLOAT_TYPES)
+    check("choose_qparams", "x", x, FLOAT_DTYPES)
     return _choose_qparams(x.detach(), qmin, qmax, symmetric)
 
 
@@ -45,7 +46,7 @@ def quantize(
     raises   TypeError for another dtype; ValueError for shapes that do not fit and a range outside `dtype`
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
-    check("quantize", "x", x, FLOAT_TYPES)
+    check("quantize", "x", x, FLOAT_DTYPES)
     if dtype in WIDE_CODE_TYPES:
         shapes.quantize(x, scale, zero_point, qmin, qmax, dtype)
         return reference.quantize(x.detach(), scale.detach(), zero_point, qmin, qmax, dtype)
@@ -65,7 +66,7 @@ def dequantize(
     source   Jacob et al. 2018 (arXiv:1712.05877), eq. 1; docs/numerics.md
     """
     check("dequantize", "codes", codes, CODE_TYPES | WIDE_CODE_TYPES)
-    check_dtype("dequantize", dtype, FLOAT_TYPES)
+    check_dtype("dequantize", dtype, FLOAT_DTYPES)
     if codes.dtype in WIDE_CODE_TYPES:
         shapes.dequantize(codes, scale, zero_point, dtype)
         return reference.dequantize(codes, scale.detach(), zero_point, dtype)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+from ..base.float_types import FLOAT_DTYPES
 from . import shapes
 from .activations import activation_number, torch_activation
-from .checks import FLOAT_TYPES, check, wants_gradient
+from .checks import check, wants_gradient
 from .codes import dequantize, unpack_weight
 from .registration import register_fake
 
@@ -45,8 +46,8 @@ def linear_dynamic(
     """
     if _is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("linear_dynamic", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("linear_dynamic", "x", x, FLOAT_DTYPES)
     if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
         y = _linear_function().apply(_linear_dynamic, x, packed, column_sum, weight_scale, bias, symmetric)
         return torch_activation(y, activation)
@@ -75,8 +76,8 @@ def linear_static(
     """
     if _is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("linear_static", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("linear_static", "x", x, FLOAT_DTYPES)
     arguments = (x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point)
     if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
         return torch_activation(_linear_function().apply(_linear_static, *arguments), activation)
@@ -100,8 +101,8 @@ def linear_weight_only(
     """
     if _is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("linear_weight_only", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("linear_weight_only", "x", x, FLOAT_DTYPES)
     if forward_ad._current_level >= 0 or (_is_grad_enabled() and wants_gradient(x, weight_scale, bias)):
         y = _linear_function().apply(_linear_weight_only, x, packed, column_sum, weight_scale, bias)
         return torch_activation(y, activation)

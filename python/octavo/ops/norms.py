@@ -6,8 +6,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..base.float_types import FLOAT_DTYPES
 from . import shapes
-from .checks import FLOAT_TYPES, check, wants_gradient
+from .checks import check, wants_gradient
 from .registration import register_fake
 
 _rms_norm = torch.ops.octavo.rms_norm.default
@@ -25,8 +26,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     raises   TypeError for another dtype; ValueError for shapes that do not fit
     source   Zhang and Sennrich 2019 (arXiv:1910.07467), eq. 4; docs/numerics.md, eq. 51
     """
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("rms_norm", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("rms_norm", "x", x, FLOAT_DTYPES)
     if _is_grad_enabled() and wants_gradient(x, weight):
         shapes.norm("rms_norm", x, weight)
         return _torch_norm(x, weight, None, eps, True)
@@ -52,8 +53,8 @@ def add_norm(
     raises        TypeError for another dtype; ValueError for shapes that do not fit
     source        Ba et al. 2016 (arXiv:1607.06450), eq. 4; rms: as rms_norm; docs/numerics.md, eq. 51
     """
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("add_norm", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("add_norm", "x", x, FLOAT_DTYPES)
     if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
         shapes.norm("add_norm", x, weight, bias, residual)
         total = x + residual
@@ -77,8 +78,8 @@ def add_norm_codes(
     raises   as add_norm; ValueError if a gradient is needed
     source   ours
     """
-    if getattr(x, "dtype", None) not in FLOAT_TYPES:
-        check("add_norm_codes", "x", x, FLOAT_TYPES)
+    if getattr(x, "dtype", None) not in FLOAT_DTYPES:
+        check("add_norm_codes", "x", x, FLOAT_DTYPES)
     if _is_grad_enabled() and wants_gradient(x, residual, weight, bias):
         raise ValueError(
             "add_norm_codes: codes have no gradient, and an argument needs one; call it under torch.no_grad(), or use "
@@ -98,9 +99,9 @@ def rope(
     raises    TypeError for another dtype; ValueError for shapes that do not fit
     source    Su et al. 2021 (arXiv:2104.09864), eq. 34; docs/numerics.md, eq. 53
     """
-    if getattr(q, "dtype", None) not in FLOAT_TYPES or getattr(k, "dtype", None) not in FLOAT_TYPES:
-        check("rope", "q", q, FLOAT_TYPES)
-        check("rope", "k", k, FLOAT_TYPES)
+    if getattr(q, "dtype", None) not in FLOAT_DTYPES or getattr(k, "dtype", None) not in FLOAT_DTYPES:
+        check("rope", "q", q, FLOAT_DTYPES)
+        check("rope", "k", k, FLOAT_DTYPES)
     if _is_grad_enabled() and wants_gradient(q, k, cos, sin):
         shapes.rope(q, k, cos, sin)
         return _torch_rotated(q, cos, sin), _torch_rotated(k, cos, sin)

@@ -10,7 +10,8 @@ from math import prod
 
 import torch
 
-from .checks import CODE_TYPES, FLOAT_TYPES
+from ..base.float_types import FLOAT_DTYPES
+from .checks import CODE_TYPES
 
 Condition = bool | torch.SymBool
 Shape = tuple[int, ...]
@@ -40,7 +41,7 @@ def known(condition: Condition) -> bool:
 
 
 def float_type(op: str, name: str, tensor: torch.Tensor) -> None:
-    require(tensor.dtype in FLOAT_TYPES, f"{op}: {name} must be float32, bfloat16 or float16")
+    require(tensor.dtype in FLOAT_DTYPES, f"{op}: {name} must be float32, bfloat16 or float16")
 
 
 def float_vector(op: str, name: str, tensor: torch.Tensor | None, count: int) -> None:
@@ -100,7 +101,7 @@ def dequantize(
     codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: torch.dtype
 ) -> None:
     rows, _ = matrix("dequantize", "codes", codes)
-    require(dtype in FLOAT_TYPES, "dequantize: dtype must be float32, bfloat16 or float16")
+    require(dtype in FLOAT_DTYPES, "dequantize: dtype must be float32, bfloat16 or float16")
     qparams("dequantize", scale, zero_point, rows)
 
 

@@ -21,11 +21,11 @@ from torch import nn
 from ..activations import Activations
 from ..base import configs
 from ..base.configs import Config
+from ..base.float_types import FLOAT_DTYPES
 from ..formats import CoarseInt8, Int8, WeightFormat
 from ..methods import Method, RoundToNearest
 from ..nn import PreparedLinear, QuantLinear
 from ..nn.replacements import bias_of
-from ..tensors.qparams import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 import torch
 
 from .. import ops
+from ..base.float_types import FLOAT_DTYPES
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its inverse is finite
 ESTIMATORS = ("clipped", "pure")
@@ -183,7 +184,7 @@ def offset_zero_point(scale: torch.Tensor, offset: torch.Tensor, qmin: int, qmax
 
 
 def _check_x(who: str, x: torch.Tensor) -> None:
-    if not isinstance(x, torch.Tensor) or x.dtype not in ops.FLOAT_TYPES:
+    if not isinstance(x, torch.Tensor) or x.dtype not in FLOAT_DTYPES:
         kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"{who}: x is {kind}, accepted are tensors of float32, bfloat16 and float16")
 

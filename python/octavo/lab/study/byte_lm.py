@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A language model that comes with the package: 842,496 parameters that predict the next byte of Python code.
+"""A language model that comes with the sources: 842,496 parameters that predict the next byte of Python code.
 
 A plain pre-norm transformer of nn.Linear modules, trained by tools/train_byte_lm.py. Tests, notebooks and
 `octavo study` share it, so that a figure read in one place can be found again in another.
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-CHECKPOINT = Path(__file__).parent / "byte_lm.safetensors"  # bfloat16, 1.7 MB
+CHECKPOINT = Path(__file__).with_name("byte_lm.safetensors")  # bfloat16, 1.7 MB
 
 
 class ByteLM(nn.Module):
@@ -93,7 +93,7 @@ class CausalAttention(nn.Module):
 def load(path: str | Path = CHECKPOINT) -> ByteLM:
     """The trained model in eval mode and float32; the file's bfloat16 weights are its weights, exactly.
 
-    path     a file of the training script; default: the one in the package
+    path     a file of the training script; default: the one beside this module
 
     Raises: FileNotFoundError if there is none.
     """

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The floats that layers and operators read and write."""
+
+from __future__ import annotations
+
+import torch
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

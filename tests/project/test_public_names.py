@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public names: each is where octavo/__init__.py says, nothing else is shown, and a wrong one names the near one."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import octavo
+
+SOURCE = Path(octavo.__file__).read_text(encoding="utf-8")
+
+
+def imports_for_type_checkers() -> dict[str, str]:
+    """{public name: module} as the block for type checkers has them; a room is the module of its own name."""
+    block = next(node for node in ast.parse(SOURCE).body if isinstance(node, ast.If))
+    return {
+        alias.name: node.module or alias.name
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_type_checkers_find_what_runs():
+    typed = imports_for_type_checkers()
+    assert set(typed) == set(octavo.__all__) - {"__version__", "ops", "int8_mm"}
+    for name, module in typed.items():
+        assert octavo._HOME_OF.get(name, name) == module, name
+        imported = importlib.import_module(f"octavo.{module}")
+        assert getattr(octavo, name) is (imported if module == name else getattr(imported, name)), name
+
+
+def test_dir_shows_the_public_names_only():
+    assert dir(octavo) == sorted(octavo.__all__)
+
+
+def test_importing_octavo_loads_the_operators_and_little_else():
+    program = "import octavo, sys; print(*sorted({n.split('.')[1] for n in sys.modules if n.startswith('octavo.')}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["_C", "base", "ops", "reference"]
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [("prepare", "prepare_"), ("freeze", "freeze_"), ("int8dynamic", "Int8Dynamic"), ("fuse", "fuse_")],
+)
+def test_a_name_that_is_nearly_right_is_told_the_right_one(wrong, right):
+    with pytest.raises(AttributeError, match=rf"octavo has no '{wrong}'; did you mean octavo\.{right}\b"):
+        getattr(octavo, wrong)
+
+
+def test_a_name_like_no_other_gets_no_hint():
+    with pytest.raises(AttributeError, match="octavo has no 'xyzzy'$"):
+        octavo.xyzzy  # noqa: B018
