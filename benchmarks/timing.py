@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks add to octavo.runtime.timing: the caps of every library, commit and versions, ratios to two rivals."""
+"""What the benchmarks add to octavo.runtime.timing: caps of every library, commit and versions, ratios."""
 
 from __future__ import annotations
 

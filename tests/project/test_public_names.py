@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public names: each is where octavo/__init__.py says, nothing else is shown, and a wrong one names the near one."""
+"""The public names: each is where octavo/__init__.py says, nothing else is shown, a wrong one names the near one."""
 
 import ast
 import importlib

@@ -23,6 +23,11 @@ from torch import nn
 from ..base.float_types import FLOAT_DTYPES
 from ..nn import PreparedLinear, QuantLinear
 from ..schemes import Scheme, from_dict, label
+from . import manifest, safetensors
+from .disk import current, save_into
+from .format import Checkpoint, FileFormat
+from .inspection import CheckpointContents, CheckpointLayer, Entry, by_layer, contents_of, leaf_of, row
+from .loading import check_values, left_out_buffers
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
 WEIGHTS, BUFFERS, CONFIG = safetensors.WEIGHTS, "buffers.safetensors", manifest.NAME
