@@ -85,7 +85,7 @@ test_emulated: build ctest  ## the C++ programs and the behaviour tests on emula
 	for cpu in Haswell Nehalem; do \
 	  export OCTAVO_TEST_EMULATED=1; emulator="qemu-x86_64 -cpu $$cpu"; \
 	  for program in test_kernels test_epilogue test_linear test_float_ops; do $$emulator build/ctest/csrc/tests/$$program || exit 1; done; \
-	  $$emulator $(bin)/python -m pytest tests/test_behaviour.py || exit 1; \
+	  $$emulator $(bin)/python -m pytest tests/project/test_behaviour.py || exit 1; \
 	done
 
 bench: build  ## speed of all parts and of every rival that is installed: benchmark.json, .md and .png

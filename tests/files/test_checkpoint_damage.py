@@ -304,7 +304,6 @@ def test_transformers_is_not_sent_to_other_files(tmp_path):
     os.mkfifo(tmp_path / "float" / "generation_config.json")
     for read in (
         pretrained.load_model,
-        pretrained.skeleton,
         pretrained.load_tokenizer,
         pretrained.load_encoder,
     ):

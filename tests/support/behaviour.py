@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The behaviour table: data on which int8 linear layers of other packages go wrong, and what a scheme does with it.
 
-`measure(scheme)` gives one row of the table for the active instruction set; `python tests/behaviour.py` prints all rows
-as Markdown, for the docs. Errors are max |error| / max |expected| against float64, as in the peers' rows.
+`measure(scheme)` gives one row of the table for the active instruction set; `python tests/support/behaviour.py` prints
+all rows as Markdown, for the docs. Errors are max |error| / max |expected| against float64, as in the peers' rows.
 test_behaviour.py holds every scheme to what the table should say.
 """
 

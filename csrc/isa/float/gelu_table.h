@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Phi(-a), the tail of the normal distribution, as quintics. With r = a - i * 25 / 64 and |r| <= 25 / 128, it is the sum of
-// kGeluTable[power][i] * r^power. Each quintic equals Phi at the 6 Chebyshev nodes of its interval; tests/test_activations.py
+// kGeluTable[power][i] * r^power. Each quintic equals Phi at the 6 Chebyshev nodes of its interval; tests/ops/test_activations.py
 // derives the coefficients again. Multiples of 25 / 64 are exact in float32. Beyond the last interval a * Phi(-a) is less
 // than 5e-8, and the table has 0.
 #pragma once

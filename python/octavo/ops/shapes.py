@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each operator accepts, in Python, for the two ways that do not pass the checks in C++: fakes, and gradients.
 
-Both sides say the same sentences; tests/test_operator_errors.py holds them to each other. Sizes may be symbols.
+Both sides say the same sentences; tests/ops/test_operator_errors.py holds them to each other. Sizes may be symbols.
 """
 
 from __future__ import annotations
