@@ -218,7 +218,7 @@ def test_a_folder_of_gpt2_is_quantized_without_the_model(tmp_path, scheme, shard
 
 
 def test_no_other_program_takes_the_codes_for_a_conv1d(tmp_path):
-    """Its weight is [k, n], the codes are [n, k]: what reads compressed-tensors would put one in the place of the other."""
+    """Its weight is [k, n], the codes are [n, k]: readers of compressed-tensors would take one for the other."""
     octavo.quantized(gpt2(), octavo.Int8Dynamic()).save_pretrained(tmp_path)
     entry = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert entry.keys() == {"octavo"} and list(entry["octavo"]["layers"]) == LAYERS
