@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.tables import as_html, as_text
+from ..formats import WeightFormat
+from ..schemes import from_dict
 from . import manifest, safetensors
 from .disk import current, folder_argument, read_json
 from .octavo import BUFFERS, CONFIG, WEIGHTS
@@ -177,7 +179,9 @@ def _transformers_files(folder: Path) -> list[Path]:
     weights = current(folder, WEIGHTS)
     files = [weights] if weights.exists() else sorted(folder.glob("*.safetensors"))
     if not files:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf"))
+        others = sorted(
+            path.name for path in folder.iterdir() if path.suffix in (*safetensors.PICKLES, ".gguf")
+        )
         found = f"only {', '.join(others)}; " if others else ""
         raise ValueError(
             f"{folder} holds no safetensors file; {found}{_remedy(folder / ''.join(others[:1]))}"
@@ -199,7 +203,9 @@ def _grouped(
     for owner, own in layers.items():
         if owner in schemes:
             scheme = schemes[owner]
-            found.append(_layer(owner, "QuantLinear", _scheme_text(scheme), own, _code_bits(scheme, own)))
+            weights = _weights_of(scheme)
+            bits, codes = (weights.stored_bits, weights.codes) if weights else (None, "weight")
+            found.append(_layer(owner, "QuantLinear", _scheme_text(scheme), own, bits, codes))
         elif _is_quantized(owner, own):
             found.append(_layer(owner, "quantized", _method_text(method, own), own, _code_bits(method, own)))
         else:
@@ -208,9 +214,14 @@ def _grouped(
 
 
 def _layer(
-    name: str, kind: str, scheme: str, tensors: dict[str, safetensors.Entry], code_bits: int | None = None
+    name: str,
+    kind: str,
+    scheme: str,
+    tensors: dict[str, safetensors.Entry],
+    code_bits: int | None = None,
+    codes: str = "weight",
 ) -> CheckpointLayer:
-    main_name = _main(name, tensors)
+    main_name = _main(name, tensors, codes)
     main = tensors[main_name]
     total = sum(tensor.bytes for tensor in tensors.values())
     counted, weights = total, sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -231,9 +242,9 @@ def _owner(name: str, tensors: dict[str, safetensors.Entry]) -> str:
     return ".".join(parts[: end - 1])
 
 
-def _main(owner: str, tensors: dict[str, safetensors.Entry]) -> str:
+def _main(owner: str, tensors: dict[str, safetensors.Entry], codes: str = "weight") -> str:
     """The weight, else the largest."""
-    for leaf in ("weight", *PACKED):
+    for leaf in (codes, "weight", *PACKED):
         name = f"{owner}.{leaf}" if owner else leaf
         if name in tensors:
             return name
@@ -246,6 +257,14 @@ def _is_quantized(owner: str, tensors: dict[str, safetensors.Entry]) -> bool:
     narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
     scaled = any(word in name for name in tensors for word in ("scale", "absmax", "SCB"))
     return _leaf(main) in ("weight", *PACKED) and narrow and scaled
+
+
+def _weights_of(scheme: Any) -> WeightFormat | None:
+    """The weight format of a layer's scheme; None if this version of octavo does not know it."""
+    try:
+        return from_dict(_object(scheme)).weights
+    except (TypeError, ValueError):
+        return None
 
 
 def _code_bits(method: dict[str, Any], tensors: dict[str, safetensors.Entry]) -> int | None:

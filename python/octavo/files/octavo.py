@@ -316,7 +316,6 @@ def _codes_of(layers: dict[str, OurLinear]) -> set[str]:
     return {
         f"{name}.{layer.scheme.weights.codes}" if name else layer.scheme.weights.codes
         for name, layer in frozen.items()
-        if layer.scheme.weights.held
     }
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import observers
 from ..observers import Observer
+from ..tensors.forms import TensorForm, positive
 from ..tensors.qparams import FLOAT_DTYPES
 from .float_input import fits, in_float32
 from .layer_state import Expected
@@ -61,7 +62,8 @@ class SmoothedLinear(QuantLinear):
         return (super().dequantize() * self.input_multiplier.detach()).to(dtype)
 
     def _expected_state(self) -> Expected:
-        return {**super()._expected_state(), "input_multiplier": ((self.in_features,), FLOAT_DTYPES)}
+        form = TensorForm((self.in_features,), torch.float32, FLOAT_DTYPES, check=positive)
+        return {**super()._expected_state(), "input_multiplier": form}
 
 
 class StaticSmoothedLinear(SmoothedLinear, StaticQuantLinear):
