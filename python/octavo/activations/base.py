@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the product reads of a layer's input: the operator that computes it, and the same as floats for training.
 
-One file of this folder is one way to read the input. What calibration finds for it, such as a fixed scale, lives in the
+One file of this folder is one way to read the input: it says what its codes are worth as floats, and, if there is a
+kernel for a weight format, which. What calibration finds for it, such as a fixed scale, lives in the
 layer: `prepared` is the class of the layer on the way, `layer` the class of the frozen one.
 """
 
@@ -14,9 +15,12 @@ from typing import Any, ClassVar
 import torch
 
 from ..base.configs import Config
+from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear
 from ..observers import Observer
 from ..tensors.qparams import QParams
+
+Int8Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # as octavo.formats.Int8 names them
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,18 @@ class Activations(Config, ABC):
     prepared: ClassVar[type[PreparedLinear]] = PreparedLinear
     needs_data: ClassVar[bool] = False  # whether batches must be seen before freezing
 
-    @abstractmethod
-    def int8_product(
-        self,
-        x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
-        bias: torch.Tensor | None,
-        activation: str | None = None,
-        inputs: tuple[torch.Tensor, ...] = (),
-    ) -> torch.Tensor:
-        """The product of x and a packed weight of the format Int8: [..., n] in x's dtype.
+    # What multiplies x and a weight of the format Int8, a method with the arguments of formats.Kernel; None: no kernel
+    # does, and the product is one of floats, of what `fake_quantize` gives and of the dequantized weight.
+    int8_product: ClassVar[Any] = None
 
-        activation   None or the name of what is done to the result before it is rounded
-        inputs       what the layer's `input_tensors` gives: the tensors that belong to these activations
-        """
+    @property
+    def has_row_codes(self) -> bool:
+        """Whether the codes of the input are those that `ops.add_norm_codes` gives: 8 bits, symmetric, row by row."""
+        return False
+
+    def reason_to_refuse(self, weights: WeightFormat) -> str:
+        """Why a layer that reads its input like this cannot have such weights, in words; "" if it can."""
+        return ""
 
     @abstractmethod
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
@@ -73,5 +73,6 @@ class Activations(Config, ABC):
     # --- files ------------------------------------------------------------------------------------------------------
 
     def compressed_tensors(self) -> dict[str, Any] | None:
-        """The activations as compressed-tensors' QuantizationArgs say it; None: they stay float."""
+        """What compressed-tensors' QuantizationArgs say of them; {} if they are as good as floats, None if there
+        are no words for them."""
         return None

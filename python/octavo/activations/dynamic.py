@@ -10,7 +10,7 @@ import torch
 
 from .. import ops
 from ..tensors.fake_quantize import fake_quantize_per_token
-from .base import Activations
+from .base import Activations, Int8Operands
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,16 @@ class Dynamic(Activations):
     def int8_product(
         self,
         x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
+        operands: Int8Operands,
         bias: torch.Tensor | None,
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
-        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, self.symmetric, activation)
+        return ops.linear_dynamic(x, *operands, bias, self.symmetric, activation)
+
+    @property
+    def has_row_codes(self) -> bool:
+        return self.symmetric
 
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         return fake_quantize_per_token(x, self.symmetric)

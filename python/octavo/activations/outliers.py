@@ -11,7 +11,7 @@ import torch
 from .. import ops
 from ..nn import OutlierLinear, PreparedLinear, PreparedOutliers, QuantLinear
 from ..tensors.fake_quantize import fake_quantize_per_token
-from .base import Activations
+from .base import Activations, Int8Operands
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,13 @@ class OutlierColumns(Activations):
     def int8_product(
         self,
         x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
+        operands: Int8Operands,
         bias: torch.Tensor | None,
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
         """The part in 8 bits."""
-        return ops.linear_dynamic(x, packed, column_sum, weight_scale, bias, True, activation)
+        return ops.linear_dynamic(x, *operands, bias, True, activation)
 
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         return fake_quantize_per_token(x)

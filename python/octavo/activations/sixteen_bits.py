@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import ops
-from .base import Activations
+from .base import Activations, Int8Operands
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,15 @@ class SixteenBits(Activations):
     def int8_product(
         self,
         x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
+        operands: Int8Operands,
         bias: torch.Tensor | None,
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
-        return ops.linear_weight_only(x, packed, column_sum, weight_scale, bias, activation)
+        return ops.linear_weight_only(x, *operands, bias, activation)
 
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         return x  # 16 bits are nearly exact
+
+    def compressed_tensors(self) -> dict[str, Any]:
+        return {}

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import torch
 
 from .. import observers, ops
+from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear, StaticQuantLinear
 from ..observers import Observer, ObserverConfig
 from ..tensors.fake_quantize import fake_quantize, fake_quantize_bias, lsq
 from ..tensors.qparams import QParams
-from .base import Activations
+from .base import Activations, Int8Operands
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,21 @@ class Static(Activations):
     def int8_product(
         self,
         x: torch.Tensor,
-        packed: torch.Tensor,
-        column_sum: torch.Tensor,
-        weight_scale: torch.Tensor,
+        operands: Int8Operands,
         bias: torch.Tensor | None,
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
         input_scale, input_zero_point = inputs
-        return ops.linear_static(
-            x, packed, column_sum, weight_scale, bias, input_scale, input_zero_point, activation
-        )
+        return ops.linear_static(x, *operands, bias, input_scale, input_zero_point, activation)
+
+    def reason_to_refuse(self, weights: WeightFormat) -> str:
+        if self.int32_bias and not weights.has_row_scales:
+            return (
+                f"int32_bias=True needs one scale for each row of the weight, and rows of {weights.name} have several; "
+                "use int32_bias=False"
+            )
+        return ""
 
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         q = layer.input_qparams

@@ -213,11 +213,9 @@ def _weight_count(layer: Any) -> int:
     return layer.codes().numel()
 
 
-def _part(module: nn.Module, name: str) -> str:
+def _part(module: Any, name: str) -> str:
     if not _is_quantized(module):
         return "other"
-    if "scale" in name or "multiplier" in name:
-        return "scales"
-    if "zero_point" in name:
-        return "zero_points"
-    return "codes" if name.startswith(("weight", "packed", "codes", "outlier")) else "other"
+    if name.startswith("outlier"):
+        return "scales" if name == "outlier_scale" else "codes"
+    return "scales" if "multiplier" in name else module.scheme.weights.part_of(name)

@@ -22,10 +22,12 @@ import torch
 from torch import nn
 
 from ..base import configs
+from ..base.float_types import FLOAT_DTYPES
 from ..formats import WeightFormat, differs
 from ..nn import QuantLinear
 from ..nn.replacements import replacement_of
 from ..schemes import Scheme, from_dict
+from ..tensors.forms import TensorForm, positive
 from . import computed, safetensors
 from .config_json import CONFIG, ENTRY, quantization_entry
 from .format import Checkpoint, FileFormat
@@ -34,6 +36,7 @@ from .renaming import by_name_of, missing_from
 
 # What the format can say of a layer; a scheme whose layers hold more, or an integer bias, has no words in it.
 TENSORS = {"bias", "input_scale", "input_zero_point"}  # beside those of the weight format
+INPUT_SCALE = TensorForm((1,), torch.float32, FLOAT_DTYPES, check=positive)
 
 _log = logging.getLogger("octavo")
 
@@ -169,8 +172,9 @@ def _has_words(layer: QuantLinear) -> bool:
     names = layer._parameters.keys() | (layer._buffers.keys() - layer._non_persistent_buffers_set)
     known = TENSORS | weights.tensors(layer.out_features, layer.in_features).keys()
     has_float_bias = layer.bias is None or layer.bias.is_floating_point()
+    words = weights.compressed_tensors(), layer.scheme.activations.compressed_tensors()
     has_target = bool(layer.replaces.target)  # else the format's readers would put W [n, k] where W.T belongs
-    return weights.compressed_tensors() is not None and names <= known and has_float_bias and has_target
+    return None not in words and names <= known and has_float_bias and has_target
 
 
 def _has_class_target(module: nn.Module) -> bool:
@@ -196,7 +200,7 @@ def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: l
         "targets": targets,
         "format": weights.stored_as,
         "weights": weights.compressed_tensors(),
-        "input_activations": activations,
+        "input_activations": activations or None,
     }
 
 
@@ -285,8 +289,9 @@ def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]
 def _adapt(layer: str, weights: WeightFormat, tensors: dict[str, torch.Tensor]) -> None:
     """Brings one layer's tensors from the forms that the files allow to the one that octavo's layers have."""
     weights.adapt(layer, tensors)
-    for name in (f"{layer}.weight_scale", f"{layer}.input_scale"):
-        if name in tensors and tensors[name].is_floating_point():
-            tensors[name] = tensors[name].float()
-            if not (tensors[name].isfinite() & (tensors[name] > 0)).all():
-                raise ValueError(f"load: {name} holds values that are no scales")
+    for leaf, form in {**weights.tensors(0, 0), "input_scale": INPUT_SCALE}.items():
+        tensor = tensors.get(f"{layer}.{leaf}")
+        if tensor is not None and tensor.is_floating_point() and form.check is not None:
+            tensors[f"{layer}.{leaf}"] = tensor.to(form.dtype)
+            if form.check(tensor):
+                raise ValueError(f"load: {layer}.{leaf} holds {form.check(tensor)}")

@@ -154,9 +154,9 @@ def row(
     return CheckpointLayer(name, kind, scheme, main.shape, dtype, total, weights or None, bits)
 
 
-def main_of(owner: str, tensors: Mapping[str, Entry]) -> str:
-    """The name of the layer's weight, else of its largest tensor."""
-    for leaf in ("weight", *PACKED):
+def main_of(owner: str, tensors: Mapping[str, Entry], codes: str = "weight") -> str:
+    """The name of the layer's weight, `codes` of a weight format, else of its largest tensor."""
+    for leaf in (codes, "weight", *PACKED):
         name = f"{owner}.{leaf}" if owner else leaf
         if name in tensors:
             return name

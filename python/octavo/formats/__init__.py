@@ -6,11 +6,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from .base import TensorForm, WeightFormat, differs
+from .base import Kernel, WeightFormat, differs
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from .int8 import CoarseInt8, Int8  # noqa: E402  the names that users write
 
-__all__ = ["CoarseInt8", "Int8", "TensorForm", "WeightFormat", "differs"]
+__all__ = ["CoarseInt8", "Int8", "Kernel", "WeightFormat", "differs"]

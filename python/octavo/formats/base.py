@@ -1,40 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a weight format is: which codes and scales a weight becomes, and how they lie in memory and in files.
 
-A layer in its canonical form holds the tensors that `tensors` names; files hold the same. A format with a kernel packs
-them: the codes leave the layer's parameters, and the buffers that `held` names hold the kernel's layout of them. No
-file outside of this folder knows what a format's tensors are.
+A layer in its canonical form holds the tensors that `tensors` names; files hold the same. Packing moves the codes out
+of the layer's parameters: the buffers that `held` names then hold the kernel's layout of them. No file outside of
+this folder knows what a format's tensors are.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
 
 from .. import ops
 from ..base.configs import Config
+from ..tensors.forms import TensorForm
 from ..tensors.granularity import Granularity
 from ..tensors.qparams import QParams, QuantizedTensor
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-class TensorForm(NamedTuple):
-    """One tensor of a layer's canonical form.
-
-    dtype     in memory; `accepted` are the dtypes that a file may have for it
-    fill      what an unfilled layer holds
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    accepted: tuple[torch.dtype, ...]
-    fill: float = 0.0
+# f(x, operands, bias, activation=None, inputs=()): the product of x [..., k] and `operands`, [..., n] in x's dtype.
+#   activation   None or the name of what is done to the result before it is rounded
+#   inputs       the tensors that the activations keep in the layer, such as the scale of a static input
+Kernel = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,40 +34,68 @@ class WeightFormat(Config, ABC):
     """How weights are stored. Instances without fields are the usual case."""
 
     codes: ClassVar[str] = "weight"  # the tensor of the canonical form that packing replaces
-    held: ClassVar[tuple[str, ...]] = ()  # buffers of the packed form; empty for a format without a kernel
-    # What the kernel reads of a layer (nothing, for a format without a kernel), and how many outputs lie together:
-    # layers whose outputs fill whole strips can lie side by side and be multiplied as one.
+    held: ClassVar[tuple[str, ...]] = ("packed",)  # buffers of the packed form
+    # What the kernel reads of a layer, and how many outputs lie together: layers whose outputs fill whole strips can
+    # lie side by side and be multiplied as one.
     operands: ClassVar[tuple[str, ...]] = ()
     strip: ClassVar[int] = 1
-    granularity: ClassVar[Granularity]
-    bits: ClassVar[int]  # of one code, as far as its values reach
-    stored_bits: ClassVar[int]  # that one code takes in memory and in files
+    has_row_scales: ClassVar[bool] = False  # whether `row_scales` gives them
+
+    @property
+    @abstractmethod
+    def granularity(self) -> Granularity:
+        """Which weights share a scale."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Of one code, as far as its values reach."""
+
+    @property
+    @abstractmethod
+    def stored_bits(self) -> int:
+        """Bits that one code takes in memory and in files."""
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether code 0 may stand for another value than 0. Such scales cannot be learned."""
+        return False
 
     # --- the canonical form -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def tensors(self, n: int, k: int) -> dict[str, TensorForm]:
-        """The tensors of a layer whose float weight is [n, k], by name, the codes first."""
-
-    @abstractmethod
-    def shape(self, tensors: Tensors) -> tuple[int, int]:
-        """(n, k) of the float weight that `tensors` stand for. Raises ValueError if they stand for none."""
+        """The tensors of a layer whose float weight is [n, k], by name, the codes first, then the scales."""
 
     @abstractmethod
     def store(self, q: QuantizedTensor) -> dict[str, torch.Tensor]:
-        """The canonical form of a weight [n, k] that `qparams` has quantized; tensors are shared, not copied."""
+        """The canonical form of a weight [n, k] that `qparams` has quantized; tensors are shared where they can be."""
 
     @abstractmethod
-    def read(self, tensors: Tensors) -> QuantizedTensor:
+    def read(self, tensors: Tensors, n: int, k: int) -> QuantizedTensor:
         """The inverse of `store`."""
 
-    def dequantize(self, tensors: Tensors, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def shape(self, tensors: Tensors) -> tuple[int, int]:
+        """(n, k) of the float weight that `tensors` stand for. Raises ValueError if they do not tell."""
+        raise ValueError(f"{self.name}: the tensors do not tell the shape of the weight; give shape=(n, k)")
+
+    def dequantize(
+        self, tensors: Tensors, n: int, k: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         """The weight [n, k] as a new float matrix."""
-        return self.read(tensors).dequantize(dtype)
+        return self.read(tensors, n, k).dequantize(dtype)
 
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None
+
+    def part_of(self, name: str) -> str:
+        """What the bytes of a layer's tensor are: "codes", "scales", "zero_points" or "other"."""
+        if name == self.codes or name in self.held:
+            return "codes"
+        if "scale" in name:
+            return "scales"
+        return "zero_points" if "zero_point" in name or "minimum" in name else "other"
 
     # --- from floats ------------------------------------------------------------------------------------------------
 
@@ -83,54 +103,50 @@ class WeightFormat(Config, ABC):
     def qparams(self, weight: torch.Tensor) -> QParams:
         """The scales that cover the range of `weight` [n, k]. Raises ValueError for NaN or Inf."""
 
-    # --- the packed form --------------------------------------------------------------------------------------------
+    def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
+        """The shape of scales that are learned."""
+        return self.granularity.qparams_shape((n, k))
+
+    # --- the packed form: here for formats without a kernel, whose codes stay as they are ----------------------------
 
     def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """The buffers that `held` names, made from the canonical form."""
-        raise NotImplementedError(f"{self.name} has no packed form")
+        """The buffers that `held` names, made from the canonical form: copies."""
+        return {"packed": tensors[self.codes].detach().clone()}
 
     def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
         """The codes of the canonical form, from the packed one."""
-        raise NotImplementedError(f"{self.name} has no packed form")
+        return held["packed"]
 
     # --- the product ------------------------------------------------------------------------------------------------
 
     def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
-        """What `layer`, a QuantLinear of this format, gives for x [..., k]; `activation` as in `product`.
+        """What `layer`, a QuantLinear of this format, gives for x [..., k]; `activation` as a Kernel takes it.
 
-        Here: a product of floats, for formats that no kernel multiplies.
+        Here: a product of floats, for formats and activations that no kernel multiplies.
         """
-        tensors = layer.canonical_tensors()
         x = layer.scheme.activations.fake_quantize(x, layer)
         bias = layer.float_bias()
-        y = F.linear(x, self.dequantize(tensors, x.dtype), None if bias is None else bias.to(x.dtype))
+        weight = layer.code_weight(x.dtype)
+        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
         return y if activation is None else ops.activate(y, activation)
+
+    def kernel(self, activations: Any) -> Kernel | None:
+        """What multiplies this format and `activations`; None if there is no kernel for the two."""
+        return None
+
+    def codes_kernel(self, activations: Any) -> Kernel | None:
+        """The same, f(codes, scale, operands, bias, activation), for x as `ops.add_norm_codes` gives it."""
+        return None
 
     def operands_of(self, layer: Any) -> tuple[torch.Tensor, ...]:
         """What the kernel reads of `layer`, which is packed first if it is not yet."""
         layer.pack_()
         return tuple(getattr(layer, name) for name in self.operands)
 
-    def product(
-        self,
-        activations: Any,
-        x: torch.Tensor,
-        operands: tuple[torch.Tensor, ...],
-        bias: torch.Tensor | None,
-        activation: str | None = None,
-        inputs: tuple[torch.Tensor, ...] = (),
-    ) -> torch.Tensor:
-        """The kernel's product of x [..., k] and `operands`: [..., n] in x's dtype.
-
-        activation   None or the name of what is done to the result before it is rounded
-        inputs       the tensors that `activations` keep in the layer, such as the scale of a static input
-        """
-        raise NotImplementedError(f"{self.name} has no kernel")
-
     # --- files ------------------------------------------------------------------------------------------------------
 
     stored_as: ClassVar[str] = (
-        ""  # the name of the layout in files of compressed-tensors; "" if they have none for it
+        ""  # the layout's name in files of compressed-tensors; "" if they have none for it
     )
 
     def compressed_tensors(self) -> dict[str, Any] | None:

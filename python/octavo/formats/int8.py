@@ -12,9 +12,10 @@ import torch
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
 from ..runtime import huge_pages
+from ..tensors.forms import TensorForm, positive
 from ..tensors.granularity import Granularity, PerChannel
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import TensorForm, Tensors, WeightFormat, differs
+from .base import Kernel, Tensors, WeightFormat, differs
 
 # Of compressed-tensors: how these weights are described.
 ARGUMENTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
@@ -31,10 +32,20 @@ class Int8(WeightFormat):
     held: ClassVar[tuple[str, ...]] = ("packed", "column_sum")
     operands: ClassVar[tuple[str, ...]] = ("packed", "column_sum", "weight_scale")
     strip: ClassVar[int] = 16
-    granularity: ClassVar[Granularity] = PerChannel(0)
-    bits: ClassVar[int] = 8
-    stored_bits: ClassVar[int] = 8
+    has_row_scales: ClassVar[bool] = True
     stored_as: ClassVar[str] = "int-quantized"
+
+    @property
+    def granularity(self) -> Granularity:
+        return PerChannel(0)
+
+    @property
+    def bits(self) -> int:
+        return 8
+
+    @property
+    def stored_bits(self) -> int:
+        return 8
 
     @property
     def qmax(self) -> int:
@@ -43,7 +54,7 @@ class Int8(WeightFormat):
     def tensors(self, n: int, k: int) -> dict[str, TensorForm]:
         return {
             "weight": TensorForm((n, k), torch.int8, (torch.int8,)),
-            "weight_scale": TensorForm((n, 1), torch.float32, FLOAT_DTYPES, 1.0),
+            "weight_scale": TensorForm((n, 1), torch.float32, FLOAT_DTYPES, 1.0, positive),
         }
 
     def shape(self, tensors: Tensors) -> tuple[int, int]:
@@ -56,7 +67,7 @@ class Int8(WeightFormat):
     def store(self, q: QuantizedTensor) -> dict[str, torch.Tensor]:
         return {"weight": q.codes, "weight_scale": q.scale[:, None]}
 
-    def read(self, tensors: Tensors) -> QuantizedTensor:
+    def read(self, tensors: Tensors, n: int, k: int) -> QuantizedTensor:
         scale = tensors["weight_scale"].detach().reshape(-1)
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         return QuantizedTensor(
@@ -65,6 +76,12 @@ class Int8(WeightFormat):
 
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         return tensors["weight_scale"].detach().float().reshape(-1)
+
+    def part_of(self, name: str) -> str:
+        return "other" if name == "column_sum" else super().part_of(name)
+
+    def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
+        return n, 1
 
     def qparams(self, weight: torch.Tensor) -> QParams:
         scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -self.qmax, self.qmax, True)
@@ -79,34 +96,24 @@ class Int8(WeightFormat):
         return ops.unpack_weight(held["packed"], n, k)
 
     def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
+        product = layer.scheme.activations.int8_product
+        if product is None:
+            return super().multiply(layer, x, activation)
         # Reading these dicts costs half of what attributes do, each of which goes through nn.Module.__getattr__.
         buffers, parameters = layer._buffers, layer._parameters
-        packed, column_sum = buffers["packed"], buffers["column_sum"]
+        packed = buffers["packed"]
         if packed is None:
-            packed, column_sum = self._packed_on_use(layer)
+            operands = self._operands_on_use(layer)
+        else:
+            operands = packed, buffers["column_sum"], parameters["weight_scale"]
         bias = parameters["bias"] if "bias" in parameters else buffers["bias"]  # codes of a bias are a buffer
-        inputs = layer.input_tensors() if layer.input_names else ()
-        weight_scale = parameters["weight_scale"]
-        return layer.scheme.activations.int8_product(
-            x, packed, column_sum, weight_scale, bias, activation, inputs
-        )
+        return product(x, operands, bias, activation, layer.input_tensors() if layer.input_names else ())
 
-    def operands_of(self, layer: Any) -> tuple[torch.Tensor, ...]:
-        buffers, parameters = layer._buffers, layer._parameters
-        if buffers["packed"] is None:
-            layer.pack_()
-        return buffers["packed"], buffers["column_sum"], parameters["weight_scale"]
+    def kernel(self, activations: Any) -> Kernel | None:
+        return activations.int8_product
 
-    def product(
-        self,
-        activations: Any,
-        x: torch.Tensor,
-        operands: tuple[torch.Tensor, ...],
-        bias: torch.Tensor | None,
-        activation: str | None = None,
-        inputs: tuple[torch.Tensor, ...] = (),
-    ) -> torch.Tensor:
-        return activations.int8_product(x, *operands, bias, activation, inputs)
+    def codes_kernel(self, activations: Any) -> Kernel | None:
+        return _product_of_codes if activations.has_row_codes else None
 
     def compressed_tensors(self) -> dict[str, Any] | None:
         return dict(ARGUMENTS)
@@ -126,13 +133,22 @@ class Int8(WeightFormat):
         if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
             tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)
 
-    def _packed_on_use(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _operands_on_use(self, layer: Any) -> tuple[torch.Tensor, ...]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
         codes = layer._parameters["weight"]
         if codes.is_meta or torch.compiler.is_compiling():
-            return ops.pack_weight(codes.detach())
-        layer.pack_()
-        return layer.packed, layer.column_sum
+            return *ops.pack_weight(codes.detach()), layer._parameters["weight_scale"]
+        return self.operands_of(layer)
+
+
+def _product_of_codes(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    operands: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    bias: torch.Tensor | None,
+    activation: str | None,
+) -> torch.Tensor:
+    return ops.linear_codes(codes, scale, *operands, bias, activation)
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ class CoarseInt8(Int8):
     raises   TypeError, ValueError for other bits
     """
 
-    bits: int = field()  # type: ignore[misc]
+    bits: int = field()
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool):

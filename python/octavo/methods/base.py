@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from ..base.configs import Config
+from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear
-from ..tensors.qparams import QuantizedTensor
+from ..tensors.qparams import QParams, QuantizedTensor
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class Method(Config):
         """
         yield
 
+    def qparams(self, weights: WeightFormat, weight: torch.Tensor) -> QParams:
+        """The scales for `weight` [n, k], in training and in the frozen layer. Raises ValueError for NaN or Inf."""
+        return weights.qparams(weight)
+
     def choose_codes(self, prepared: Any) -> QuantizedTensor:
-        """The codes of the layer's weight, from what was learned of its input."""
+        """The codes of the layer's weight, from what was learned of its input. Here: those that training has seen."""
         return prepared.quantized_weight
 
     def frozen_scheme(self, prepared: Any) -> Any:

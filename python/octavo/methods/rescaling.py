@@ -232,7 +232,7 @@ class _Pair:
             b = _row_ratio(weight, target)
         elif len(columns := getattr(self.layer, "outlier_columns", ())):  # they are floats, too
             b = _row_ratio(weight[:, columns], target[:, columns])
-        elif (scales := self.layer.scheme.weights.row_scales(self.layer.canonical_tensors())) is not None:
+        elif (scales := self.layer.row_scales()) is not None:
             b = _rounded(self.layer, target)[0] / scales
         else:
             b = _row_ratio(weight, target)
@@ -297,7 +297,7 @@ def _rounded(layer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         layer.outlier_columns if isinstance(layer, OutlierLinear) else torch.tensor([], dtype=torch.int64)
     )
     coded = (weight / multiplier).index_fill(1, columns, 0.0)
-    q = layer.scheme.weights.qparams(coded)
+    q = layer.scheme.method.qparams(layer.scheme.weights, coded)
     rounded = q.quantize(coded).dequantize() * multiplier
     rounded[:, columns] = weight[:, columns]
     return q.scale.float().reshape(-1), rounded

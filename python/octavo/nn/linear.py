@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from ..base.float_types import FLOAT_DTYPES
-from ..formats import TensorForm, WeightFormat
+from ..formats import WeightFormat
 from ..runtime.cpu import cpu_info
+from ..tensors.forms import TensorForm, not_nan
 from .layer_state import Expected, StoredCodes, form_errors, value_errors
 from .packed_weight import PackedWeight
 from .replacements import LINEAR, Replacement
-from .scales import SCALES, is_scale_of
 
 
 class LinearScheme(Protocol):
@@ -78,8 +78,7 @@ class QuantLinear(nn.Module):
         self.out_features = out_features
         self.scheme = scheme
         for name, form in scheme.weights.tensors(out_features, in_features).items():
-            filled = torch.full(form.shape, form.fill, dtype=form.dtype, device=device)
-            self.register_parameter(name, frozen(filled))
+            self._hold_(name, torch.full(form.shape, form.fill, dtype=form.dtype, device=device))
         default = torch.get_default_dtype()
         bias_dtype = default if default in FLOAT_DTYPES else torch.float32
         zeros = torch.zeros(out_features, dtype=bias_dtype, device=device) if bias else None
@@ -89,29 +88,44 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_tensors(
-        cls, tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, scheme: LinearScheme
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        bias: torch.Tensor | None,
+        scheme: LinearScheme,
+        *,
+        shape: tuple[int, int] | None = None,
     ) -> QuantLinear:
         """The canonical layer that holds these tensors themselves, not copies.
 
         tensors  of the canonical form of `scheme.weights`, by name
         bias     [n] float32, bfloat16, float16 or None
+        shape    (n, k) of the float weight; None: as the tensors tell it, which not every weight format's can
         raises   TypeError, ValueError for other names, dtypes and shapes
         """
-        n, k = scheme.weights.shape(tensors)
+        n, k = scheme.weights.shape(tensors) if shape is None else shape
         _check(scheme.weights.tensors(n, k), tensors, bias, n)
         layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
         for name, tensor in tensors.items():
-            layer._parameters[name] = frozen(tensor)
+            layer._hold_(name, tensor)
         if bias is not None:
             layer.bias = frozen(bias)
         return layer
 
     @classmethod
     def from_codes(
-        cls, codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, scheme: LinearScheme
+        cls, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, scheme: LinearScheme
     ) -> QuantLinear:
-        """`from_tensors` of a format whose tensors are `weight`, the codes, and `weight_scale`."""
-        return cls.from_tensors({"weight": codes, "weight_scale": weight_scale}, bias, scheme)
+        """`from_tensors` of a format whose tensors are codes and scales."""
+        names = scheme.weights.tensors(0, 0)
+        return cls.from_tensors(dict(zip(names, (codes, scale), strict=True)), bias, scheme)
+
+    def _hold_(self, name: str, tensor: torch.Tensor) -> None:
+        """Codes are a Parameter, so that every loader finds them, until they are packed. Other integers are a buffer,
+        for integer Parameters would make model.requires_grad_(True) raise."""
+        if tensor.is_floating_point() or name == self.scheme.weights.codes:
+            self.register_parameter(name, frozen(tensor))
+        else:
+            self.register_buffer(name, tensor)
 
     # `input` is nn.Linear's name for it, so that keyword calls work.
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -135,14 +149,13 @@ class QuantLinear(nn.Module):
         return self.scheme.weights.codes not in self._parameters
 
     def pack_(self) -> QuantLinear:
-        """Goes to the packed state, in place. Does nothing to a layer that is packed or on the meta device, and if the
-        weight format has no packed form."""
+        """Goes to the packed state, in place. Does nothing to a layer that is packed or on the meta device."""
         weights = self.scheme.weights
         codes = self._parameters.get(weights.codes)
-        if weights.held and codes is not None and not codes.is_meta:
+        if codes is not None and not codes.is_meta:
             # Inference tensors could not be saved for backward.
             with torch.inference_mode(False), torch.no_grad():
-                for name, tensor in weights.pack(self._weight_parameters()).items():
+                for name, tensor in weights.pack(self._weight_tensors()).items():
                     setattr(self, name, tensor)
             self._parameters.pop(weights.codes, None)
         return self
@@ -151,10 +164,11 @@ class QuantLinear(nn.Module):
         """Goes back to the canonical state, in place: for loaders that set one tensor after the other by name, as
         accelerate's load_checkpoint_and_dispatch does. `load_state_dict` does not need it."""
         if self.is_packed:
+            weights = self.scheme.weights
             with torch.inference_mode(False), torch.no_grad():
                 codes = self.codes()
-                self._buffers.update(packed=None, column_sum=None)
-                self.weight = frozen(codes)
+                self._buffers.update(dict.fromkeys(weights.held))
+                self._hold_(weights.codes, codes)
         return self
 
     def codes(self) -> torch.Tensor:
@@ -169,17 +183,26 @@ class QuantLinear(nn.Module):
 
     def canonical_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the weight's canonical form, by name; codes that are packed are unpacked into a new tensor."""
-        return {self.scheme.weights.codes: self.codes(), **self._weight_parameters()}
+        return {self.scheme.weights.codes: self.codes(), **self._weight_tensors()}
 
-    def _weight_parameters(self) -> dict[str, torch.Tensor]:
+    def _weight_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the canonical form that are in memory."""
         names = self.scheme.weights.tensors(self.out_features, self.in_features)
-        parameters: dict[str, Any] = self._parameters
-        return {name: parameters[name].detach() for name in names if name in parameters}
+        held: dict[str, Any] = {**self._buffers, **self._parameters}
+        return {name: held[name].detach() for name in names if name in held}
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight as a new float matrix [n, k] in `dtype` (float32, bfloat16, float16)."""
-        return self.scheme.weights.dequantize(self.canonical_tensors(), dtype)
+        return self.code_weight(dtype)
+
+    def code_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """What the codes alone stand for [n, k], where a layer does more than multiply by them."""
+        tensors = self.canonical_tensors()
+        return self.scheme.weights.dequantize(tensors, self.out_features, self.in_features, dtype)
+
+    def row_scales(self) -> Any:
+        """The scale of each row of the weight, float32 [n]; None if rows have several."""
+        return self.scheme.weights.row_scales(self._weight_tensors())
 
     def float_bias(self) -> torch.Tensor | None:
         """The bias as floats [n], None without one."""
@@ -199,7 +222,7 @@ class QuantLinear(nn.Module):
         )
 
     def __getattr__(self, name: str) -> Any:  # reached only when the ordinary lookup fails
-        if name != "weight" or not self._is_filled():
+        if name != "weight" or not self._computes_weight():
             return super().__getattr__(name)
         dtype = self.weight_dtype
         if torch.compiler.is_compiling():  # a graph has no place for a tensor that computes itself
@@ -208,17 +231,20 @@ class QuantLinear(nn.Module):
         return PackedWeight(form, lambda: self.dequantize(dtype), torch.device("cpu"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight" and self._is_filled():
+        if name == "weight" and self._computes_weight():
             raise AttributeError(
                 "QuantLinear.weight is read-only once packed: its values are dequantized when they are read. "
                 "Load codes with load_state_dict, or make a new layer with QuantLinear.from_tensors"
             )
         super().__setattr__(name, value)
 
-    def _is_filled(self) -> bool:
-        """Whether buffers hold a packed weight."""
+    def _computes_weight(self) -> bool:
+        """Whether `.weight` is no tensor of the layer: it is packed, or the codes have another name."""
         scheme, buffers = self.__dict__.get("scheme"), self.__dict__.get("_buffers", {})
-        return scheme is not None and any(buffers.get(name) is not None for name in scheme.weights.held)
+        if scheme is None or "_parameters" not in self.__dict__:
+            return False
+        weights = scheme.weights
+        return weights.codes != "weight" or any(buffers.get(name) is not None for name in weights.held)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         """.half(), .to(dtype) and the like change the bias and what `.weight` reads as, and both to what the operators
@@ -226,7 +252,10 @@ class QuantLinear(nn.Module):
 
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
-            is_bias = tensor.is_floating_point() and not is_scale_of(self, tensor)
+            bias = self.bias
+            is_bias = (
+                bias is not None and (tensor is bias or tensor is bias.grad) and tensor.is_floating_point()
+            )
             if result.dtype == tensor.dtype or (is_bias and result.dtype in FLOAT_DTYPES):
                 return result
             return tensor.to(result.device)
@@ -283,10 +312,12 @@ class QuantLinear(nn.Module):
 
     def _restore_dtypes(self) -> None:
         """load_state_dict(assign=True) takes a bfloat16 scale as it comes."""
-        for name in SCALES:
-            scale = self._parameters.get(name)
-            if scale is not None and scale.dtype != torch.float32:
-                setattr(self, name, frozen(scale.float()))
+        for name, form in self._expected_state().items():
+            for tensors in (self._parameters, self._buffers):
+                tensor: Any = tensors.get(name)
+                if tensor is not None and form.dtype not in (None, tensor.dtype):
+                    tensor = tensor.to(form.dtype)
+                    setattr(self, name, frozen(tensor) if name in self._parameters else tensor)
 
     def value_errors(self, state: dict[str, Any], prefix: str) -> list[str]:
         """What is wrong with the values of this layer's tensors in `state`, a state_dict of names with `prefix`: one
@@ -294,11 +325,12 @@ class QuantLinear(nn.Module):
         return value_errors(self._expected_state(), state, prefix)
 
     def _expected_state(self) -> Expected:
-        """The shape and the dtypes that each name in a state_dict may have."""
+        """What the tensor of each name in a state_dict may be."""
         n, k = self.out_features, self.in_features
-        forms = self.scheme.weights.tensors(n, k)
-        tensors: Expected = {name: (form.shape, form.accepted) for name, form in forms.items()}
-        return {**tensors, "bias": ((n,), FLOAT_DTYPES)}
+        return {
+            **self.scheme.weights.tensors(n, k),
+            "bias": TensorForm((n,), None, FLOAT_DTYPES, check=not_nan),
+        }
 
 
 def add_bias_(layer: nn.Module, bias: Any) -> None:
@@ -332,5 +364,5 @@ def _check(
         raise ValueError(f"QuantLinear: bias has shape {tuple(bias.shape)}, {(n,)} is needed")
 
 
-def _plain(dtype: torch.dtype) -> str:
+def _plain(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")

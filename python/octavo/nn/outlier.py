@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .. import observers, ops
 from ..base.float_types import FLOAT_DTYPES
 from ..observers import Observer
+from ..tensors.forms import TensorForm, ascending_below, finite
 from .float_input import fits, in_float32
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
@@ -138,8 +139,12 @@ class OutlierLinear(QuantLinear):
         count = len(self.outlier_columns)
         return {
             **super()._expected_state(),
-            "outlier_columns": ((count,), (torch.int64,)),
-            "outlier_weight": ((self.out_features, count), FLOAT_DTYPES),
+            "outlier_columns": TensorForm(
+                (count,), torch.int64, (torch.int64,), check=ascending_below(self.in_features)
+            ),
+            "outlier_weight": TensorForm(
+                (self.out_features, count), torch.float32, FLOAT_DTYPES, check=finite
+            ),
         }
 
 

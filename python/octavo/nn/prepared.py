@@ -63,8 +63,8 @@ class PreparedLinear(nn.Module):
     raises         ValueError for another estimator, TypeError for a layer of another class
 
     The state_dict has `weight` and `bias` as the float layer has them, with an observer its state, `input_scale` [1]
-    and `input_zero_point` [1], and with learn_scales `weight_scale` [n, 1]; a zero point is then learned as
-    `input_offset` [1], which is what code 0 stands for. Training and eval mode compute the same.
+    and `input_zero_point` [1], and with learn_scales `weight_scale`, one for each row or group; a zero point is then
+    learned as `input_offset` [1], which is what code 0 stands for. Training and eval mode compute the same.
     source         straight-through: Bengio et al. 2013 (arXiv:1308.3432), section 4; learned scales: Esser et al. 2020
                    (arXiv:1902.08153); learned zero point: Bhalgat et al. 2020 (arXiv:2004.09576)
     """
@@ -104,10 +104,10 @@ class PreparedLinear(nn.Module):
     def _add_scales(self) -> None:
         device = self.weight.device
         if self.learn_scales:
-            form = self.scheme.weights.tensors(self.out_features, self.in_features)["weight_scale"]
-            start = torch.ones(form.shape, dtype=torch.float32, device=device)
+            shape = self.scheme.weights.scale_shape(self.out_features, self.in_features)
+            start = torch.ones(shape, dtype=torch.float32, device=device)
             if not self.weight.is_meta:
-                start = self._first_weight_scale(self.weight_matrix).reshape(form.shape)
+                start = self._first_weight_scale(self.weight_matrix).reshape(shape)
             self.weight_scale = nn.Parameter(start)
         if self.input_observer is not None:
             one = torch.ones(1, dtype=torch.float32, device=device)
@@ -151,7 +151,7 @@ class PreparedLinear(nn.Module):
     def weight_qparams(self) -> QParams:
         """Those of the weight as it is now: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
         try:
-            qparams = self.scheme.weights.qparams(self.float_weight())
+            qparams = self._range_of(self.float_weight())
         except ValueError as error:
             raise ValueError(
                 f"layer {self.name!r} has NaN or Inf in its weight: training has diverged, or it was loaded so"
@@ -264,8 +264,11 @@ class PreparedLinear(nn.Module):
                 self.weight_scale.copy_(scale.reshape(self.weight_scale.shape))
 
     def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
-        q = self.scheme.weights.qparams(weight)
+        q = self._range_of(weight)
         return first_weight_scale(q.granularity.to_rows(weight), q.scale.reshape(-1), q.qmin, q.qmax)
+
+    def _range_of(self, weight: torch.Tensor) -> QParams:
+        return self.scheme.method.qparams(self.scheme.weights, weight)
 
     def to_dict(self) -> dict[str, Any]:
         """What `scheme.prepare_linear` needs to make such a layer again, JSON."""

@@ -10,14 +10,11 @@ from torch import nn
 
 # Codes of static inputs, symmetric ones too: those only choose their scale for -127 .. 127.
 INPUT_QMIN, INPUT_QMAX = -128, 127
-SCALES = (
+SCALES = (  # of prepared layers
     "weight_scale",
     "input_scale",
     "input_offset",
-    "input_multiplier",
     "smoothing",
-    "outlier_scale",
-    "outlier_weight",
 )
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from .. import observers
 from ..base.float_types import FLOAT_DTYPES
 from ..observers import Observer
+from ..tensors.forms import TensorForm, positive
 from .float_input import fits, in_float32
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
@@ -61,7 +62,8 @@ class SmoothedLinear(QuantLinear):
         return (super().dequantize() * self.input_multiplier.detach()).to(dtype)
 
     def _expected_state(self) -> Expected:
-        return {**super()._expected_state(), "input_multiplier": ((self.in_features,), FLOAT_DTYPES)}
+        form = TensorForm((self.in_features,), torch.float32, FLOAT_DTYPES, check=positive)
+        return {**super()._expected_state(), "input_multiplier": form}
 
 
 class StaticSmoothedLinear(SmoothedLinear, StaticQuantLinear):

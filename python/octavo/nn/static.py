@@ -12,6 +12,7 @@ import torch
 
 from ..base.float_types import FLOAT_DTYPES
 from ..tensors.fake_quantize import quantize_bias
+from ..tensors.forms import TensorForm, positive
 from ..tensors.granularity import PerTensor
 from ..tensors.qparams import QParams
 from .layer_state import Expected
@@ -24,7 +25,7 @@ class StaticQuantLinear(QuantLinear):
 
     Its state_dict has `input_scale` and, unless the scheme is symmetric, `input_zero_point` as int8, for that is how
     compressed-tensors stores them. Codes of the input are -128 .. 127. With int32_bias in the scheme, `bias` is a
-    buffer of int32 codes, multiples of input_scale * weight_scale. Arguments and the rest as QuantLinear.
+    buffer of int32 codes, multiples of the input scale times the scale of a row. Arguments and the rest as QuantLinear.
     """
 
     input_names = ("input_scale", "input_zero_point")
@@ -57,7 +58,7 @@ class StaticQuantLinear(QuantLinear):
         """A float bias becomes codes, if the scheme wants them. Raises: ValueError if they do not fit int32."""
         bias = self._parameters.get("bias")
         if bias is not None and self.scheme.activations.int32_bias:
-            codes = quantize_bias(bias, self.input_scale, self.weight_scale, self.in_features)
+            codes = quantize_bias(bias, self.input_scale, self.row_scales(), self.in_features)
             self._set_bias_codes_(codes)
 
     def float_bias(self) -> torch.Tensor | None:
@@ -65,7 +66,7 @@ class StaticQuantLinear(QuantLinear):
         bias = self.bias
         if bias is None or bias.is_floating_point():
             return bias
-        return bias * self.input_scale.detach().double() * self.weight_scale.detach().double().reshape(-1)
+        return bias * self.input_scale.detach().double() * self.row_scales().double()
 
     def _set_bias_codes_(self, codes: torch.Tensor) -> None:
         del self.bias  # a Parameter until now; a buffer for the reason above
@@ -89,14 +90,13 @@ class StaticQuantLinear(QuantLinear):
         return QParams(scale, zero_point, INPUT_QMIN, INPUT_QMAX, PerTensor())
 
     def _expected_state(self) -> Expected:
+        expected = super()._expected_state()
+        if self.scheme.activations.int32_bias:
+            expected["bias"] = TensorForm((self.out_features,), torch.int32, (torch.int32,))
         return {
-            **super()._expected_state(),
-            "bias": (
-                (self.out_features,),
-                (torch.int32,) if self.scheme.activations.int32_bias else FLOAT_DTYPES,
-            ),
-            "input_scale": ((1,), FLOAT_DTYPES),
-            "input_zero_point": ((1,), (torch.int8,)),
+            **expected,
+            "input_scale": TensorForm((1,), torch.float32, FLOAT_DTYPES, check=positive),
+            "input_zero_point": TensorForm((1,), torch.int32, (torch.int8,)),
         }
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -107,7 +107,6 @@ class StaticQuantLinear(QuantLinear):
 
     def _restore_dtypes(self) -> None:
         super()._restore_dtypes()
-        self.input_zero_point = self.input_zero_point.to(torch.int32)
         if (
             self.scheme.activations.symmetric
         ):  # it is in no state_dict, and `to_empty` has made any number of it

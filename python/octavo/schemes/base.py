@@ -20,7 +20,7 @@ from torch import nn
 
 from ..activations import Activations
 from ..base import configs
-from ..base.configs import Config
+from ..base.configs import Config, label
 from ..base.float_types import FLOAT_DTYPES
 from ..formats import CoarseInt8, Int8, WeightFormat
 from ..methods import Method, RoundToNearest
@@ -51,7 +51,7 @@ class Scheme(Config, ABC):
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "activations", self.read_input())
-        reason = method.reason_to_refuse(self)
+        reason = self.activations.reason_to_refuse(weights) or method.reason_to_refuse(self)
         if reason:
             raise ValueError(f"{self.name}: {reason}")
 
@@ -113,7 +113,15 @@ class Scheme(Config, ABC):
     def prepare_linear(
         self, linear: nn.Module, *, estimator: str = "clipped", learn_scales: bool = False
     ) -> PreparedLinear:
-        """A layer to calibrate and train, which holds the Parameters of `linear`."""
+        """A layer to calibrate and train, which holds the Parameters of `linear`.
+
+        raises   ValueError for another estimator, and for learned scales of a format with zero points
+        """
+        if learn_scales and self.weights.has_zero_points:
+            raise ValueError(
+                f"learn_scales: weights of {label(self.weights)} have zero points, which cannot be learned; use "
+                "learn_scales=False or a symmetric format"
+            )
         kind = self.method.prepared(self)
         return kind(
             linear,
@@ -134,7 +142,8 @@ class Scheme(Config, ABC):
         tensors = self.weights.store(self.method.choose_codes(prepared))
         bias = None if prepared.bias is None else prepared.bias.detach().clone()
         scheme = self.method.frozen_scheme(prepared)
-        layer = scheme.layer.from_tensors(tensors, bias, scheme)
+        shape = prepared.out_features, prepared.in_features
+        layer = scheme.layer.from_tensors(tensors, bias, scheme, shape=shape)
         layer.weight_dtype, layer.replaces = prepared.weight.dtype, prepared.replaces
         layer.train(prepared.training).pack_()
         self.activations.finish_(layer, prepared)

@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from ...activations import Dynamic
-from ...formats import Int8
 from ...nn import QuantLinear
 from ...nn.fused.block_steps import KINDS, BlockStep
 from ...nn.fused.fused_block import BlockProgram
@@ -209,12 +208,13 @@ def _norm_options(node: Node) -> dict[str, Any]:
 
 
 def _is_dynamic(layer: Any, symmetric: bool | None = None) -> bool:
-    """A layer with int8 weights and dynamic activations; codes are passed only to those with symmetric activations."""
+    """A layer that a kernel multiplies and whose activations are dynamic; codes are passed only to layers whose
+    activations are symmetric."""
     if type(layer) is not QuantLinear:
         return False
     weights, activations = layer.scheme.weights, layer.scheme.activations
-    plain = isinstance(weights, Int8) and isinstance(activations, Dynamic)
-    return plain and (symmetric is None or activations.symmetric == symmetric)
+    kernel = weights.codes_kernel(activations) if symmetric else weights.kernel(activations)
+    return kernel is not None and type(activations) is Dynamic
 
 
 def _in_order(output: Node) -> list[Node]:

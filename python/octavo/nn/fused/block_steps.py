@@ -75,7 +75,8 @@ class DynamicLinearStep(BlockStep):
         (self.y,) = outputs
         self.layer, self.activation = layers[0], activation
         self.shared = SharedInput(layers) if len(layers) > 1 else None
-        self.activations = layers[0].scheme.activations
+        weights, activations = layers[0].scheme.weights, layers[0].scheme.activations
+        self.product: Any = weights.codes_kernel(activations) if scale else weights.kernel(activations)
 
     def run(self, slots: Slots) -> None:
         tensors = self._own() if self.shared is None else self.shared.joined()
@@ -83,11 +84,9 @@ class DynamicLinearStep(BlockStep):
             raise LayersChanged
         x, (operands, bias) = slots[self.x], tensors
         if self.scale is None:
-            slots[self.y] = self.activations.int8_product(x, *operands, bias, self.activation)
+            slots[self.y] = self.product(x, operands, bias, self.activation)
         else:
-            packed, column_sum, weight_scale = operands
-            codes = x, slots[self.scale]
-            slots[self.y] = ops.linear_codes(*codes, packed, column_sum, weight_scale, bias, self.activation)
+            slots[self.y] = self.product(x, slots[self.scale], operands, bias, self.activation)
 
     def forget(self) -> None:
         if self.shared is not None:

@@ -43,7 +43,8 @@ class SharedInput:
         widths = [layer.out_features for layer in self.layers]
         operands, bias = joined
         scheme = first.scheme
-        return scheme.weights.product(scheme.activations, x, operands, bias).split_with_sizes(widths, -1)
+        product: Any = scheme.weights.kernel(scheme.activations)
+        return product(x, operands, bias).split_with_sizes(widths, -1)
 
     def of(self, layers: Sequence[nn.Module]) -> SharedInput:
         """Itself, for these layers from now on: somebody may have put others into the place of some."""
@@ -70,14 +71,16 @@ class SharedInput:
 
     def _is_current(self) -> bool:
         """Whether the layers hold what was joined, and are still plain products. Asked at every call."""
-        operands = self.layers[0].scheme.weights.operands
-        packed_name, scale_name = operands[0], operands[-1]
-        for layer, (packed, scale, bias, bias_dtype) in zip(self.layers, self._seen, strict=True):
-            parameters = layer._parameters
+        for layer, (packed, parameters, bias, bias_dtype) in zip(self.layers, self._seen, strict=True):
+            buffers, own = layer._buffers, layer._parameters
+            for name, tensor in packed:
+                if buffers[name] is not tensor:
+                    return False
+            for name, tensor in parameters:
+                if own[name] is not tensor:
+                    return False
             if (
-                layer._buffers[packed_name] is not packed
-                or parameters[scale_name] is not scale
-                or parameters["bias"] is not bias
+                own["bias"] is not bias
                 or (bias is not None and bias.dtype is not bias_dtype)
                 or layer.activation is not None
                 or layer._forward_hooks
@@ -88,16 +91,21 @@ class SharedInput:
 
 
 def _held_by(layer: QuantLinear) -> tuple:
-    bias, operands = layer.bias, layer.scheme.weights.operands
+    bias, names = layer.bias, layer.scheme.weights.operands
     dtype = None if bias is None else bias.dtype  # .to(dtype) changes what the same Parameter holds
-    return getattr(layer, operands[0]), getattr(layer, operands[-1]), bias, dtype
+    held: tuple[list, ...] = tuple(
+        [(name, tensors[name]) for name in names if name in tensors]
+        for tensors in (layer._buffers, layer._parameters)
+    )
+    return *held, bias, dtype
 
 
 def can_be_joined(layers: Sequence[Any]) -> bool:
     first = layers[0]
     return all(
         type(layer) is QuantLinear
-        and bool(layer.scheme.weights.operands)
+        and layer.scheme.weights.kernel(layer.scheme.activations) is not None
+        and not layer.input_names
         and layer.scheme == first.scheme
         and layer.in_features == first.in_features
         and layer.out_features % layer.scheme.weights.strip == 0
@@ -136,7 +144,7 @@ def _as_one(layers: Sequence[QuantLinear], name: str) -> torch.Tensor:
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """The parts one behind the other: where they are, if they lie so on huge pages, else as a copy."""
-    if parts[0].dtype != torch.int8:
+    if parts[0].element_size() != 1:
         return torch.cat(parts)
     together = huge_pages.joined(parts)
     if together is None:
