@@ -256,7 +256,7 @@ def test_plot_draws_on_the_given_axes_and_shows_nothing(pair, monkeypatch):
     pyplot.close("all")
 
 
-def test_plot_without_matplotlib_names_the_extra(pair, monkeypatch):
+def test_plot_without_matplotlib_names_the_remedy(pair, monkeypatch):
     result = octavo.compare(*pair, torch.randn(7, 20))
     real = builtins.__import__
 
@@ -266,7 +266,7 @@ def test_plot_without_matplotlib_names_the_extra(pair, monkeypatch):
         return real(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ImportError, match=r"octavo\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         result.plot()
 
 

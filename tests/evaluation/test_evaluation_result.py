@@ -142,7 +142,7 @@ def test_plots_draw_on_the_given_axes_and_show_nothing(result, nothing, monkeypa
     pyplot.close("all")
 
 
-def test_plots_without_matplotlib_name_the_extra(result, monkeypatch):
+def test_plots_without_matplotlib_name_the_remedy(result, monkeypatch):
     real = builtins.__import__
 
     def without_matplotlib(name, *rest, **options):
@@ -152,7 +152,7 @@ def test_plots_without_matplotlib_name_the_extra(result, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     for part in (result, result.generation):
-        with pytest.raises(ImportError, match=r"octavo\[plot\]"):
+        with pytest.raises(ImportError, match=r"pip install matplotlib$"):
             part.plot()
 
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import octavo
 
@@ -56,3 +58,21 @@ def test_a_name_that_is_nearly_right_is_told_the_right_one(wrong, right):
 def test_a_name_like_no_other_gets_no_hint():
     with pytest.raises(AttributeError, match="octavo has no 'xyzzy'$"):
         octavo.xyzzy  # noqa: B018
+
+
+def test_what_is_for_models_is_named_to_those_who_give_a_model_to_what_is_for_tensors():
+    with pytest.raises(TypeError, match=r"octavo\.quantize_\(model, scheme\)"):
+        octavo.quantize(nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("function", [octavo.quantize_, octavo.quantized, octavo.prepare_])
+@pytest.mark.parametrize("scheme", [octavo.Int8Dynamic(), octavo.Int8Dynamic])
+def test_a_scheme_in_the_place_of_the_model_is_told_that_the_model_comes_first(function, scheme):
+    with pytest.raises(TypeError, match="got a scheme; the model comes first$"):
+        function(scheme, nn.Sequential(nn.Linear(4, 4)))
+
+
+@pytest.mark.parametrize("value", [nn.Linear(4, 4), torch.zeros(3)])
+def test_a_model_or_a_tensor_in_the_place_of_the_scheme_is_named_and_not_printed(value):
+    with pytest.raises(TypeError, match=rf"^scheme is a {type(value).__name__}, accepted are"):
+        octavo.quantize_(nn.Sequential(nn.Linear(4, 4)), value)

@@ -17,13 +17,15 @@ from torch.nn import functional as F
 import octavo
 from octavo import ops
 from octavo.activations import Activations
+from octavo.base.float_types import FLOAT_DTYPES
 from octavo.formats import WeightFormat
 from octavo.methods import Method
 from octavo.nn import PreparedLinear
 from octavo.schemes import Scheme
 from octavo.tensors.fake_quantize import fake_quantize
 from octavo.tensors.forms import TensorForm, positive
-from octavo.tensors.qparams import FLOAT_DTYPES, PerGroup, QParams, QuantizedTensor
+from octavo.tensors.granularity import PerGroup
+from octavo.tensors.qparams import QParams, QuantizedTensor
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused():
         q.plot(X.double())
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
+def test_without_matplotlib_the_remedy_is_named(monkeypatch):
     real = builtins.__import__
 
     def without_matplotlib(name, *rest, **options):
@@ -114,5 +114,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
         return real(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-    with pytest.raises(ImportError, match=r"octavo\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         octavo.quantize(X).plot(X)

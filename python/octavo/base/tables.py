@@ -76,6 +76,11 @@ class Tables(ABC):
         Path(path).write_text(f"{text[:start]}\n{self.to_markdown()}{text[end:]}", encoding="utf-8")
 
 
+def megabytes(count: int) -> str:
+    """`count` bytes as text, in units of 10^6 (or 10^3) bytes."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
 def percent(value: float) -> str:
     return f"{value:.2%}"
 

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from octavo.huggingface.models import bundled_folder
     from octavo.lab.demo import run
 
+    model = options.model or bundled_folder()  # before anything is promised: it may be missing
     print("Quantizing and measuring, about half a minute ...", file=sys.stderr, flush=True)
-    print(run(options.model, options.output, threads=options.threads))
+    print(run(model, options.output, threads=options.threads))

@@ -22,7 +22,11 @@ from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
 from ..nn import PreparedLinear, leave_fused_paths
+<<<<<<< HEAD
 from ..nn.replacements import replacement_of
+=======
+from ..schemes import Scheme
+>>>>>>> lab
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
 from .selection import LayerFilter, Patterns, SchemeLike, Selection
@@ -255,6 +259,8 @@ def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
 
 
 def require_module(who: str, model: object) -> None:
+    if isinstance(model, Scheme) or (isinstance(model, type) and issubclass(model, Scheme)):
+        raise TypeError(f"{who}: model must be a torch.nn.Module, got a scheme; the model comes first")
     if not isinstance(model, nn.Module):
         raise TypeError(f"{who}: model must be a torch.nn.Module, got {type(model).__name__}")
 

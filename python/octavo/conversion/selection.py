@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from ..methods import Method
@@ -117,8 +118,9 @@ def _scheme(value: object) -> Scheme:
             f"scheme is the method {name}, which goes with a scheme: octavo.Int8Dynamic(method=octavo.{name}())"
         )
     if not isinstance(value, Scheme):
+        shown = f"a {type(value).__name__}" if isinstance(value, nn.Module | torch.Tensor) else repr(value)
         raise TypeError(
-            f"scheme is {value!r}, accepted are a scheme such as octavo.Int8Dynamic(), its class, its name such as "
+            f"scheme is {shown}, accepted are a scheme such as octavo.Int8Dynamic(), its class, its name such as "
             "'int8-dynamic', or a dict {pattern: scheme or None}"
         )
     return value

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from ..base.batches import calls, evaluating, float_tensors, run
+from ..base.hooks import hooked
 from ..base.padding import Padding
 from ..base.progress import with_bar
 from ..methods.rescaling import UNCHANGED, Factors, Rescaling, first_argument
@@ -66,9 +66,9 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
             rows = partial(padding.rows, masks=masks, has_channels=True)
             for probe in probes:
                 probe.begin_batch(rescaling.factors(probe.name), rows)
-            with _hooked((probe.reference, probe.on_reference) for probe in probes):
+            with hooked((probe.reference, probe.on_reference) for probe in probes):
                 expected = list(float_tensors(run(reference, args, kwargs)))
-            with _hooked((probe.layer, probe.on_layer) for probe in probes):
+            with hooked((probe.layer, probe.on_layer) for probe in probes):
                 found = list(float_tensors(run(model, args, kwargs)))
             for probe in probes:
                 probe.end_batch()
@@ -171,16 +171,6 @@ def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | Non
 
 def _mismatch(text: str) -> ValueError:
     return ValueError(f"compare: the models do not match: {text}")
-
-
-@contextmanager
-def _hooked(pairs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in pairs]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_outputs(expected: list[torch.Tensor], found: list[torch.Tensor]) -> None:

@@ -11,6 +11,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..base.plots import new_axes
+from ..base.tables import megabytes
+
 # Full width of a bar in the HTML table. Int8 layers lie around 35 to 50 dB; float32 itself ends near 140 dB.
 FULL_BAR_DB = 60.0
 
@@ -91,7 +94,7 @@ class Comparison:
         Raises: ImportError if matplotlib is missing.
         """
         own_figure = ax is None
-        ax = _new_axes(len(self.layers)) if own_figure else ax
+        ax = new_axes("Comparison.plot", 8, 1.6 + 0.2 * max(len(self.layers), 3)) if own_figure else ax
         positions = list(range(len(self.layers)))
         propagated = [_finite(layer.sqnr_db) for layer in self.layers]
         local = [_finite(layer.local_sqnr_db) for layer in self.layers]
@@ -125,11 +128,6 @@ class Comparison:
         return notes + self.notes
 
 
-def megabytes(count: int) -> str:
-    """`count` bytes as text, in units of 10^6 (or 10^3) bytes."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
 def _rank(sqnr_db: float) -> float:
     return -math.inf if math.isnan(sqnr_db) else sqnr_db
 
@@ -154,11 +152,3 @@ def _bar(sqnr_db: float) -> str:
     box = "display:inline-block;width:90px;height:0.7em;background:rgba(128,128,128,.18);"
     fill = f"display:block;width:{100 * share:.0f}%;height:100%;background:rgba(31,119,180,.75);"
     return f"<span style='{box}'><span style='{fill}'></span></span> {sqnr_db:.1f}"
-
-
-def _new_axes(rows: int) -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("Comparison.plot needs matplotlib: pip install 'octavo[plot]'") from error
-    return pyplot.subplots(figsize=(8, 1.6 + 0.2 * max(rows, 3)), layout="constrained")[1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from .comparison_result import megabytes
+from ..base.tables import megabytes
 
 BYTES, SECONDS = "bytes", "seconds"  # texts whose unit depends on the value
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation drawn with matplotlib, which is imported only here and only when something is drawn."""
+"""An evaluation drawn with matplotlib."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+from ..base.plots import new_axes
 
 KLDS = {
     "median": "kld_median",
@@ -17,7 +19,7 @@ KLDS = {
 
 def plot_evaluation(evaluation: Any, ax: Any) -> Any:
     """Divergences on a logarithmic axis, or cosines."""
-    ax = new_axes("Evaluation") if ax is None else ax
+    ax = new_axes("Evaluation.plot", 7, 2.6) if ax is None else ax
     if evaluation.distribution is not None:
         _plot_distribution(evaluation.distribution, ax)
     else:
@@ -28,7 +30,7 @@ def plot_evaluation(evaluation: Any, ax: Any) -> Any:
 
 def plot_generation(generation: Any, ax: Any) -> Any:
     """The divergence at each new token, and the share of completions that are still the same text."""
-    ax = new_axes("Generation") if ax is None else ax
+    ax = new_axes("Generation.plot", 7, 2.6) if ax is None else ax
     count = len(generation.kld_by_position)
     positions = range(1, count + 1)
     ax.plot(positions, generation.kld_by_position, color="tab:blue")
@@ -49,14 +51,6 @@ def plot_generation(generation: Any, ax: Any) -> Any:
         loc="left",
     )
     return ax
-
-
-def new_axes(owner: str) -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(f"{owner}.plot needs matplotlib: pip install 'octavo[plot]'") from error
-    return pyplot.subplots(figsize=(7, 2.6), layout="constrained")[1]
 
 
 def _plot_distribution(distribution: Any, ax: Any) -> None:

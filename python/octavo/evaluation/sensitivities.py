@@ -19,6 +19,7 @@ from torch import nn
 
 from ..base.batches import calls, evaluating, float_tensors, run
 from ..base.padding import Masks, Padding
+from ..base.plots import new_axes
 from ..base.progress import with_bar
 from ..base.tables import as_html, as_text
 from ..conversion.convert import quantize_
@@ -93,7 +94,7 @@ class Sensitivity:
         Raises: ImportError if matplotlib is missing.
         """
         names = list(self.layers)
-        ax = _new_axes(len(names)) if ax is None else ax
+        ax = new_axes("Sensitivity.plot", 8, 1.6 + 0.2 * max(len(names), 3)) if ax is None else ax
         places = {name: place for place, name in enumerate(names)}
         for scheme in dict.fromkeys(row.scheme for row in self.rows if row.scheme is not None):
             rows = [row for row in self.rows if row.scheme == scheme and 0 < row.figure < math.inf]
@@ -250,11 +251,3 @@ class _RelativeError:
 def _cells(row: LayerSensitivity) -> tuple[str, ...]:
     scheme = "float" if row.scheme is None else label(row.scheme)
     return (row.name, scheme, f"{row.figure:.3g}", f"{row.packed_bytes / 1e3:.1f}", f"{row.weights:,}")
-
-
-def _new_axes(layers: int) -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("Sensitivity.plot needs matplotlib: pip install 'octavo[plot]'") from error
-    return pyplot.subplots(figsize=(8, 1.6 + 0.2 * max(layers, 3)), layout="constrained")[1]

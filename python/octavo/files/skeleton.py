@@ -75,7 +75,7 @@ def quiet_transformers() -> Iterator[Any]:
             import transformers
             from transformers.utils import logging
     except ImportError as error:
-        raise ImportError("this needs transformers: pip install 'octavo[demo]'") from error
+        raise ImportError("this needs transformers: pip install transformers") from error
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

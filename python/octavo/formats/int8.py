@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -160,7 +160,7 @@ class CoarseInt8(Int8):
     raises   TypeError, ValueError for other bits
     """
 
-    bits: int = field()
+    bits: int = 4
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..base.batches import float_tensors
+from ..base.hooks import hooked
 from ..nn.fused.attention_call import cache_of, cache_parameter
 
 TOKENS = ("input_ids", "inputs_embeds")
@@ -77,12 +78,8 @@ def _first_calls(models: list[nn.Module], run: Any) -> dict[nn.Module, tuple[tup
     def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         calls.setdefault(module, (args, kwargs))
 
-    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in models]
-    try:
+    with hooked(((module, note) for module in models), before=True):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..base.hooks import hooked
 from ..base.modules import undone_on_error
 from ..conversion.prepare import require_module
 from ..evaluation.comparison_result import OutputComparison
@@ -134,14 +135,8 @@ def _apply(
 def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[OutputComparison | None, str]:
     """The model's output now against the one before all steps, or why the step must be taken back."""
     called: list[nn.Module] = []
-    handles = [
-        module.register_forward_pre_hook(lambda module, _: called.append(module)) for module in replaced
-    ]
-    try:
+    with hooked(((module, lambda module, *_: called.append(module)) for module in replaced), before=True):
         found = example.run()
-    finally:
-        for handle in handles:
-            handle.remove()
     called = [module for module in called if module in replaced]  # a fused block shares its original's hooks
     if called:
         return None, f"the model calls a {type(called[0]).__name__} by another way than its place"

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.plots import require_pyplot
+from ..base.tables import megabytes
 from ..conversion.convert import quantized
 from ..evaluation.comparison import compare, model_bytes
-from ..evaluation.comparison_result import Comparison, megabytes
+from ..evaluation.comparison_result import Comparison
 from ..huggingface.models import SentenceEncoder, bundled_folder, load_encoder, unpadded_batches
 from ..runtime.cpu import cpu_info
 from ..runtime.timing import Times, interleaved, torch_threads
@@ -180,9 +182,9 @@ def _with_plot(result: EncoderResult, folder: Path, notes: list[str]) -> Encoder
     if result.comparison is None:
         return result
     try:
-        from matplotlib import pyplot
-    except ImportError:
-        notes.append("no plots: pip install 'octavo[plot]'")
+        pyplot = require_pyplot("the demo's plots")
+    except ImportError as error:
+        notes.append(f"no plots: {error}")
         return result
     path = folder / f"{result.name}.png"
     folder.mkdir(parents=True, exist_ok=True)

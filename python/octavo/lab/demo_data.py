@@ -75,7 +75,7 @@ def load_digits(seed: int = 0) -> Digits:
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ImportError("the digits need scikit-learn: pip install 'octavo[demo]'") from error
+        raise ImportError("the digits need scikit-learn: pip install scikit-learn") from error
     images, labels = datasets.load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))

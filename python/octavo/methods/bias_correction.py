@@ -7,14 +7,16 @@ shift of each output, the same for all rows. It costs nothing to remove.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.batches import calls, evaluating, run
+from ..base.hooks import hooked
 from ..base.modules import undone_on_error
 from ..base.padding import Padding
 from ..base.progress import with_bar
@@ -112,10 +114,10 @@ class _Batches:
         means: dict[str, _Mean] = {}
         for args, kwargs, masks in self._batches:
 
-            def update(name: str, y: torch.Tensor, masks: Any = masks) -> None:
+            def update(name: str, _: nn.Module, args: Any, kwargs: Any, y: Any, masks: Any = masks) -> None:
                 means.setdefault(name, _Mean()).update(self._padding.rows(y, masks, has_channels=True))
 
-            with _hooked(layers, update):
+            with hooked((layer, partial(update, name)) for name, layer in layers.items()):
                 run(model, args, kwargs)
         return {name: mean for name, mean in means.items() if mean.rows}
 
@@ -135,19 +137,6 @@ class _Mean:
     @property
     def mean(self) -> torch.Tensor:
         return self.sum / self.rows
-
-
-@contextmanager
-def _hooked(layers: dict[str, nn.Module], on_output: Any) -> Iterator[None]:
-    handles = [
-        layer.register_forward_hook(lambda _, args, y, name=name: on_output(name, y))
-        for name, layer in layers.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:

@@ -14,8 +14,7 @@ layer's. A result counts only if the layer's weight then is as close to weight *
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from ..base.batches import run
+from ..base.hooks import hooked
 from ..nn import OurLinear, OutlierLinear, PreparedLinear, SmoothedLinear
 from ..nn.replacements import matrix_of
 
@@ -100,9 +100,9 @@ class Rescaling:
         pairs, generator = self._pairs.values(), torch.Generator().manual_seed(seed)
         for pair in pairs:
             pair.generator = generator
-        with _hooked({pair.reference: pair.on_reference for pair in pairs}):
+        with hooked((pair.reference, pair.on_reference) for pair in pairs):
             run(self.reference, args, kwargs)
-        with _hooked({pair.layer: pair.on_layer for pair in pairs}):
+        with hooked((pair.layer, pair.on_layer) for pair in pairs):
             run(self.model, args, kwargs)
         for pair in pairs:
             pair.calls.clear()
@@ -119,14 +119,6 @@ class Rescaling:
             "the weights differ from the reference's by more than rounding": trained,
         }
         return [f"{note}: {', '.join(names)}" for note, names in notes.items() if names]
-
-
-@contextmanager
-def _hooked(hooks: Mapping[nn.Module, Any]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
-        yield
 
 
 class _Pair:

@@ -47,6 +47,6 @@ def __getattr__(name: str) -> Any:
         from .kv_cache import KVCache
     except ImportError as error:
         raise ImportError(
-            "octavo.nn.KVCache is for models of transformers: pip install 'octavo[demo]'"
+            "octavo.nn.KVCache is for models of transformers: pip install transformers"
         ) from error
     return KVCache

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..base.plots import require_pyplot
+
 CELL_WIDTH, CELL_HEIGHT = 0.6, 0.34  # inches: room for "-0.0123" in 8 points
 
 
@@ -54,12 +56,9 @@ def draw(matrices: Matrices, max_rows: int, max_columns: int) -> Any:
 
 
 def _panels(rows: int, columns: int) -> tuple[Any, list[Any]]:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("QuantizedTensor.plot needs matplotlib: pip install 'octavo[plot]'") from error
     width = max(CELL_WIDTH * columns, 2.2) + 1.1  # beside the cells: the rows' scales
     size = (2 * width, 2 * (CELL_HEIGHT * rows + 0.75))
+    pyplot = require_pyplot("QuantizedTensor.plot")
     figure, axes = pyplot.subplots(2, 2, figsize=size, layout="constrained")
     return figure, list(axes.flat)
 

@@ -207,6 +207,11 @@ def dequantize(q: QuantizedTensor, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def _check_x(who: str, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(x, torch.nn.Module):
+        raise TypeError(
+            f"{who}: x is a model, {type(x).__name__}, and a tensor is needed; octavo.quantize_(model, scheme) "
+            "quantizes the layers of a model, octavo.quantized(model, scheme) those of a copy"
+        )
     if not isinstance(x, torch.Tensor):
         raise TypeError(
             f"{who}: x must be a torch.Tensor, got {type(x).__name__}; for ndarrays see octavo.numpy"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...base.hooks import hooked
 from ...conversion.plan import has_hooks
 from ...nn import FusedBlock, fused_block
 from ...nn.fused.block_call import BlockCall, Parameters
@@ -186,12 +187,8 @@ def _watch(blocks: list[nn.Module], example: Example) -> dict[nn.Module, _Call]:
     def note(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         calls.setdefault(block, _Call(args, kwargs, output))
 
-    handles = [block.register_forward_hook(note, with_kwargs=True) for block in blocks]
-    try:
+    with hooked((block, note) for block in blocks):
         example.run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

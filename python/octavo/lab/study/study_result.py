@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...base.plots import new_axes, require_pyplot
 from ...base.tables import Table, Tables, percent
 
 
@@ -113,7 +114,7 @@ class StudyResult(Tables):
         paths[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         paths[1].write_text(self.to_markdown(), encoding="utf-8")
         try:
-            from matplotlib import pyplot
+            pyplot = require_pyplot("StudyResult.save")
         except ImportError:
             return paths
         figure = self.plot().figure
@@ -128,7 +129,7 @@ class StudyResult(Tables):
         no place on a log scale and gets no mark. Nothing is shown or saved.
         Raises: ImportError if matplotlib is missing.
         """
-        ax = _new_axes() if ax is None else ax
+        ax = new_axes("StudyResult.plot", 8, 5) if ax is None else ax
         front = [row for row in self.pareto_front() if row.kld > 0]
         bits, klds = [row.bits_per_weight for row in front], [row.kld for row in front]
         ax.plot(
@@ -199,11 +200,3 @@ _SIZE: dict[str, Callable[[StudyRow], str]] = {
     "bits per weight": lambda row: f"{row.bits_per_weight:.2f}",
     "MB on disk": lambda row: f"{row.bytes_on_disk / 1e6:.3f}",
 }
-
-
-def _new_axes() -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("StudyResult.plot needs matplotlib: pip install 'octavo[plot]'") from error
-    return pyplot.subplots(figsize=(8, 5), layout="constrained")[1]
