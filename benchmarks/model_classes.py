@@ -75,15 +75,12 @@ SIZES: dict[str, Any] = {
 }
 
 
-def classes() -> dict[str, str]:
-    """Class name -> type of its first configuration."""
-    found: dict[str, str] = {}
+def classes() -> list[str]:
+    """The names of all classes, DECEIVING first."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        found.setdefault(name, kind)
     first = [f"{name}ForCausalLM" for name in DECEIVING]
-    return dict(sorted(found.items(), key=lambda item: (item[0] not in first, item[0])))
+    return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()), key=lambda name: (name not in first, name))
 
 
 # --- tiny models ----------------------------------------------------------------------------------------------------
@@ -91,8 +88,8 @@ def classes() -> dict[str, str]:
 
 def tiny(name: str) -> Any:
     """The class `name` of transformers with random weights, in eval mode. Raises whatever building it raises."""
-    config = _config(transformers.models.auto.configuration_auto.CONFIG_MAPPING[classes()[name]])
     kind = getattr(transformers, name)
+    config = _config(kind.config_class)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in kind(copy.deepcopy(config)).parameters())
     if parameters > LARGEST:
@@ -105,11 +102,10 @@ def _config(kind: Any) -> Any:
     """A configuration with SIZES, the configurations inside of it as well."""
     default = kind()
     known = {name: size for name, size in SIZES.items() if getattr(default, name, None) is not None}
-    for name, inner in getattr(kind, "sub_configs", {}).items():
-        if isinstance(getattr(default, name, None), transformers.PretrainedConfig) and hasattr(
-            inner, "model_type"
-        ):
-            known[name] = _config(type(getattr(default, name))).to_dict()
+    for name in getattr(kind, "sub_configs", {}):
+        inner = getattr(default, name, None)
+        if isinstance(inner, transformers.PretrainedConfig):
+            known[name] = _config(type(inner)).to_dict()
     return kind(**known)
 
 
@@ -255,7 +251,7 @@ def run(names: list[str]) -> None:
     """Adds a row for each of `names`, or for each class that has none."""
     torch.set_num_threads(1)
     done = {row["class"] for row in model_classes_page.read(RESULTS)}
-    for name in names or [name for name in classes() if name not in done]:
+    for name in names or [each for each in classes() if each not in done]:
         row = in_process(name)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")

@@ -21,7 +21,7 @@ Every class of transformers that writes text, tiny and with random weights: what
 `fuse_` do with it, and whether the fused model still gives what it gave. `python benchmarks/model_classes.py run` makes
 the rows (transformers {versions}), `python benchmarks/model_classes.py page` this page.
 
-transformers has {all} such classes; {tried} were tried, {built} of them were built.
+Of {all} such classes in transformers, {tried} have been tried and {built} were built.
 """
 
 STARS = """
@@ -73,7 +73,7 @@ def page(rows: list[dict[str, Any]], example: str = "24") -> str:
         "\n".join(f"{number}. {text}" for text, number in reasons.items()),
         "## Classes that were not built",
         "From a configuration with the small sizes of `benchmarks/model_classes.py`, in a few seconds.",
-        tables.table(["class", "why"], missing),
+        tables.table(["class", "why"], missing) if missing else "None.",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from fusion_models import options_of
 from torch import nn
 
 import octavo
@@ -160,7 +161,7 @@ def test_a_llama_layer_is_nine_calls(calls):
 
 def test_a_fused_bert_layer_equals_the_seven_operators_bit_for_bit():
     model, fused = (f("bert", octavo.Int8Dynamic()) for f in (model_of, fused_of))
-    layer, x = model.encoder.layer[0], torch.randn(3, 5, 64)
+    layer, x = model.encoder.layer[0], torch.randn(2, 7, 64)
 
     def linear(module, x, activation=None):
         module.pack_()
@@ -169,14 +170,15 @@ def test_a_fused_bert_layer_equals_the_seven_operators_bit_for_bit():
 
     with torch.no_grad():
         own = layer.attention.self
-        q, k, v = (linear(m, x).view(3, 5, 4, 16).transpose(1, 2) for m in (own.query, own.key, own.value))
+        q, k, v = (linear(m, x).view(2, 7, 4, 16).transpose(1, 2) for m in (own.query, own.key, own.value))
         y = linear(layer.attention.output.dense, ops.attention(q, k, v, precision="float32"))
         norm = layer.attention.output.LayerNorm
         middle, _ = ops.add_norm(y, x, norm.weight, norm.bias, norm.eps)
         y = linear(layer.output.dense, linear(layer.intermediate.dense, middle, "gelu"))
         norm = layer.output.LayerNorm
         expected, _ = ops.add_norm(y, middle, norm.weight, norm.bias, norm.eps)
-        assert torch.equal(fused.encoder.layer[0](x, None), expected)
+        block = fused.encoder.layer[0]
+        assert torch.equal(block(x, None, **options_of(block, fused, {"input_ids": IDS})), expected)
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "llama"])
@@ -249,11 +251,11 @@ def test_a_hook_on_a_block_sees_its_input_and_output(calls):
 
 
 def test_hidden_states_are_recorded_as_before():
+    """Some versions of transformers hang hooks into blocks for that, others tell each block: the original runs."""
     model, fused = (f("bert", octavo.Int8Dynamic()) for f in (model_of, fused_of))
     with torch.no_grad():
-        states = fused(IDS, output_hidden_states=True).hidden_states
-        assert len(states) == len(model(IDS, output_hidden_states=True).hidden_states) == 3
-        assert torch.equal(states[-1], run(fused, input_ids=IDS))
+        states, expected = (m(IDS, output_hidden_states=True).hidden_states for m in (fused, model))
+    assert len(states) == 3 and all(map(torch.equal, states, expected))
 
 
 def test_training_runs_the_original():

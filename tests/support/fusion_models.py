@@ -65,6 +65,16 @@ def batch_of(model):
     return PADDED
 
 
+def options_of(block, model, inputs) -> dict:
+    """What `model` hands to `block` by name: in some versions of transformers positions, which it makes no use of."""
+    options = {}
+    hook = block.register_forward_pre_hook(lambda _, args, kwargs: options.update(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
+    hook.remove()
+    return options
+
+
 def outputs(model, batch=None) -> torch.Tensor:
     """The model's main output for its batch, where that is no padding."""
     batch = batch_of(model) if batch is None else batch

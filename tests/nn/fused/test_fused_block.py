@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from fusion_models import bert, llama, vit
+from fusion_models import bert, llama, options_of, vit
 
 import octavo
 from octavo.nn import FusedBlock
@@ -74,12 +74,14 @@ def test_a_mask_of_other_axes_is_not_cut(batch_sizes, monkeypatch):
     model = fused_model(make, inputs)
     block = model.encoder.layer[0]
     x, mask = torch.randn(7, 7, 64), torch.ones(7, 7, dtype=torch.bool).tril()
+    options = options_of(block, model, inputs)
     with torch.no_grad():
-        expected = copy.deepcopy(block)(x, mask.expand(7, 1, 7, 7))
+        expected = copy.deepcopy(block)(x, mask.expand(7, 1, 7, 7), **options)
         monkeypatch.setattr(BlockProgram, "rows_at_a_time", 7)
         batch_sizes.clear()
-        by_original = block(x, mask)
+        by_original = block(x, mask, **options)
         assert (
             batch_sizes == [] and (by_original - expected).norm() <= 2**-6 * expected.norm()
         )  # of other codes
-        assert torch.equal(block(x, mask.expand(7, 1, 7, 7)), expected) and batch_sizes == [1] * 7
+        by_list = block(x, mask.expand(7, 1, 7, 7), **options)
+        assert torch.equal(by_list, expected) and batch_sizes == [1] * 7
