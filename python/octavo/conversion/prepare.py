@@ -22,11 +22,8 @@ from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
 from ..nn import PreparedLinear, leave_fused_paths
-<<<<<<< HEAD
 from ..nn.replacements import replacement_of
-=======
 from ..schemes import Scheme
->>>>>>> lab
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
 from .selection import LayerFilter, Patterns, SchemeLike, Selection

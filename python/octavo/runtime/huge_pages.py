@@ -9,7 +9,6 @@ are packed one after another lie in one chunk. Only what they fill is resident. 
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import threading
 import weakref
@@ -33,14 +32,21 @@ def empty(shape: tuple[int, ...]) -> torch.Tensor:
     """An uninitialized int8 tensor of `shape`, with a storage of its own."""
     count = prod(shape)
     if not hasattr(mmap, "MADV_HUGEPAGE") or count == 0:
-        return torch.empty(shape, dtype=torch.int8, device="cpu")
+        return _ordinary(shape)
     try:
         chunk, offset = _new_chunk(count) if count > CHUNK_BYTES else _place(count)
     except OSError:  # no address space for a chunk, or a chunk too many: there may be room for the layer
-        return torch.empty(shape, dtype=torch.int8, device="cpu")
+        return _ordinary(shape)
     tensor, room = _tensor(chunk, offset, count)
     weakref.finalize(room, _give_back, chunk, offset, count).atexit = False
     return tensor.view(shape)
+
+
+def _ordinary(shape: tuple[int, ...]) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=torch.int8, device="cpu")
+    except RuntimeError as error:  # of torch's allocator: it has no class of its own for this
+        raise MemoryError(f"out of memory: packed weights need {prod(shape)} bytes") from error
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
@@ -88,12 +94,7 @@ def _place(count: int) -> tuple[mmap.mmap, int]:
 
 def _new_chunk(size: int) -> tuple[mmap.mmap, int]:
     """At least `size` bytes, and where the first huge page begins."""
-    try:
-        chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise MemoryError(f"out of memory: packed weights need {size + HUGE_PAGE} bytes") from error
+    chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chunk.madvise(mmap.MADV_HUGEPAGE)
     _chunks.add(chunk)
     return chunk, -_address(chunk) % HUGE_PAGE
