@@ -130,15 +130,21 @@ def by_layer(tensors: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def row(
-    name: str, tensors: Mapping[str, Entry], kind: str = "", scheme: str = "", weights: int | None = None
+    name: str,
+    tensors: Mapping[str, Entry],
+    kind: str = "",
+    scheme: str = "",
+    weights: int | None = None,
+    codes: str = "weight",
 ) -> CheckpointLayer:
     """The row of one layer.
 
     kind      "": a word for the shape of its weight
     weights   how many reals the weight of a quantized layer stands for; None: each element is one, unless several lie
               in one integer
+    codes     the tensor of a weight format that holds the codes
     """
-    main_name = main_of(name, tensors)
+    main_name = main_of(name, tensors, codes)
     main = tensors[main_name]
     total = sum(tensor.bytes for tensor in tensors.values())
     counted = total

@@ -12,7 +12,6 @@ manifest.py reads and writes octavo.json.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,12 +20,13 @@ import torch
 from torch import nn
 
 from ..base.float_types import FLOAT_DTYPES
+from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear
 from ..schemes import Scheme, from_dict, label
 from . import manifest, safetensors
 from .disk import current, save_into
 from .format import Checkpoint, FileFormat
-from .inspection import CheckpointContents, CheckpointLayer, Entry, by_layer, contents_of, leaf_of, row
+from .inspection import CheckpointContents, CheckpointLayer, Entry, by_layer, contents_of, main_of, row
 from .loading import check_values, left_out_buffers
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES}
@@ -107,18 +107,17 @@ class Octavo(FileFormat):
 def _row(name: str, tensors: Mapping[str, Entry], layers: Mapping[str, Any]) -> CheckpointLayer:
     if name not in layers:
         return row(name, tensors)
-    fields = layers[name]
-    return row(name, tensors, "QuantLinear", _text(fields), _weights(fields, tensors))
+    text, format = _text(layers[name]), _format(layers[name])
+    if format is None:
+        return row(name, tensors, "QuantLinear", text)
+    weights = tensors[main_of(name, tensors, format.codes)].bytes * 8 // format.stored_bits
+    return row(name, tensors, "QuantLinear", text, weights, format.codes)
 
 
-def _weights(fields: dict[str, Any], tensors: Mapping[str, Entry]) -> int | None:
-    """How many reals the tensors of a layer stand for, which its weight format knows; None if nothing fits."""
+def _format(fields: dict[str, Any]) -> WeightFormat | None:
+    """The weight format of a layer's scheme; None if nobody has registered such a scheme."""
     try:
-        metas = {
-            leaf_of(name): torch.empty(entry.shape, dtype=safetensors.DTYPES[entry.dtype], device="meta")
-            for name, entry in tensors.items()
-        }
-        return math.prod(from_dict(fields).weights.shape(metas))
+        return from_dict(fields).weights
     except (AttributeError, TypeError, ValueError, LookupError):
         return None
 
