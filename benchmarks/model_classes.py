@@ -101,7 +101,12 @@ def tiny(name: str) -> Any:
 def _config(kind: Any) -> Any:
     """A configuration with SIZES, the configurations inside of it as well."""
     default = kind()
-    known = {name: size for name, size in SIZES.items() if getattr(default, name, None) is not None}
+    computed = {name for name in SIZES if isinstance(getattr(kind, name, None), property)}
+    known = {
+        name: size
+        for name, size in SIZES.items()
+        if name not in computed and getattr(default, name, None) is not None
+    }
     for name in getattr(kind, "sub_configs", {}):
         inner = getattr(default, name, None)
         if isinstance(inner, transformers.PretrainedConfig):

@@ -50,7 +50,7 @@ def test_a_row_has_share_places_and_agreement():
 
 def test_a_class_that_is_not_built_says_why(monkeypatch):
     monkeypatch.setitem(model_classes.SIZES, "hidden_size", -1)
-    assert model_classes.try_class("LlamaForCausalLM")["failure"].startswith(("RuntimeError", "ValueError"))
+    assert "Error: " in model_classes.try_class("LlamaForCausalLM")["failure"]
 
 
 def test_moved_codes_are_told_from_another_formula():
