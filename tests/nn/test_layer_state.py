@@ -46,7 +46,7 @@ def test_a_float_model_refuses_the_codes_also_without_strict(packed, change, str
     model, state = float_model(), change(quantized_model(packed).state_dict())
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
-        RuntimeError, match=r"int8 codes of a quantized layer.*octavo\.load makes it of the float one"
+        RuntimeError, match=r"the codes of a quantized layer.*octavo\.load makes it of the float one"
     ):
         model.load_state_dict(
             {name: t for name, t in state.items() if name.endswith("weight")}, strict=strict
