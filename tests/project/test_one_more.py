@@ -17,6 +17,7 @@ KNOWS_INT8 = {
     "files/safetensors.py": "lists dtypes",
     "runtime/huge_pages.py": "int8 are bytes, of any format",
     "nn/outlier.py": "outlier columns, of any format, are multiplied by the kernels of bytes",
+    "nn/linear.py": "from_codes calls the scales of any format weight_scale",
     "nn/static.py": "files have the zero point of an input as int8",
     "nn/prepared.py": "the learned scale of any format is called weight_scale",
     "nn/scales.py": "the same",

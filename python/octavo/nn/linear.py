@@ -113,11 +113,11 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_codes(
-        cls, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, scheme: LinearScheme
+        cls, codes: torch.Tensor, weight_scale: torch.Tensor, bias: torch.Tensor | None, scheme: LinearScheme
     ) -> QuantLinear:
         """`from_tensors` of a format whose tensors are codes and scales."""
         names = scheme.weights.tensors(0, 0)
-        return cls.from_tensors(dict(zip(names, (codes, scale), strict=True)), bias, scheme)
+        return cls.from_tensors(dict(zip(names, (codes, weight_scale), strict=True)), bias, scheme)
 
     def _hold_(self, name: str, tensor: torch.Tensor) -> None:
         """Codes are a Parameter, so that every loader finds them, until they are packed. Other integers are a buffer,
