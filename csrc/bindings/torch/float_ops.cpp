@@ -135,7 +135,8 @@ Tensor rotated(const char* name, const Tensor& any, const Tensor& cos, const Ten
   const Tensor out = empty(sizes_of(any), any.scalar_type());
   if (out.numel() == 0) return out;
   rope({x.const_data_ptr(), type, batch, x.size(1), length, columns, x.stride(0), x.stride(1), x.stride(2),
-        cos.const_data_ptr(), sin.const_data_ptr(), angle_type, cos.size(0) == 1 ? 0 : length * pairs, pairs, out.mutable_data_ptr()});
+        cos.const_data_ptr(), sin.const_data_ptr(), angle_type, cos.size(0) == 1 ? 0 : length * pairs, pairs,
+        out.mutable_data_ptr()});
   return out;
 }
 

@@ -72,9 +72,7 @@ struct LinearArguments {
         x(dense(x_any)),
         out(make_output(x, weight.n, x.scalar_type())) {}
 
-  Activations activations() const {
-    return {x.const_data_ptr(), type, rows_before(x, x.dim() - 1)};
-  }
+  Activations activations() const { return {x.const_data_ptr(), type, rows_before(x, x.dim() - 1)}; }
 
   Output output(const char* op, std::int64_t activation) const {
     return {out.mutable_data_ptr(), type, activation_of(op, activation)};
@@ -126,8 +124,8 @@ Tensor linear_weight_only_op(const Tensor& x, const Tensor& packed, const Tensor
 Tensor linear_codes_op(const Tensor& codes, const Tensor& scale_any, const Tensor& packed, const Tensor& column_sum,
                        const Tensor& weight_scale, const std::optional<Tensor>& bias, std::int64_t activation) {
   require(codes.scalar_type() == ScalarType::Byte, "linear_codes: codes must be uint8");
-  const WeightArguments weight("linear_codes", features_of("linear_codes", "codes", codes), packed, column_sum, weight_scale,
-                               bias);
+  const WeightArguments weight("linear_codes", features_of("linear_codes", "codes", codes), packed, column_sum,
+                               weight_scale, bias);
   const RowView rows(codes);
   require(scale_any.scalar_type() == ScalarType::Float && scale_any.dim() == 1 && scale_any.size(0) == rows.rows,
           "linear_codes: scale must be float32 with one value for each of the ", rows.rows, " rows");
