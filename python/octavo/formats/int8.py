@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -34,14 +34,11 @@ class Int8(WeightFormat):
     strip: ClassVar[int] = 16
     has_row_scales: ClassVar[bool] = True
     stored_as: ClassVar[str] = "int-quantized"
+    bits: ClassVar[int] = 8  # no property: CoarseInt8 has a field in this place
 
     @property
     def granularity(self) -> Granularity:
         return PerChannel(0)
-
-    @property
-    def bits(self) -> int:
-        return 8
 
     @property
     def stored_bits(self) -> int:
@@ -160,7 +157,7 @@ class CoarseInt8(Int8):
     raises   TypeError, ValueError for other bits
     """
 
-    bits: int = 4
+    bits: int = field()  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool):

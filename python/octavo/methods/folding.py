@@ -82,8 +82,10 @@ def _tolerance(model: nn.Module) -> float:
 
 def powers_of_two(k: int, seed: int) -> torch.Tensor:
     """Float32 [k], of both signs of the exponent, and the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    exponents = torch.randint(-LARGEST_EXPONENT, LARGEST_EXPONENT + 1, (k,), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    exponents = torch.randint(
+        -LARGEST_EXPONENT, LARGEST_EXPONENT + 1, (k,), generator=generator, device="cpu"
+    )
     return torch.exp2(torch.where(exponents == 0, LARGEST_EXPONENT, exponents).float())
 
 
@@ -220,7 +222,7 @@ class Divided:
         calls = self.calls or [
             ((torch.empty(16, self.k, dtype=self.producer.weight.dtype, device="meta"),), {})
         ]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         with torch.random.fork_rng(devices=[]):  # dropout, if there is any, must not move the user's numbers
             return [
                 self.producer(*_filled(args, generator), **_filled(kwargs, generator))
@@ -234,8 +236,8 @@ def _filled(value: Any, generator: torch.Generator) -> Any:
         rows = 16 if value.dim() == 2 else 1
         shape = value.shape if value.dim() < 2 else (min(len(value), rows), *value.shape[1:])
         if not value.is_floating_point():
-            return torch.zeros(shape, dtype=value.dtype)
-        return torch.randn(shape, generator=generator).to(value.dtype)
+            return torch.zeros(shape, dtype=value.dtype, device="cpu")
+        return torch.randn(shape, generator=generator, device="cpu").to(value.dtype)
     if type(value) in (tuple, list):
         return type(value)(_filled(item, generator) for item in value)
     if type(value) is dict:

@@ -137,7 +137,7 @@ class _Pair:
     # --- runs -------------------------------------------------------------------------------------------------------
 
     def on_reference(self, _: nn.Module, args: tuple, kwargs: dict, y: torch.Tensor) -> torch.Tensor:
-        y = torch.where(torch.rand(y.shape, generator=self.generator) < 0.5, y, -y)
+        y = torch.where(torch.rand(y.shape, generator=self.generator, device=y.device) < 0.5, y, -y)
         self.calls.append((_rows(first_argument(args, kwargs)), y.clone()))
         return y
 
@@ -283,10 +283,14 @@ def _eps(layer: Any) -> float:
 def _rounded(layer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the scheme of `layer` would make of `weight` [n, k]: scales [n], and the weight that the codes stand for."""
     if isinstance(layer, PreparedLinear):
-        return torch.ones(len(weight)), weight
-    multiplier = layer.input_multiplier.detach() if isinstance(layer, SmoothedLinear) else torch.ones(())
+        return torch.ones(len(weight), device=weight.device), weight
+    multiplier = (
+        layer.input_multiplier.detach() if isinstance(layer, SmoothedLinear) else torch.ones((), device="cpu")
+    )
     columns = (
-        layer.outlier_columns if isinstance(layer, OutlierLinear) else torch.tensor([], dtype=torch.int64)
+        layer.outlier_columns
+        if isinstance(layer, OutlierLinear)
+        else torch.tensor([], dtype=torch.int64, device="cpu")
     )
     coded = (weight / multiplier).index_fill(1, columns, 0.0)
     q = layer.scheme.method.qparams(layer.scheme.weights, coded)
