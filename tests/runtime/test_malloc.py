@@ -15,11 +15,17 @@ import torch, octavo
 
 if sys.argv[1] == "keep":
     assert octavo.keep_memory() is True
-buffers = [torch.ones(6 << 20) for _ in range(2)]  # 24 MB each: below the threshold, far above what malloc keeps
-del buffers
+
+
+def allocate(rounds):
+    for _ in range(rounds):
+        buffers = [torch.ones(6 << 20) for _ in range(5)]  # 24 MB each: below the threshold
+        del buffers
+
+
+allocate(15)  # until the heap has the size that it keeps: how many rounds that takes depends on what lies in it
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(6 << 20)
+allocate(2)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
