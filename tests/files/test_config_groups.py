@@ -42,8 +42,8 @@ def entry_of(case: dict) -> dict:
     return entry(config_groups=groups, ignore=case["ignore"])
 
 
-def kind_of(activations: dict | None) -> str:
-    if activations is None:
+def kind_of(activations: dict) -> str:
+    if not activations:
         return "weight_only"
     return "dynamic" if activations["dynamic"] else "static"
 
