@@ -140,9 +140,9 @@ def test_demo_prints_the_result(monkeypatch, capsys):
         return "the result"
 
     monkeypatch.setattr(demo, "run", fake)
-    assert run("demo", "--threads", 2, "--output", "here") == 0
+    assert run("demo", "--threads", 2, "--output", "here", "--model", "there") == 0
     assert capsys.readouterr().out == "the result\n"
-    assert asked == {"model": None, "output": "here", "threads": 2}
+    assert asked == {"model": "there", "output": "here", "threads": 2}
 
 
 def test_bad_input_is_one_line_on_stderr_and_exit_code_1(model_folder, int8_folder, tmp_path, text, capsys):
