@@ -18,6 +18,7 @@ from .codes import (
     quantize,
     unpack_weight,
 )
+from .groups import dequantize_groups, linear_groups, pack_planes, unpack_planes
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 
@@ -33,11 +34,14 @@ __all__ = [
     "attention",
     "choose_qparams",
     "dequantize",
+    "dequantize_groups",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",
+    "linear_groups",
     "linear_static",
     "linear_weight_only",
+    "pack_planes",
     "pack_weight",
     "pack_weight_into",
     "packed_shape",
@@ -46,5 +50,6 @@ __all__ = [
     "rope",
     "silu_mul",
     "torch_activation",
+    "unpack_planes",
     "unpack_weight",
 ]
