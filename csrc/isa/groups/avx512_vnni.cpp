@@ -16,34 +16,43 @@ namespace {
 
 // Fewer rows leave registers for more strips: each activation is then loaded for fewer columns.
 constexpr int strips_for(int rows) { return rows <= 2 ? 4 : rows <= 4 ? 3 : 2; }
+constexpr int kRows = 7, kRowsOfPlanes = 4, kPanelRows = 5;
 
-template <class Form, int kRows>
+template <class Form, int kTileRows>
 void multiply_rows(const GroupProduct& p) {
-  if (!p.planes) return multiply_strips<Form, kRows, strips_for(kRows), false>(p);
-  if constexpr (kRows <= 4) multiply_strips<Form, kRows, kRows <= 2 ? 3 : 2, true>(p);
+  if (!p.planes) return multiply_strips<Form, kTileRows, strips_for(kTileRows), false>(p);
+  if constexpr (kTileRows <= kRowsOfPlanes) multiply_strips<Form, kTileRows, kTileRows <= 2 ? 3 : 2, true>(p);
 }
 
+// Packed codes of fewer than 8 bits are read by few rows only: kPanelRows.
 template <class Form>
-void multiply_form(const GroupProduct& p) {
+void multiply_few(const GroupProduct& p) {
   switch (p.m) {
     case 1: return multiply_rows<Form, 1>(p);
     case 2: return multiply_rows<Form, 2>(p);
     case 3: return multiply_rows<Form, 3>(p);
-    case 4: return multiply_rows<Form, 4>(p);
+    default: return multiply_rows<Form, 4>(p);
+  }
+}
+
+template <class Form>
+void multiply_many(const GroupProduct& p) {
+  switch (p.m) {
     case 5: return multiply_rows<Form, 5>(p);
     case 6: return multiply_rows<Form, 6>(p);
-    default: return multiply_rows<Form, 7>(p);
+    case 7: return multiply_rows<Form, 7>(p);
+    default: return multiply_few<Form>(p);
   }
 }
 
 void multiply(const GroupProduct& p) {
-  if (p.codes.table) return multiply_form<Table>(p);
+  if (p.codes.table) return multiply_few<Table>(p);
   switch (p.codes.bits) {
-    case 2: return multiply_form<Quarters>(p);
-    case 3: return multiply_form<Thirds>(p);
-    case 4: return multiply_form<Halves>(p);
-    case 8: return multiply_form<SignedLines>(p);
-    default: return multiply_form<Lines>(p);
+    case 2: return multiply_few<Quarters>(p);
+    case 3: return multiply_few<Thirds>(p);
+    case 4: return multiply_few<Halves>(p);
+    case 8: return multiply_many<SignedLines>(p);
+    default: return multiply_many<Lines>(p);
   }
 }
 
@@ -58,9 +67,9 @@ static constexpr GroupKernel make_table() {
   table.features = kFeatureAvx512f | kFeatureAvx512bw | kFeatureAvx512dq | kFeatureAvx512vl | kFeatureAvx512vnni;
   table.base = &group_kernel_scalar;
   table.largest_byte_code = 255;
-  table.rows = 7;
-  table.rows_of_planes = 4;
-  table.panel_rows = 8;
+  table.rows = kRows;
+  table.rows_of_planes = kRowsOfPlanes;
+  table.panel_rows = kPanelRows;
   table.multiply = multiply;
   table.unpack_strip = unpack_strip;
   return table;

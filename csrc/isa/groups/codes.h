@@ -5,6 +5,8 @@
 // one step, `lines` being one Line for each strip. docs/packed_format.md draws the forms.
 #pragma once
 
+#include <utility>
+
 #include "contract/group_kernel.h"
 
 namespace octavo {
@@ -13,11 +15,22 @@ namespace {
 // Lambdas that are called from several places and hold registers must be inlined.
 #define OCTAVO_INLINE __attribute__((always_inline))
 
+// Calls f(std::integral_constant<int, i>) for i = 0 .. kCount. A loop that the compiler unrolls would not do here: g++ 12
+// unrolls after it has decided which arrays live in registers.
+template <class F, int... kIndices>
+OCTAVO_INLINE inline void each_of(const F& f, std::integer_sequence<int, kIndices...>) {
+  (f(std::integral_constant<int, kIndices>{}), ...);
+}
+template <int kCount, class F>
+OCTAVO_INLINE inline void each(const F& f) {
+  each_of(f, std::make_integer_sequence<int, kCount>{});
+}
+
 // Calls f(strip, Line&) for each of kStrips lines and then use(line, lines).
 template <int kStrips, class Make, class Use>
 OCTAVO_INLINE inline void with_lines(int line, const Make& make, const Use& use) {
   Line lines[kStrips];
-  OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) lines[s] = make(s);
+  each<kStrips>([&](auto s) OCTAVO_INLINE { lines[s] = make(s); });
   use(line, lines);
 }
 
@@ -29,9 +42,9 @@ struct Lines {
 
   template <int kStrips, class F>
   OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
-    OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
+    each<4>([&](auto l) OCTAVO_INLINE {
       with_lines<kStrips>(l, [&](int s) OCTAVO_INLINE { return load_line(at[s] + l * kLineBytes); }, f);
-    }
+    });
   }
 };
 
@@ -43,10 +56,10 @@ struct SignedLines {
 
   template <int kStrips, class F>
   OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
-    OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
+    each<4>([&](auto l) OCTAVO_INLINE {
       with_lines<kStrips>(
           l, [&](int s) OCTAVO_INLINE { return with_flipped_sign(load_line(at[s] + l * kLineBytes)); }, f);
-    }
+    });
   }
 };
 
@@ -58,12 +71,12 @@ struct Halves {
 
   template <int kStrips, class F>
   OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
-    OCTAVO_UNROLL for (int l = 0; l < 4; ++l) {
+    each<4>([&](auto l) OCTAVO_INLINE {
       Line packed[kStrips];
-      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) packed[s] = load_line(at[s] + l * kLineBytes);
+      each<kStrips>([&](auto s) OCTAVO_INLINE { packed[s] = load_line(at[s] + l * kLineBytes); });
       with_lines<kStrips>(2 * l, [&](int s) OCTAVO_INLINE { return masked(packed[s], 15); }, f);
       with_lines<kStrips>(2 * l + 1, [&](int s) OCTAVO_INLINE { return masked(shifted_right<4>(packed[s]), 15); }, f);
-    }
+    });
   }
 };
 
@@ -91,14 +104,14 @@ struct Quarters {
 
   template <int kStrips, class F>
   OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
-    OCTAVO_UNROLL for (int l = 0; l < 2; ++l) {
+    each<2>([&](auto l) OCTAVO_INLINE {
       Line packed[kStrips];
-      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) packed[s] = load_line(at[s] + l * kLineBytes);
+      each<kStrips>([&](auto s) OCTAVO_INLINE { packed[s] = load_line(at[s] + l * kLineBytes); });
       with_lines<kStrips>(4 * l, [&](int s) OCTAVO_INLINE { return masked(packed[s], 3); }, f);
       with_lines<kStrips>(4 * l + 1, [&](int s) OCTAVO_INLINE { return masked(shifted_right<2>(packed[s]), 3); }, f);
       with_lines<kStrips>(4 * l + 2, [&](int s) OCTAVO_INLINE { return masked(shifted_right<4>(packed[s]), 3); }, f);
       with_lines<kStrips>(4 * l + 3, [&](int s) OCTAVO_INLINE { return masked(shifted_right<6>(packed[s]), 3); }, f);
-    }
+    });
   }
 };
 
@@ -112,10 +125,10 @@ struct Thirds {
   template <int kStrips, class F>
   OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
     Line high[kStrips];  // bits 6 and 7 belong to the lines 2 and 5
-    OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) high[s] = load_line(at[s] + 2 * kLineBytes);
-    OCTAVO_UNROLL for (int l = 0; l < 2; ++l) {
+    each<kStrips>([&](auto s) OCTAVO_INLINE { high[s] = load_line(at[s] + 2 * kLineBytes); });
+    each<2>([&](auto l) OCTAVO_INLINE {
       Line packed[kStrips];
-      OCTAVO_UNROLL for (int s = 0; s < kStrips; ++s) packed[s] = load_line(at[s] + l * kLineBytes);
+      each<kStrips>([&](auto s) OCTAVO_INLINE { packed[s] = load_line(at[s] + l * kLineBytes); });
       with_lines<kStrips>(3 * l, [&](int s) OCTAVO_INLINE { return masked(packed[s], 7); }, f);
       with_lines<kStrips>(3 * l + 1, [&](int s) OCTAVO_INLINE { return masked(shifted_right<3>(packed[s]), 7); }, f);
       with_lines<kStrips>(
@@ -125,7 +138,7 @@ struct Thirds {
             return either(masked(shifted_right<6>(packed[s]), 3), third);
           },
           f);
-    }
+    });
     with_lines<kStrips>(6, [&](int s) OCTAVO_INLINE { return masked(high[s], 7); }, f);
     with_lines<kStrips>(7, [&](int s) OCTAVO_INLINE { return masked(shifted_right<3>(high[s]), 7); }, f);
   }

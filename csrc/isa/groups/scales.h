@@ -49,5 +49,33 @@ inline Vector load_minimum(const GroupScales& scales, int strip, std::int64_t gr
   return scales.minimum_type == Number::u8 ? set(-0.0f) - scale * minimum : minimum;
 }
 
+// The scales and, if there are any, the minima of some strips in up to kKeptSegments segments, as floats.
+constexpr int kKeptSegments = 16;
+
+template <int kStrips>
+struct KeptScales {
+  Vector scale[kKeptSegments][kStrips], minimum[kKeptSegments][kStrips];
+};
+
+// Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
+// program once, and called rarely, because a call empties all registers.
+[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first, std::int64_t segments,
+                                   Vector* scale, Vector* minimum) {
+  const bool has_minimum = p.scales.minimum_type != Number::none;
+  const std::int64_t count = segments - first < kKeptSegments ? segments - first : kKeptSegments;
+  for (int s = 0; s < strips; ++s) {
+    std::int64_t group = first / p.group_segments, left = p.group_segments - first % p.group_segments;
+    for (std::int64_t i = 0; i < count; ++i) {
+      Vector& own = scale[i * strips + s];
+      own = load_scale(p.scales, strip + s, group);
+      if (has_minimum) minimum[i * strips + s] = load_minimum(p.scales, strip + s, group, own);
+      if (--left == 0) {
+        ++group;
+        left = p.group_segments;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace octavo
