@@ -95,9 +95,22 @@ struct UnpackStrip {
   std::uint8_t* lines;
 };
 
+// A row as signed codes of 8 bits with a scale for each `group` elements, a multiple of kBlockK; the last group may be short.
+// The rules are those of a symmetric row of kernel.h: scale = absmax / 127, or 1 below the smallest normal number.
+struct QuantizeGroups {
+  const void* x;
+  FloatType type;
+  std::int64_t count, group;
+  float* scale;  // one for each group
+  std::int8_t* codes;
+};
+
 struct GroupKernelFunctions {
   void (*multiply)(const GroupProduct&);
   void (*unpack_strip)(const UnpackStrip&);
+  bool (*quantize_groups)(const QuantizeGroups&);  // false, and nothing is defined, if x holds NaN or Inf
+  // sums[i], the sum of the codes of unit i, for whole units.
+  void (*sum_units)(const std::int8_t* codes, std::int64_t units, std::int32_t* sums);
 };
 
 // One instruction set: a constant, as Kernel is one.
@@ -113,6 +126,7 @@ struct GroupKernel : GroupKernelFunctions {
   int rows;               // the most rows of a tile
   int rows_of_planes;     // the same if rows have planes
   int panel_rows;         // from this many rows on, codes of fewer than 8 bits are unpacked before they are multiplied
+  int panel_rows_of_bytes;  // the same for codes of 8 bits that rows of bytes multiply: their signs are flipped once
 };
 
 }  // namespace octavo

@@ -24,7 +24,7 @@ constexpr int kMaxTileRows = 8;
 // The calling thread's memory: codes of a block of rows, and what belongs to their segments.
 thread_local Scratch codes_scratch, segments_scratch;
 // Each thread's memory: one row on its way from bytes to words; unpacked strips.
-thread_local Scratch bytes_scratch, panel_scratch;
+thread_local Scratch bytes_scratch, units_scratch, panel_scratch;
 
 int largest_code(const GroupCodes& codes) { return codes.table ? 127 : (1 << codes.bits) - 1; }
 
@@ -66,7 +66,7 @@ struct GroupCall {
     cut.segments = ceil_divide(cut.units, cut.segment_units);
     cut.words = largest_code(weight.codes) > kernel.largest_byte_code;
     const bool readable = whole_blocks && bits >= 2 && bits <= 4;
-    panel = bits < 8 && (!readable || rows >= kernel.panel_rows);
+    panel = bits < 8 ? !readable || rows >= kernel.panel_rows : !cut.words && rows >= kernel.panel_rows_of_bytes;
   }
 
   int tile_rows() const { return cut.planes() ? kernel.rows_of_planes : kernel.rows; }
@@ -186,7 +186,8 @@ void quantize_block(const GroupCall& call, const Activations& x, std::int64_t fi
   parallel(count, grain, [&](std::int64_t begin, std::int64_t end) {
     auto* const bytes =
         call.cut.words ? reinterpret_cast<std::int8_t*>(bytes_scratch.get(2 * call.cut.padded_k())) : nullptr;
-    const GroupRowQuantizer quantizer{call.rows_kernel, call.cut, offset, x.type, bytes};
+    auto* const units = reinterpret_cast<std::int32_t*>(units_scratch.get(2 * call.cut.units * 4));
+    const GroupRowQuantizer quantizer{call.rows_kernel, call.kernel, call.cut, offset, x.type, bytes, units};
     for (std::int64_t i = begin; i < end; ++i) quantizer.quantize(data + i * row_bytes, block.row(i, call.cut));
   });
 }

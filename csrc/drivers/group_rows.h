@@ -41,10 +41,12 @@ struct GroupRow {
 // One row of activations on its way to codes.
 struct GroupRowQuantizer {
   const Kernel& kernel;
+  const GroupKernel& group_kernel;
   const GroupCut& cut;
   std::int32_t offset;  // as the kernel's codes need it
   FloatType type;
-  std::int8_t* bytes;  // memory for two rows of bytes, if rows become words
+  std::int8_t* bytes;   // memory for two rows of bytes, if rows become words
+  std::int32_t* units;  // memory for the sums of two rows of units
 
   void quantize(const void* x, const GroupRow& row) const {
     std::int8_t* const codes = cut.words ? bytes : reinterpret_cast<std::int8_t*>(row.codes);
@@ -65,27 +67,27 @@ struct GroupRowQuantizer {
   }
 
  private:
-  static const void* from(const void* x, FloatType type, std::int64_t i) {
-    return static_cast<const char*>(x) + i * bytes_of(type);
-  }
-
   static float scale_of(float absmax, std::int32_t qmax) {
     return row_qparams({0.0f, absmax}, {-qmax, qmax}, true).scale;
   }
 
   bool quantize_groups(const void* x, std::int8_t* codes, const GroupRow& row) const {
-    const std::int64_t group = cut.input.group_size ? cut.input.group_size : std::max<std::int64_t>(cut.k, 1);
-    for (std::int64_t at = 0; at < cut.k; at += group) {
-      const std::int64_t count = std::min(group, cut.k - at);
-      const float absmax = kernel.absmax(from(x, type, at), type, count);
+    if (!cut.input.group_size) {
+      const float absmax = kernel.absmax(x, type, cut.k);
       if (!std::isfinite(absmax)) return false;
-      const float scale = scale_of(absmax, 127);
-      kernel.quantize_row(
-          {from(x, type, at), type, count, 1.0f / scale, 0, -127, 127, reinterpret_cast<std::uint8_t*>(codes + at)});
-      set_scale(row, at, count, scale);
+      *row.factor = scale_of(absmax, 127);
+      kernel.quantize_row({x, type, cut.k, 1.0f / *row.factor, 0, -127, 127, reinterpret_cast<std::uint8_t*>(codes)});
+      return true;
     }
-    if (cut.input.group_size) *row.factor = 1.0f;
-    if (cut.k == 0) *row.factor = 1.0f;
+    *row.factor = 1.0f;
+    const std::int64_t groups = (cut.k + cut.input.group_size - 1) / cut.input.group_size;
+    // One scale for each group; they are spread over the segments from the last one on, so that none is lost.
+    if (!group_kernel.quantize_groups({x, type, cut.k, cut.input.group_size, row.scale, codes})) return false;
+    const std::int64_t in_group = cut.input.group_size / cut.segment_k();
+    if (in_group == 1) return true;
+    for (std::int64_t segment = cut.segments; segment-- > 0;) {
+      row.scale[segment] = row.scale[std::min(segment / in_group, groups - 1)];
+    }
     return true;
   }
 
@@ -95,18 +97,8 @@ struct GroupRowQuantizer {
     const float scale = scale_of(absmax, kMax16);
     auto* const high = reinterpret_cast<std::uint8_t*>(codes);
     kernel.split_row({x, type, cut.k, 1.0f / scale, high, high + stride});
-    set_scale(row, 0, cut.k, scale);
+    *row.factor = scale;
     return true;
-  }
-
-  // The elements `at` .. `at` + count have this scale.
-  void set_scale(const GroupRow& row, std::int64_t at, std::int64_t count, float scale) const {
-    if (!cut.input.group_size) {
-      *row.factor = scale;
-      return;
-    }
-    const std::int64_t first = at / cut.segment_k(), last = (at + count + cut.segment_k() - 1) / cut.segment_k();
-    std::fill(row.scale + first, row.scale + last, scale);
   }
 
   // Codes of a row that holds NaN or Inf: all 0, with scales that make its outputs NaN.
@@ -129,14 +121,16 @@ struct GroupRowQuantizer {
   }
 
   void sum_segments(const std::int8_t* high, const std::int8_t* low, const GroupRow& row) const {
+    group_kernel.sum_units(high, cut.units, units);
+    if (low) {
+      std::int32_t* const low_units = units + cut.units;
+      group_kernel.sum_units(low, cut.units, low_units);
+      for (std::int64_t i = 0; i < cut.units; ++i) units[i] = 256 * units[i] + low_units[i];
+    }
     for (std::int64_t segment = 0; segment < cut.segments; ++segment) {
-      const std::int64_t begin = segment * cut.segment_k(), end = std::min(cut.padded_k(), begin + cut.segment_k());
-      std::int32_t sum = 0, low_sum = 0;
-      for (std::int64_t k = begin; k < end; ++k) sum += high[k];
-      if (low) {
-        for (std::int64_t k = begin; k < end; ++k) low_sum += low[k];
-        sum = 256 * sum + low_sum;
-      }
+      const std::int64_t begin = segment * cut.segment_units, end = std::min(cut.units, begin + cut.segment_units);
+      std::int32_t sum = 0;
+      for (std::int64_t i = begin; i < end; ++i) sum += units[i];
       row.start[segment] = -offset * sum;
       row.sum[segment] = cut.input.group_size ? row.scale[segment] * static_cast<float>(sum) : static_cast<float>(sum);
     }

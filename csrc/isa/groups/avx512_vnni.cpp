@@ -10,6 +10,7 @@ constexpr int kPrefetchBytes = 2048;
 }  // namespace octavo
 
 #include "product.h"
+#include "rows.h"
 
 namespace octavo {
 namespace {
@@ -70,8 +71,11 @@ static constexpr GroupKernel make_table() {
   table.rows = kRows;
   table.rows_of_planes = kRowsOfPlanes;
   table.panel_rows = kPanelRows;
+  table.panel_rows_of_bytes = 16;
   table.multiply = multiply;
   table.unpack_strip = unpack_strip;
+  table.quantize_groups = quantize_groups;
+  table.sum_units = sum_units;
   return table;
 }
 

@@ -62,5 +62,13 @@ inline Vector rounded(const Sums& high, const Sums& low) {
   return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.lanes, 8), low.lanes))};
 }
 
+// The sums of the signed codes of 4 units.
+inline void sum_4_units(const std::int8_t* codes, std::int32_t* sums) {
+  __m512i fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(codes));
+  fours = _mm512_add_epi32(fours, _mm512_shuffle_epi32(fours, _MM_PERM_CDAB));
+  fours = _mm512_add_epi32(fours, _mm512_shuffle_epi32(fours, _MM_PERM_BADC));
+  _mm512_mask_compressstoreu_epi32(sums, 0x1111, fours);
+}
+
 }  // namespace
 }  // namespace octavo

@@ -3,6 +3,7 @@
 // Plain C++: the executable definition of the product of groups. Tests hold the other files of csrc/isa/groups to this file
 // bit for bit, and this file to python/octavo/reference.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "contract/group_kernel.h"
@@ -116,6 +117,32 @@ void unpack_strip(const UnpackStrip& u) {
   }
 }
 
+bool quantize_groups(const QuantizeGroups& q) {
+  for (std::int64_t begin = 0; begin < q.count; begin += q.group) {
+    const std::int64_t end = std::min(q.count, begin + q.group);
+    float absmax = 0.0f;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float magnitude = std::fabs(load_float(q.x, q.type, i));
+      if (!std::isfinite(magnitude)) return false;
+      absmax = std::max(absmax, magnitude);
+    }
+    const float scale = absmax / 127.0f >= FLT_MIN ? absmax / 127.0f : 1.0f, inverse = 1.0f / scale;
+    q.scale[begin / q.group] = scale;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float steps = std::nearbyint(load_float(q.x, q.type, i) * inverse);
+      q.codes[i] = static_cast<std::int8_t>(std::max(-127.0f, std::min(127.0f, steps)));
+    }
+  }
+  return true;
+}
+
+void sum_units(const std::int8_t* codes, std::int64_t units, std::int32_t* sums) {
+  for (std::int64_t i = 0; i < units; ++i) {
+    sums[i] = 0;
+    for (int k = 0; k < kUnitK; ++k) sums[i] += codes[i * kUnitK + k];
+  }
+}
+
 }  // namespace
 
 static constexpr GroupKernel make_table() {
@@ -124,8 +151,11 @@ static constexpr GroupKernel make_table() {
   table.largest_byte_code = 255;
   table.rows = table.rows_of_planes = 4;
   table.panel_rows = 4;
+  table.panel_rows_of_bytes = 4;
   table.multiply = multiply;
   table.unpack_strip = unpack_strip;
+  table.quantize_groups = quantize_groups;
+  table.sum_units = sum_units;
   return table;
 }
 
