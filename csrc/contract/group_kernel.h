@@ -33,7 +33,7 @@ constexpr std::int64_t bytes_of(Number type) {
 // The codes of a strip of 16 columns.
 //   bits 1 .. 7  blocks of 32 k with `bits` lines of 64 bytes each
 //   bits 8       lines of S16 (layout.h), signed: u = code + 128
-//   bits 0       lines of S16, unsigned: what unpack_strip writes
+//   bits 0       lines of S16 as unpack_strip has written them: u, or a signed number, if the kernel wants signed lines
 struct GroupCodes {
   const std::uint8_t* strips;   // the first strip
   std::ptrdiff_t strip_stride;  // bytes
@@ -67,6 +67,7 @@ struct GroupProduct {
 
   const float* row_scale;         // [m][segments] or null
   const std::int32_t* row_start;  // [m][segments]: what a sum begins with, -offset times the sum of the row's codes
+  bool has_start;                 // false: all of row_start are 0
   const float* row_sum;           // [m][segments]; only read if there is a minimum
   std::ptrdiff_t segment_stride;  // elements from one row of these three to the next
 
@@ -88,10 +89,12 @@ struct GroupProduct {
   FloatType type;
 };
 
-// The codes of a strip as lines of S16 with u: `units` units, which with fewer than 8 bits are whole blocks.
+// The codes of a strip as lines of S16, with u - lowered_by in each byte: `units` units, which with fewer than 8 bits are whole
+// blocks.
 struct UnpackStrip {
   GroupCodes codes;
   std::int64_t units;
+  int lowered_by;
   std::uint8_t* lines;
 };
 
@@ -122,11 +125,14 @@ struct GroupKernel : GroupKernelFunctions {
   std::uint32_t features;
   const GroupKernel* base;
 
+  int min_rows;           // calls with fewer rows than this are faster with the kernel `base`
+  bool signed_lines;      // unpacked lines that it multiplies are signed
   int largest_byte_code;  // with a larger u, rows must be words and codes must have 8 bits
   int rows;               // the most rows of a tile
-  int rows_of_planes;     // the same if rows have planes
+  int rows_of_planes;     // the same if rows have planes; 0: `base` takes such calls
   int panel_rows;         // from this many rows on, codes of fewer than 8 bits are unpacked before they are multiplied
   int panel_rows_of_bytes;  // the same for codes of 8 bits that rows of bytes multiply: their signs are flipped once
+  void (*leave)();  // each thread calls it after its last multiply of a call; not inherited, null: nothing to tidy up
 };
 
 }  // namespace octavo

@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::int64_t kBlockBytes = 1000000;  // of codes in one block of rows: they stay in the L2 cache
 constexpr int kTileStrips = 4;
-constexpr int kMaxTileRows = 8;
+constexpr int kMaxTileRows = 32;
 
 // The calling thread's memory: codes of a block of rows, and what belongs to their segments.
 thread_local Scratch codes_scratch, segments_scratch;
@@ -47,16 +47,25 @@ GroupBlock make_block(const GroupCut& cut, std::int64_t rows) {
           numbers + 3 * values, reinterpret_cast<std::int32_t*>(numbers + 2 * values)};
 }
 
+// Kernels with large tiles are wasted on very few rows, and not every one multiplies planes: their base takes such calls.
+const GroupKernel& kernel_for(std::int64_t rows, GroupInput input) {
+  const GroupKernel* kernel = &active_group_kernel();
+  const auto passes_on = [&] { return rows < kernel->min_rows || (input.bits == 16 && kernel->rows_of_planes == 0); };
+  while (kernel->base && passes_on()) kernel = kernel->base;
+  return *kernel;
+}
+
 // Everything about one call.
 struct GroupCall {
   const Kernel& rows_kernel = active_kernel();
-  const GroupKernel& kernel = active_group_kernel();
+  const GroupKernel& kernel;
   const GroupWeight& weight;
   GroupCut cut;
   Output out;
   bool panel;  // strips are unpacked before they are multiplied
 
-  GroupCall(const GroupWeight& weight_, GroupInput input, Output out_, std::int64_t rows) : weight(weight_), out(out_) {
+  GroupCall(const GroupWeight& weight_, GroupInput input, Output out_, std::int64_t rows)
+      : kernel(kernel_for(rows, input)), weight(weight_), out(out_) {
     const int bits = weight.codes.bits;
     cut.k = weight.k;
     cut.input = input;
@@ -67,6 +76,17 @@ struct GroupCall {
     cut.words = largest_code(weight.codes) > kernel.largest_byte_code;
     const bool readable = whole_blocks && bits >= 2 && bits <= 4;
     panel = bits < 8 ? !readable || rows >= kernel.panel_rows : !cut.words && rows >= kernel.panel_rows_of_bytes;
+  }
+
+  // What is subtracted from codes when they are unpacked. For a kernel of signed lines it is the offset, unless 8 bits with
+  // another offset than 128 would not fit; rows have to make up for what is left of the offset.
+  int lowered_by() const {
+    if (!panel || !kernel.signed_lines) return 0;
+    return weight.codes.bits == 8 ? 128 : std::min(weight.offset, 127);
+  }
+  std::int32_t row_offset() const {
+    if (cut.words) return weight.offset - 128;  // words multiply codes of 8 bits as they are, signed
+    return weight.offset - lowered_by();
   }
 
   int tile_rows() const { return cut.planes() ? kernel.rows_of_planes : kernel.rows; }
@@ -81,10 +101,10 @@ struct GroupCall {
     GroupCodes codes = weight.codes;
     codes.strips += first * codes.strip_stride;
     if (!panel) return codes;
-    const std::int64_t units = (cut.units + 1) / 2 * 2, strip_bytes = units * 4 * kLineBytes;
-    std::uint8_t* const lines = panel_scratch.get(strips * strip_bytes);
+    const std::int64_t strip_bytes = cut.whole_tiles() * kStripColumns;
+    std::uint8_t* const lines = panel_scratch.get(strips * strip_bytes + kTileBytes);  // a kernel may read beyond
     for (int s = 0; s < strips; ++s) {
-      kernel.unpack_strip({codes, units, lines + s * strip_bytes});
+      kernel.unpack_strip({codes, (cut.units + 1) / 2 * 2, lowered_by(), lines + s * strip_bytes});
       codes.strips += codes.strip_stride;
     }
     return {lines, strip_bytes, 0, nullptr};
@@ -152,6 +172,7 @@ void multiply_columns(const GroupCall& call, const GroupBlock& block, Range rows
     p.segment_stride = call.cut.segments;
     p.codes = call.codes_of(strip, p.strip_count);
     p.scales = call.scales_of(strip);
+    p.has_start = call.row_offset() != 0;
     p.units = call.cut.units;
     p.segment_units = call.cut.segment_units;
     p.group_segments = weight.group_size ? weight.group_size / call.cut.segment_k() : call.cut.segments + 1;
@@ -160,6 +181,7 @@ void multiply_columns(const GroupCall& call, const GroupBlock& block, Range rows
     p.bias = weight.bias ? weight.bias + column : nullptr;
     multiply_rows(call, block, rows, column, p);
   }
+  if (call.kernel.leave) call.kernel.leave();
 }
 
 // Threads share out the rows if there are many, and otherwise the columns.
@@ -180,14 +202,12 @@ void quantize_block(const GroupCall& call, const Activations& x, std::int64_t fi
                     const GroupBlock& block) {
   const std::int64_t row_bytes = call.cut.k * bytes_of(x.type);
   const char* const data = static_cast<const char*>(x.data) + first * row_bytes;
-  // Where the kernel reads words of codes with 8 bits, the codes are signed.
-  const std::int32_t offset = call.cut.words ? call.weight.offset - 128 : call.weight.offset;
   const std::int64_t grain = std::max<std::int64_t>(1, (1 << 15) / std::max<std::int64_t>(call.cut.k, 1));
   parallel(count, grain, [&](std::int64_t begin, std::int64_t end) {
     auto* const bytes =
-        call.cut.words ? reinterpret_cast<std::int8_t*>(bytes_scratch.get(2 * call.cut.padded_k())) : nullptr;
+        call.cut.words ? reinterpret_cast<std::int8_t*>(bytes_scratch.get(2 * call.cut.whole_tiles())) : nullptr;
     auto* const units = reinterpret_cast<std::int32_t*>(units_scratch.get(2 * call.cut.units * 4));
-    const GroupRowQuantizer quantizer{call.rows_kernel, call.kernel, call.cut, offset, x.type, bytes, units};
+    const GroupRowQuantizer quantizer{call.rows_kernel, call.kernel, call.cut, call.row_offset(), x.type, bytes, units};
     for (std::int64_t i = begin; i < end; ++i) quantizer.quantize(data + i * row_bytes, block.row(i, call.cut));
   });
 }
@@ -261,7 +281,7 @@ void linear_groups(const Activations& x, const GroupWeight& weight, GroupInput i
 }
 
 void dequantize_groups(const GroupWeight& weight, void* out, FloatType type) {
-  GroupCall call(weight, {8, 0}, {out, type}, 1);
+  GroupCall call(weight, {8, 0}, {out, type}, 1);  // one row: not a kernel that wants signed lines
   call.panel = true;
   call.cut.units = ceil_divide(weight.k, kUnitK);
   const std::int64_t grain = std::max<std::int64_t>(1, (1 << 14) / std::max<std::int64_t>(weight.k, 1));

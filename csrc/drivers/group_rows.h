@@ -23,11 +23,12 @@ struct GroupCut {
   bool words;  // int16, and bytes otherwise
 
   std::int64_t padded_k() const { return units * kUnitK; }
+  std::int64_t whole_tiles() const { return (padded_k() + kTileK - 1) / kTileK * kTileK; }
   std::int64_t segment_k() const { return std::int64_t{segment_units} * kUnitK; }
   bool planes() const { return input.bits == 16 && !words; }
   int rows_of_codes() const { return planes() ? 2 : 1; }
   // One line more than k needs, because rows whose distance is a power of two would share one set of the cache.
-  std::int64_t row_stride() const { return ((padded_k() + 63) / 64 * 64 + 64) * (words ? 2 : 1); }
+  std::int64_t row_stride() const { return (whole_tiles() + kTileK) * (words ? 2 : 1); }
 };
 
 // Where a row goes.
@@ -50,10 +51,10 @@ struct GroupRowQuantizer {
 
   void quantize(const void* x, const GroupRow& row) const {
     std::int8_t* const codes = cut.words ? bytes : reinterpret_cast<std::int8_t*>(row.codes);
-    const std::int64_t stride = cut.words ? cut.padded_k() : cut.row_stride();
+    const std::int64_t stride = cut.words ? cut.whole_tiles() : cut.row_stride();
     const int rows = cut.input.bits == 16 ? 2 : 1;
-    for (int i = 0; i < rows; ++i) {
-      std::memset(codes + i * stride + cut.k, 0, static_cast<std::size_t>(cut.padded_k() - cut.k));
+    for (int i = 0; i < rows; ++i) {  // to the end of the row: a kernel may read up to 3 units beyond the last k
+      std::memset(codes + i * stride + cut.k, 0, static_cast<std::size_t>(stride - cut.k));
     }
     const bool finite = cut.input.bits == 16 ? split(x, codes, stride, row) : quantize_groups(x, codes, row);
     if (!finite) clear(codes, stride, rows, row);

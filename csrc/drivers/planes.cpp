@@ -102,7 +102,7 @@ void unpack_planes(const std::uint8_t* planes, std::int64_t n, std::int64_t k, i
     for (std::int64_t at = 0; at < k; at += kBlockK) {
       alignas(kLineBytes) std::uint8_t lines[kBlockK * kStripColumns];
       const GroupCodes packed{planes + strip * strip_bytes + at / kBlockK * block_bytes, 0, bits, nullptr};
-      kernel.unpack_strip({packed, kBlockK / kUnitK, lines});
+      kernel.unpack_strip({packed, kBlockK / kUnitK, 0, lines});
       const int depth = static_cast<int>(std::min<std::int64_t>(kBlockK, k - at));
       scatter_block(lines, k, columns, depth, codes + strip * kStripColumns * k + at);
     }

@@ -190,13 +190,13 @@ void unpack_form(const UnpackStrip& u) {
   const std::uint8_t* at[1] = {u.codes.strips};
   for (std::int64_t unit = 0; unit < u.units; unit += Form::kUnits) {
     form.each_line(
-        at, [&](int line, const Line(&lines)[1]) OCTAVO_INLINE { store_line(out + line * kLineBytes, lines[0]); });
+        at, [&](int line, const Line(&lines)[1]) OCTAVO_INLINE { store_line(out + line * kLineBytes, lowered(lines[0], u.lowered_by)); });
     at[0] += Form::kStepBytes;
     out += Form::kUnits * 4 * kLineBytes;
   }
 }
 
-void unpack_strip(const UnpackStrip& u) {
+[[maybe_unused]] void unpack_strip(const UnpackStrip& u) {
   if (u.codes.table) return unpack_form<Table>(u);
   switch (u.codes.bits) {
     case 1: return unpack_form<Planes<1>>(u);

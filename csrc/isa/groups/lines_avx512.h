@@ -20,6 +20,10 @@ inline Line masked(const Line& a, int mask) {
 inline Line either(const Line& a, const Line& b) { return {_mm512_or_si512(a.bytes, b.bytes)}; }
 inline Line with_flipped_sign(const Line& a) { return {_mm512_xor_si512(a.bytes, _mm512_set1_epi8(-128))}; }
 
+inline Line lowered(const Line& a, int by) {
+  return {_mm512_sub_epi8(a.bytes, _mm512_set1_epi8(static_cast<char>(by)))};
+}
+
 // All bits move, from one byte of a pair to the other one as well: `masked` removes these.
 template <int kBits>
 inline Line shifted_right(const Line& a) {

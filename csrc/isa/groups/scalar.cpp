@@ -112,7 +112,7 @@ void unpack_strip(const UnpackStrip& u) {
   for (std::int64_t k = 0; k < u.units * kUnitK; ++k) {
     for (int column = 0; column < kStripColumns; ++column) {
       u.lines[k / kLineK * kLineBytes + column * kLineK + k % kLineK] =
-          static_cast<std::uint8_t>(unsigned_code(u.codes, u.codes.strips, k, column));
+          static_cast<std::uint8_t>(unsigned_code(u.codes, u.codes.strips, k, column) - u.lowered_by);
     }
   }
 }
