@@ -13,13 +13,17 @@ constexpr int kPrefetchBytes = 2048;
 }
 }  // namespace octavo
 
+#include <algorithm>
+
 #include "product.h"
 
 namespace octavo {
 namespace {
 
 constexpr int kHeight = 16;
-constexpr int kAhead = 4;  // segments whose sums are in memory at a time
+constexpr int kAhead = 4;        // segments whose sums are in memory at a time
+constexpr int kPieceUnits = 32;  // how much of k is multiplied before the next strip
+constexpr int kMaxStrips = 4, kMaxBlocks = 2;
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -55,18 +59,18 @@ using TileSums = std::int32_t[kHeight][kStripColumns];
 
 // The sums of one segment, whose k is `steps` times what the tiles are configured for. A macro, because the intrinsics paste the
 // numbers of tile registers into names.
-#define OCTAVO_MULTIPLY_SEGMENT(sums_tile, rows_tile, lines_tile)                        \
-  _tile_zero(sums_tile);                                                                 \
-  for (int step = 0; step < steps; ++step) {                                             \
-    _tile_loadd(rows_tile, codes + step * step_k, stride);                               \
-    _tile_loadd(lines_tile, lines + step * step_k * kStripColumns, kLineBytes);          \
-    _tile_dpbssd(sums_tile, rows_tile, lines_tile);                                      \
-  }                                                                                      \
+#define OCTAVO_MULTIPLY_SEGMENT(sums_tile, rows_tile, lines_tile)               \
+  _tile_zero(sums_tile);                                                        \
+  for (int step = 0; step < steps; ++step) {                                    \
+    _tile_loadd(rows_tile, codes + step * step_k, stride);                      \
+    _tile_loadd(lines_tile, lines + step * step_k * kStripColumns, kLineBytes); \
+    _tile_dpbssd(sums_tile, rows_tile, lines_tile);                             \
+  }                                                                             \
   _tile_stored(sums_tile, sums, kLineBytes)
 
 template <int kTile>
-OCTAVO_INLINE inline void multiply_segment(const char* codes, std::ptrdiff_t stride, const std::uint8_t* lines, int steps,
-                                           int step_k, TileSums& sums) {
+OCTAVO_INLINE inline void multiply_segment(const char* codes, std::ptrdiff_t stride, const std::uint8_t* lines,
+                                           int steps, int step_k, TileSums& sums) {
   if constexpr (kTile == 0) {
     OCTAVO_MULTIPLY_SEGMENT(0, 4, 6);
   } else if constexpr (kTile == 1) {
@@ -101,42 +105,50 @@ int step_of(int segment_units) {
   return units;
 }
 
-// `height` rows from row `first` on times one strip. Rows beyond them are computed from the last one and not written.
+// 16 rows, of which `height` are rows of the product, times one strip, over the segments `begin` .. `end`. Rows beyond the last
+// one are computed from it, and not written.
+struct Block {
+  int first, height, strip;
+  std::int64_t begin, end;
+  Vector* outputs;  // [kHeight], between one call and the next
+};
+
 template <bool kHasScale, bool kHasRowScale, bool kHasStart>
-[[gnu::noinline]] void multiply_tile(const GroupProduct& all, int first, int height, int strip) {
-  GroupProduct p = all;
+[[gnu::noinline]] void multiply_block(const GroupProduct& all, const Block& block) {
+  const GroupProduct p = all;
   const int step_units = step_of(p.segment_units), step_k = step_units * kUnitK, steps = p.segment_units / step_units;
   const std::int64_t segment_k = std::int64_t{p.segment_units} * kUnitK;
-  const char* const codes = static_cast<const char*>(p.rows) + first * p.row_stride;
-  const std::uint8_t* const lines = p.codes.strips + strip * p.codes.strip_stride;
-  const std::int64_t segments = (p.units + p.segment_units - 1) / p.segment_units;
+  const char* const codes = static_cast<const char*>(p.rows) + block.first * p.row_stride;
+  const std::uint8_t* const lines = p.codes.strips + block.strip * p.codes.strip_stride;
+  const std::int64_t end = block.end;
   const bool has_minimum = p.scales.minimum_type != Number::none;
-  configure(height, step_k);
+  configure(block.height, step_k);
 
   std::ptrdiff_t row[kHeight];
-  for (int r = 0; r < kHeight; ++r) row[r] = (first + (r < height ? r : height - 1)) * p.segment_stride;
+  for (int r = 0; r < kHeight; ++r) {
+    row[r] = (block.first + (r < block.height ? r : block.height - 1)) * p.segment_stride;
+  }
   alignas(64) TileSums sums[kAhead];
   KeptScales<1> kept;
+  if (kHasScale) load_scales(p, block.strip, 1, block.begin, end, kept.scale[0], kept.minimum[0]);
   Vector outputs[kHeight];
-  each<kHeight>([&](auto r) OCTAVO_INLINE { outputs[r] = set(0.0f); });
+  each<kHeight>([&](auto r) OCTAVO_INLINE { outputs[r] = block.outputs[r]; });
   const auto multiply_one = [&](auto tile, std::int64_t segment) OCTAVO_INLINE {
-    if (segment >= segments) return;
+    if (segment >= end) return;
     const std::int64_t k = segment * segment_k, left = p.units * kUnitK - k;
     // The last segment may be shorter; what lies beyond it is 0 in the rows of codes.
     const int own_steps = left < segment_k ? static_cast<int>((left + step_k - 1) / step_k) : steps;
     multiply_segment<decltype(tile)::value>(codes + k, p.row_stride, lines + k * kStripColumns, own_steps, step_k,
                                             sums[decltype(tile)::value]);
   };
-  each<kAhead>([&](auto tile) OCTAVO_INLINE { multiply_one(tile, decltype(tile)::value); });
-  for (std::int64_t at = 0; at < segments; at += kAhead) {
+  each<kAhead>([&](auto tile) OCTAVO_INLINE { multiply_one(tile, block.begin + decltype(tile)::value); });
+  for (std::int64_t at = block.begin; at < end; at += kAhead) {
     each<kAhead>([&](auto tile) OCTAVO_INLINE {
       const std::int64_t segment = at + decltype(tile)::value;
-      if (segment >= segments) return;
-      if (kHasScale && segment % kKeptSegments == 0) {
-        load_scales(p, strip, 1, segment, segments, kept.scale[0], kept.minimum[0]);
-      }
-      const int slot = static_cast<int>(segment % kKeptSegments);
-      add_sums<kHasScale, kHasRowScale, kHasStart>(p, row, segment, sums[decltype(tile)::value], kept.scale[slot][0], outputs);
+      if (segment >= end) return;
+      const auto slot = static_cast<int>(segment - block.begin);
+      add_sums<kHasScale, kHasRowScale, kHasStart>(p, row, segment, sums[decltype(tile)::value], kept.scale[slot][0],
+                                                   outputs);
       if (has_minimum) {
         each<kHeight>([&](auto r) OCTAVO_INLINE {
           outputs[r] = multiply_add(kept.minimum[slot][0], set(p.row_sum[row[r] + segment]), outputs[r]);
@@ -145,28 +157,42 @@ template <bool kHasScale, bool kHasRowScale, bool kHasStart>
       multiply_one(tile, segment + kAhead);
     });
   }
-  Vector finished[kHeight];
-  each<kHeight>([&](auto r) OCTAVO_INLINE { finished[r] = outputs[r]; });
-  p.out = static_cast<char*>(p.out) + first * p.out_stride * bytes_of(p.type);
-  p.row_factor += first;
-  write_outputs(p, strip, height, 1, finished);
+  each<kHeight>([&](auto r) OCTAVO_INLINE { block.outputs[r] = outputs[r]; });
 }
 
-// Blocks of rows of one height; the last block begins early enough to end with the last row.
+// Rows in blocks of one height, of which the last one begins early enough to end with the last row. k is taken a piece at a
+// time, so that the codes of all rows and the lines of a strip stay in the L1 cache while blocks and strips go by.
 template <bool kHasScale, bool kHasRowScale, bool kHasStart>
-void multiply_blocks(const GroupProduct& p) {
+void multiply_tile(const GroupProduct& p) {
   const int blocks = (p.m + kHeight - 1) / kHeight, height = (p.m + blocks - 1) / blocks;
-  for (int block = 0; block < blocks; ++block) {
-    const int first = block + 1 < blocks ? block * height : p.m - height;
+  const auto first_row = [&](int block) { return block + 1 < blocks ? block * height : p.m - height; };
+  const std::int64_t segments = (p.units + p.segment_units - 1) / p.segment_units;
+  const std::int64_t fitting = kPieceUnits / p.segment_units;
+  const std::int64_t piece = fitting < 1 ? 1 : fitting < kKeptSegments ? fitting : kKeptSegments;
+  Vector outputs[kMaxStrips][kMaxBlocks][kHeight];
+  for (auto& strip : outputs) {
+    for (auto& block : strip) std::fill_n(block, kHeight, set(0.0f));
+  }
+  for (std::int64_t begin = 0; begin < segments; begin += piece) {
+    const std::int64_t end = begin + piece < segments ? begin + piece : segments;
     for (int strip = 0; strip < p.strip_count; ++strip) {
-      multiply_tile<kHasScale, kHasRowScale, kHasStart>(p, first, height, strip);
+      for (int block = 0; block < blocks; ++block) {
+        multiply_block<kHasScale, kHasRowScale, kHasStart>(
+            p, {first_row(block), height, strip, begin, end, outputs[strip][block]});
+      }
     }
+  }
+  for (int block = 0; block < blocks; ++block) {
+    GroupProduct rows = p;
+    rows.out = static_cast<char*>(p.out) + first_row(block) * p.out_stride * bytes_of(p.type);
+    rows.row_factor += first_row(block);
+    for (int strip = 0; strip < p.strip_count; ++strip) write_outputs(rows, strip, height, 1, outputs[strip][block]);
   }
 }
 
 template <bool kHasScale, bool kHasRowScale>
 void multiply_scaled(const GroupProduct& p) {
-  p.has_start ? multiply_blocks<kHasScale, kHasRowScale, true>(p) : multiply_blocks<kHasScale, kHasRowScale, false>(p);
+  p.has_start ? multiply_tile<kHasScale, kHasRowScale, true>(p) : multiply_tile<kHasScale, kHasRowScale, false>(p);
 }
 
 void multiply(const GroupProduct& p) {
@@ -189,7 +215,7 @@ static constexpr GroupKernel make_table() {
   table.min_rows = 8;
   table.signed_lines = true;
   table.largest_byte_code = 255;
-  table.rows = 2 * kHeight;
+  table.rows = kMaxBlocks * kHeight;
   table.multiply = multiply;
   table.leave = leave;
   return table;

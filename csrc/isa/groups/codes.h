@@ -189,8 +189,8 @@ void unpack_form(const UnpackStrip& u) {
   std::uint8_t* out = u.lines;
   const std::uint8_t* at[1] = {u.codes.strips};
   for (std::int64_t unit = 0; unit < u.units; unit += Form::kUnits) {
-    form.each_line(
-        at, [&](int line, const Line(&lines)[1]) OCTAVO_INLINE { store_line(out + line * kLineBytes, lowered(lines[0], u.lowered_by)); });
+    form.each_line(at, [&](int line, const Line(&lines)[1])
+                           OCTAVO_INLINE { store_line(out + line * kLineBytes, lowered(lines[0], u.lowered_by)); });
     at[0] += Form::kStepBytes;
     out += Form::kUnits * 4 * kLineBytes;
   }

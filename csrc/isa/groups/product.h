@@ -35,17 +35,14 @@ OCTAVO_INLINE inline void add_segment(const GroupProduct& p, std::int64_t segmen
   if (!p.row_scale && !has_scale) {
     each_output([](const Vector& t, auto, Factor, const Vector& y) OCTAVO_INLINE { return t + y; });
   } else if (!p.row_scale) {
-    each_output([&](const Vector& t, auto s, Factor, const Vector& y) OCTAVO_INLINE {
-      return multiply_add(t, scale[s], y);
-    });
+    each_output([&](const Vector& t, auto s, Factor, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t, scale[s], y); });
   } else if (!has_scale) {
-    each_output([](const Vector& t, auto, Factor row_scale, const Vector& y) OCTAVO_INLINE {
-      return multiply_add(t, set(*row_scale), y);
-    });
+    each_output([](const Vector& t, auto, Factor row_scale, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t, set(*row_scale), y); });
   } else {
-    each_output([&](const Vector& t, auto s, Factor row_scale, const Vector& y) OCTAVO_INLINE {
-      return multiply_add(t * scale[s], set(*row_scale), y);
-    });
+    each_output([&](const Vector& t, auto s, Factor row_scale, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t * scale[s], set(*row_scale), y); });
   }
   if (!has_minimum) return;
   each<kRows>([&](auto r) OCTAVO_INLINE {

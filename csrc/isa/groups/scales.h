@@ -59,8 +59,8 @@ struct KeptScales {
 
 // Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
 // program once, and called rarely, because a call empties all registers.
-[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first, std::int64_t segments,
-                                   Vector* scale, Vector* minimum) {
+[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first,
+                                   std::int64_t segments, Vector* scale, Vector* minimum) {
   const bool has_minimum = p.scales.minimum_type != Number::none;
   const std::int64_t count = segments - first < kKeptSegments ? segments - first : kKeptSegments;
   for (int s = 0; s < strips; ++s) {

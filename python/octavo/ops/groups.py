@@ -7,6 +7,9 @@ a table has for the code. docs/packed_format.md draws how codes and scales lie, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
@@ -55,7 +58,7 @@ def linear_groups(
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row.
              Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen
     raises   TypeError for another dtype of x; ValueError for what does not fit
-    source   ours; docs/numerics.md, section 17
+    source   ours; docs/numerics.md, eq. 60 and 61
     """
     if _is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
@@ -157,9 +160,9 @@ def _function() -> type[_LinearGroups]:
     return _LinearGroups if forward_ad._current_level < 0 else _LinearGroupsForward
 
 
-def _weight(tensors, numbers, k: int, dtype: torch.dtype) -> torch.Tensor:
+def _weight(tensors: Sequence[Optional], numbers: Sequence[int], k: int, dtype: torch.dtype) -> torch.Tensor:
     n, bits, group_size, offset, *_ = numbers
-    weight = [None if tensor is None else tensor.detach() for tensor in tensors]
+    weight: list[Any] = [None if tensor is None else tensor.detach() for tensor in tensors]
     return dequantize_groups(*weight, n=n, k=k, bits=bits, group_size=group_size, offset=offset, dtype=dtype)
 
 

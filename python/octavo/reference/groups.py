@@ -142,22 +142,21 @@ def _unsigned_codes(codes: torch.Tensor, table: Optional, n: int, k: int, bits: 
 
 def _scales(scale: Optional, super_scale: Optional, minimum: Optional, n: int) -> tuple[Optional, Optional]:
     """Scale and minimum of each row and group, float32 [n, groups]; None where all are 1 or 0."""
-    values, minima = _rows(scale, n), _rows(minimum, n)
+    if scale is None:
+        return None, None
+    values, minima = _rows(scale, n), None if minimum is None else _rows(minimum, n)
     if super_scale is not None:
-        groups = scale.shape[1] if scale is not None else 1
-        factors = super_scale.float().repeat_interleave(groups // super_scale.shape[1], 1)
+        factors = super_scale.float().repeat_interleave(scale.shape[1] // super_scale.shape[1], 1)
         first, second = (_rows(factors[:, :, part], n) for part in (0, 1))
         values = first * values
         minima = None if minima is None else -(second * minima)
-    elif minimum is not None and minimum.dtype == torch.uint8:
+    elif minima is not None and minimum is not None and minimum.dtype == torch.uint8:
         minima = -(values * minima)
     return values, minima
 
 
-def _rows(numbers: Optional, n: int) -> Optional:
+def _rows(numbers: torch.Tensor, n: int) -> torch.Tensor:
     """[strips, groups, 16] as float32 [n, groups]."""
-    if numbers is None:
-        return None
     return numbers.float().transpose(1, 2).reshape(-1, numbers.shape[1])[:n]
 
 
