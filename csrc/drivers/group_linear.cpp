@@ -225,10 +225,10 @@ float number(const void* data, Number type, std::int64_t i) {
 }
 
 // What one column and one group of a strip have; `scales` begins with the strip.
-struct ScaleAndMinimum {
+struct ColumnNumbers {
   float scale, minimum;
 
-  ScaleAndMinimum(const GroupScales& scales, std::int64_t group, int column) {
+  ColumnNumbers(const GroupScales& scales, std::int64_t group, int column) {
     const std::int64_t at = group * kStripColumns + column;
     scale = number(scales.scale, scales.scale_type, at);
     minimum = scales.minimum_type == Number::none ? 0.0f : number(scales.minimum, scales.minimum_type, at);
@@ -248,7 +248,7 @@ void dequantize_column(const GroupWeight& weight, const GroupScales& scales, con
   const int j = static_cast<int>(column % kStripColumns);
   const std::int64_t group = weight.group_size ? weight.group_size : weight.k;
   for (std::int64_t begin = 0; begin < weight.k; begin += group) {
-    const ScaleAndMinimum numbers(scales, begin / group, j);
+    const ColumnNumbers numbers(scales, begin / group, j);
     for (std::int64_t k = begin; k < std::min(weight.k, begin + group); ++k) {
       const int u = lines[k / kLineK * kLineBytes + j * kLineK + k % kLineK];
       const auto value = static_cast<float>(double{numbers.scale} * (u - weight.offset) + double{numbers.minimum});

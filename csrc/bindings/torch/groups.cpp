@@ -149,9 +149,9 @@ GroupInput input_of(const char* op, std::int64_t bits, std::int64_t group_size) 
 
 Tensor linear_groups_op(const Tensor& x_any, const Tensor& codes, const std::optional<Tensor>& scale,
                         const std::optional<Tensor>& super_scale, const std::optional<Tensor>& minimum,
-                        const std::optional<Tensor>& table, const std::optional<Tensor>& column_scale,
-                        const std::optional<Tensor>& bias, std::int64_t n, std::int64_t bits, std::int64_t group_size,
-                        std::int64_t offset, std::int64_t input_bits, std::int64_t input_group,
+                        const std::optional<Tensor>& table, const std::optional<Tensor>& column_scale, std::int64_t n,
+                        std::int64_t bits, std::int64_t group_size, std::int64_t offset,
+                        const std::optional<Tensor>& bias, std::int64_t input_bits, std::int64_t input_group,
                         std::int64_t activation) {
   const char* const op = "linear_groups";
   const FloatType type = float_type(op, "x", x_any.scalar_type());
@@ -172,8 +172,8 @@ Tensor linear_groups_op(const Tensor& x_any, const Tensor& codes, const std::opt
 Tensor dequantize_groups_op(const Tensor& codes, const std::optional<Tensor>& scale,
                             const std::optional<Tensor>& super_scale, const std::optional<Tensor>& minimum,
                             const std::optional<Tensor>& table, const std::optional<Tensor>& column_scale,
-                            std::int64_t n, std::int64_t k, std::int64_t bits, std::int64_t group_size,
-                            std::int64_t offset, ScalarType dtype) {
+                            std::int64_t n, std::int64_t bits, std::int64_t group_size, std::int64_t offset,
+                            std::int64_t k, ScalarType dtype) {
   const char* const op = "dequantize_groups";
   require(k >= 0, op, ": k must not be negative, is ", k);
   const FloatType type = float_type(op, "dtype", dtype);
@@ -211,11 +211,11 @@ Tensor unpack_planes_op(const Tensor& planes_any, std::int64_t n, std::int64_t k
 STABLE_TORCH_LIBRARY_FRAGMENT(octavo, m) {
   m.def(
       "linear_groups(Tensor x, Tensor codes, Tensor? scale, Tensor? super_scale, Tensor? minimum, Tensor? table, "
-      "Tensor? column_scale, Tensor? bias, int n, int bits, int group_size, int offset, int input_bits=8, "
+      "Tensor? column_scale, int n, int bits, int group_size, int offset, Tensor? bias, int input_bits=8, "
       "int input_group=0, int activation=0) -> Tensor");
   m.def(
       "dequantize_groups(Tensor codes, Tensor? scale, Tensor? super_scale, Tensor? minimum, Tensor? table, "
-      "Tensor? column_scale, int n, int k, int bits, int group_size, int offset, ScalarType dtype) -> Tensor");
+      "Tensor? column_scale, int n, int bits, int group_size, int offset, int k, ScalarType dtype) -> Tensor");
   m.def("pack_planes(Tensor codes, int bits) -> Tensor");
   m.def("unpack_planes(Tensor planes, int n, int k) -> Tensor");
 }

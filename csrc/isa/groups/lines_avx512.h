@@ -51,18 +51,18 @@ inline Four load_four(const char* codes) {
 }
 
 // The exact sums of 16 columns.
-struct Sums {
+struct ColumnSums {
   __m512i lanes;
 };
-inline void start(Sums& sums, std::int32_t value) { sums.lanes = _mm512_set1_epi32(value); }
+inline void start(ColumnSums& sums, std::int32_t value) { sums.lanes = _mm512_set1_epi32(value); }
 
 // Written in asm for the reason that isa/integer/avx512_vnni.cpp gives.
-inline void dot(Sums& sums, const Line& codes, const Four& activations) {
+inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sums.lanes) : "v"(codes.bytes), "v"(activations.bytes));
 }
 
-inline Vector rounded(const Sums& sums) { return {_mm512_cvtepi32_ps(sums.lanes)}; }
-inline Vector rounded(const Sums& high, const Sums& low) {
+inline Vector rounded(const ColumnSums& sums) { return {_mm512_cvtepi32_ps(sums.lanes)}; }
+inline Vector rounded(const ColumnSums& high, const ColumnSums& low) {
   return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.lanes, 8), low.lanes))};
 }
 

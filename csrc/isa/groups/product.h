@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The product of groups over the Line, Four and Sums of an instruction set that adds products of bytes in int32.
+// The product of groups over the Line, Four and ColumnSums of an instruction set that adds products of bytes in int32.
 //
 // A tile keeps its int32 sums of a segment and its float32 outputs in registers. At the end of a segment the sums become
 // floats and are added to the outputs: one conversion, one or two multiplications and one addition for each output.
@@ -14,7 +14,7 @@ namespace {
 // Adds the sums of one segment to the outputs of a tile.
 template <int kRows, int kStrips, bool kPlanes>
 OCTAVO_INLINE inline void add_segment(const GroupProduct& p, std::int64_t segment, const KeptScales<kStrips>& kept,
-                                      const Sums (&sums)[kPlanes ? 2 * kRows : kRows][kStrips],
+                                      const ColumnSums (&sums)[kPlanes ? 2 * kRows : kRows][kStrips],
                                       Vector (&outputs)[kRows][kStrips]) {
   const bool has_scale = p.scales.scale_type != Number::none, has_minimum = p.scales.minimum_type != Number::none;
   const Vector(&scale)[kStrips] = kept.scale[segment % kKeptSegments];
@@ -86,7 +86,7 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
     if (p.scales.scale_type != Number::none && segment % kKeptSegments == 0) {
       load_scales(p, strip, kStrips, segment, segments, kept.scale[0], kept.minimum[0]);
     }
-    Sums sums[kSumRows][kStrips];
+    ColumnSums sums[kSumRows][kStrips];
     each<kSumRows>([&](auto r) OCTAVO_INLINE {
       const bool is_high = kPlanes && r % 2 == 0;
       const std::int32_t first = is_high ? 0 : p.row_start[r / (kPlanes ? 2 : 1) * p.segment_stride + segment];

@@ -18,13 +18,14 @@ from .codes import (
     quantize,
     unpack_weight,
 )
-from .groups import dequantize_groups, linear_groups, pack_planes, unpack_planes
+from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 
 __all__ = [
     "ACTIVATIONS",
     "CODE_TYPES",
+    "GroupWeight",
     "PRECISIONS",
     "WIDE_CODE_TYPES",
     "activate",
@@ -35,6 +36,7 @@ __all__ = [
     "choose_qparams",
     "dequantize",
     "dequantize_groups",
+    "group_weight",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..base.float_types import FLOAT_DTYPES
@@ -31,20 +33,9 @@ def planes(op: str, name: str, tensor: torch.Tensor, n: int, k: int, bits: int) 
     _has_shape(tensor, shape, text)
 
 
-def group_weight(
-    op: str,
-    k: int,
-    codes: torch.Tensor,
-    scale: torch.Tensor | None,
-    super_scale: torch.Tensor | None,
-    minimum: torch.Tensor | None,
-    table: torch.Tensor | None,
-    column_scale: torch.Tensor | None,
-    n: int,
-    bits: int,
-    group_size: int,
-    offset: int,
-) -> None:
+def group_weight(op: str, k: int, weight: tuple[Any, ...]) -> None:
+    """`weight` is a GroupWeight."""
+    codes, scale, super_scale, minimum, table, column_scale, n, bits, group_size, offset = weight
     require(n >= 0, f"{op}: n must not be negative, is {n}")
     require(1 <= bits and bits <= 8, f"{op}: bits must be in 1 .. 8, is {bits}")
     text = f"{op}: group_size must be a multiple of 16, or 0 for one group, is {group_size}"
@@ -68,9 +59,7 @@ def group_weight(
         _super_scale(op, super_scale, strips, groups)
     _numbers(op, scale, super_scale, minimum)
     if table is not None:
-        text = f"{op}: table must be uint8 with 16 values, for codes of 4 bits"
-        require(bits == 4 and table.dtype == torch.uint8 and table.dim() == 1, text)
-        require(table.shape[0] == 16, text)
+        _table(op, table, bits)
     if column_scale is not None:
         text = f"{op}: column_scale must be float32 with {n} values"
         require(column_scale.dtype == torch.float32 and column_scale.dim() == 1, text)
@@ -83,6 +72,12 @@ def group_input(op: str, bits: int, group_size: int) -> None:
     require(group_size >= 0 and group_size % 32 == 0, text)
     text = f"{op}: inputs of 16 bits have one scale for each row; input_group must be 0, is {group_size}"
     require(bits == 8 or group_size == 0, text)
+
+
+def _table(op: str, table: torch.Tensor, bits: int) -> None:
+    text = f"{op}: table must be uint8 with 16 values, for codes of 4 bits"
+    require(bits == 4 and table.dtype == torch.uint8 and table.dim() == 1, text)
+    require(table.shape[0] == 16, text)
 
 
 def _super_scale(op: str, super_scale: torch.Tensor, strips: int, groups: int) -> None:

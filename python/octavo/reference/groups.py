@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,30 +16,20 @@ Optional = torch.Tensor | None
 
 def linear_groups(
     x: torch.Tensor,
-    codes: torch.Tensor,
-    scale: Optional = None,
-    super_scale: Optional = None,
-    minimum: Optional = None,
-    table: Optional = None,
-    column_scale: Optional = None,
+    weight: tuple[Any, ...],
     bias: Optional = None,
-    *,
-    n: int,
-    bits: int,
-    group_size: int,
-    offset: int,
     input_bits: int = 8,
     input_group: int = 0,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """As octavo.ops.linear_groups: segment by segment, one exact integer and one fma after the other."""
+    """As octavo.ops.linear_groups, of an ops.GroupWeight: segment by segment, an exact integer and then one fma."""
+    _, _, _, _, _, column_scale, n, _, group_size, _ = weight
     rows, finite = _finite_rows(x)
     m, k = rows.shape
     weight_group = 0 if group_size >= k else group_size
     segment = segment_length(weight_group, input_group)
     row_scale, steps = _input_codes(rows, input_bits, input_group or max(k, 1))
-    u = _unsigned_codes(codes, table, n, k, bits) - offset
-    scales, minima = _scales(scale, super_scale, minimum, n)
+    u, (scales, minima) = _unsigned_codes(weight, k), _scales(weight)
     total = torch.zeros(m, n)
     for begin in range(0, k, segment):
         part = slice(begin, begin + segment)
@@ -61,31 +52,18 @@ def linear_groups(
     return _finish(torch.where(finite[:, None], y, torch.nan), activation, x)
 
 
-def dequantize_groups(
-    codes: torch.Tensor,
-    scale: Optional = None,
-    super_scale: Optional = None,
-    minimum: Optional = None,
-    table: Optional = None,
-    column_scale: Optional = None,
-    *,
-    n: int,
-    k: int,
-    bits: int,
-    group_size: int,
-    offset: int,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
+def dequantize_groups(weight: tuple[Any, ...], k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight [n, k]: column_scale * (scale * (u - offset) + minimum), the bracket rounded once to float32."""
-    value = (_unsigned_codes(codes, table, n, k, bits) - offset).double()
-    scales, minima = _scales(scale, super_scale, minimum, n)
+    _, _, _, _, _, column_scale, _, _, group_size, _ = weight
+    value = _unsigned_codes(weight, k).double()
+    scales, minima = _scales(weight)
     group = torch.arange(k) // (group_size or max(k, 1))
     if scales is not None:
         value = value * scales[:, group].double()
     if minima is not None:
         value = value + minima[:, group].double()
-    weight = value.float()
-    return (weight if column_scale is None else weight * column_scale[:, None]).to(dtype)
+    dense = value.float()
+    return (dense if column_scale is None else dense * column_scale[:, None]).to(dtype)
 
 
 def pack_planes(codes: torch.Tensor, bits: int) -> torch.Tensor:
@@ -133,15 +111,18 @@ def _places(bits: int) -> list[tuple[int, int, int, int, int]]:
     return places
 
 
-def _unsigned_codes(codes: torch.Tensor, table: Optional, n: int, k: int, bits: int) -> torch.Tensor:
+def _unsigned_codes(weight: tuple[Any, ...], k: int) -> torch.Tensor:
+    """u - offset, int64 [n, k]."""
+    codes, _, _, _, table, _, n, bits, _, offset = weight
     if bits == 8:
-        return unpack_weight(codes, n, k).long() + 128
+        return unpack_weight(codes, n, k).long() + 128 - offset
     u = unpack_planes(codes, n, k).long()
-    return u if table is None else table.long()[u]
+    return (u if table is None else table.long()[u]) - offset
 
 
-def _scales(scale: Optional, super_scale: Optional, minimum: Optional, n: int) -> tuple[Optional, Optional]:
+def _scales(weight: tuple[Any, ...]) -> tuple[Optional, Optional]:
     """Scale and minimum of each row and group, float32 [n, groups]; None where all are 1 or 0."""
+    _, scale, super_scale, minimum, _, _, n, _, _, _ = weight
     if scale is None:
         return None, None
     values, minima = _rows(scale, n), None if minimum is None else _rows(minimum, n)
@@ -150,7 +131,7 @@ def _scales(scale: Optional, super_scale: Optional, minimum: Optional, n: int) -
         first, second = (_rows(factors[:, :, part], n) for part in (0, 1))
         values = first * values
         minima = None if minima is None else -(second * minima)
-    elif minima is not None and minimum is not None and minimum.dtype == torch.uint8:
+    elif minima is not None and minimum.dtype == torch.uint8:
         minima = -(values * minima)
     return values, minima
 
