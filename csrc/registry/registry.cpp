@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The build lists the files of isa/integer in OCTAVO_ISAS, as X(scalar) X(avx2) ..., and the files of isa/float in
-// OCTAVO_FLOAT_ISAS. Reading the table of an instruction set runs none of the instruction set's code.
+// The build lists the files of isa/integer in OCTAVO_ISAS, as X(scalar) X(avx2) ..., the files of isa/float in
+// OCTAVO_FLOAT_ISAS and the files of isa/groups in OCTAVO_GROUP_ISAS. Reading the table of an instruction set runs none of the instruction set's code.
 #include "registry.h"
 
 #include <algorithm>
@@ -21,6 +21,9 @@ OCTAVO_ISAS
 #undef X
 #define X(name) extern const FloatKernel float_kernel_##name;
 OCTAVO_FLOAT_ISAS
+#undef X
+#define X(name) extern const GroupKernel group_kernel_##name;
+OCTAVO_GROUP_ISAS
 #undef X
 
 namespace {
@@ -93,8 +96,11 @@ class Registry {
   const std::vector<const Kernel*>& built() const { return kernels_.built(); }
   const std::vector<const Kernel*>& runnable() const { return kernels_.runnable(); }
   const std::vector<const FloatKernel*>& runnable_float() const { return float_kernels_.runnable(); }
+  const std::vector<const GroupKernel*>& runnable_groups() const { return group_kernels_.runnable(); }
   const Kernel& active() const { return *active_.load(std::memory_order_relaxed); }
   const FloatKernel& active_float() const { return *active_float_.load(std::memory_order_relaxed); }
+
+  const GroupKernel& active_groups() const { return *active_groups_.load(std::memory_order_relaxed); }
 
   Registry() { choose_automatic(); }
 
@@ -117,6 +123,7 @@ class Registry {
   void make_active(const Kernel& kernel) {
     active_ = &kernel;
     active_float_ = float_kernels_.within(kernel.rank);
+    active_groups_ = group_kernels_.within(kernel.rank);
   }
 
   void choose_automatic() {
@@ -150,8 +157,15 @@ class Registry {
 #undef X
                                            },
                                            features_};
+  const Tables<GroupKernel> group_kernels_{{
+#define X(name) &group_kernel_##name,
+                                               OCTAVO_GROUP_ISAS
+#undef X
+                                           },
+                                           features_};
   std::atomic<const Kernel*> active_{nullptr};
   std::atomic<const FloatKernel*> active_float_{nullptr};
+  std::atomic<const GroupKernel*> active_groups_{nullptr};
   std::mutex mutex_;
   std::string reason_;
 };
@@ -167,6 +181,8 @@ const std::vector<const Kernel*>& built_kernels() { return registry().built(); }
 const std::vector<const Kernel*>& runnable_kernels() { return registry().runnable(); }
 const std::vector<const FloatKernel*>& runnable_float_kernels() { return registry().runnable_float(); }
 const Kernel& active_kernel() { return registry().active(); }
+const std::vector<const GroupKernel*>& runnable_group_kernels() { return registry().runnable_groups(); }
+const GroupKernel& active_group_kernel() { return registry().active_groups(); }
 const FloatKernel& active_float_kernel() { return registry().active_float(); }
 void use_kernel(const std::string& name) { registry().use(name); }
 std::string active_reason() { return registry().reason(); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "contract/float_kernel.h"
+#include "contract/group_kernel.h"
 #include "contract/kernel.h"
 
 namespace octavo {
@@ -21,6 +22,12 @@ const Kernel& active_kernel();
 
 // The table of float operators that goes with the active kernel: the fastest runnable one whose rank is no higher.
 const FloatKernel& active_float_kernel();
+
+// The table of products of groups that goes with the active kernel.
+const GroupKernel& active_group_kernel();
+
+// The tables of products of groups that this CPU and this OS can run, slowest first.
+const std::vector<const GroupKernel*>& runnable_group_kernels();
 
 // The tables of float operators that this CPU and this OS can run, slowest first.
 const std::vector<const FloatKernel*>& runnable_float_kernels();

@@ -27,6 +27,12 @@ NORM = {"x": X, "residual": X, "weight": torch.rand(70), "bias": torch.rand(70),
 INPUT = {"input_scale": torch.tensor([0.02]), "input_zero_point": ints(1)}
 QPARAMS = {"scale": ROWS, "zero_point": ints(3)}
 
+PLANES, UINT8 = torch.zeros(2, 4, 3, 64, dtype=torch.uint8), torch.uint8
+GROUPS = {
+    **{"codes": PLANES, "scale": torch.rand(2, 3, 16), "super_scale": None, "minimum": None, "table": None},
+    **{"column_scale": torch.rand(20), "n": 20, "bits": 3, "group_size": 32, "offset": 4},
+}
+
 # What each operator takes, and changes that must be refused: {argument: bad values}.
 GOOD = {
     "choose_qparams": {"x": MATRIX, "qmin": -127, "qmax": 127, "symmetric": True},
@@ -40,6 +46,10 @@ GOOD = {
     "linear_static": {"x": X, **WEIGHT, **INPUT, "activation": 0},
     "linear_weight_only": {"x": X, **WEIGHT, "activation": 0},
     "linear_codes": {"codes": random_codes(2, 3, 70, dtype=torch.uint8), "scale": torch.rand(6), **WEIGHT},
+    "linear_groups": {"x": X, **GROUPS, "bias": torch.rand(20), "input_bits": 8, "input_group": 32},
+    "dequantize_groups": {**GROUPS, "k": 70, "dtype": torch.float32},
+    "pack_planes": {"codes": torch.zeros(20, 70, dtype=torch.uint8), "bits": 3},
+    "unpack_planes": {"planes": PLANES, "n": 20, "k": 70},
     "activate": {"x": X, "activation": 1},
     "silu_mul": {"gate": X, "up": X},
     "rms_norm": {"x": X, "weight": torch.rand(70), "eps": 1e-5},
@@ -63,6 +73,23 @@ BAD_X = [torch.rand(()), torch.rand(2, 135), X.double()]
 BAD_NORM = {"x": [torch.rand(()), X.long()], "weight": VECTORS}
 BAD_ADD_NORM = {**BAD_NORM, "bias": VECTORS, "residual": [X[:1], X[0], X.half(), torch.rand(2, 3, 1)]}
 BAD_SCALES = {"scale": [torch.rand(2), ROWS.double()], "zero_point": [ints(4), ROWS]}
+BAD_GROUPS = {
+    "codes": [PLANES[:1], PLANES[0], PLANES.int(), PLANES[:, :, :2]],
+    "scale": [
+        torch.rand(3, 16),
+        torch.rand(2, 2, 16),
+        torch.rand(2, 3, 16).double(),
+        torch.ones(2, 3, 16, dtype=UINT8),
+    ],
+    "super_scale": [torch.rand(2, 2, 2, 16), torch.rand(2, 1, 16), torch.ones(2, 1, 2, 16, dtype=UINT8)],
+    "minimum": [torch.rand(2, 2, 16), torch.ones(2, 3, 16, dtype=INT8)],
+    "table": [torch.zeros(16, dtype=UINT8)],
+    "column_scale": [torch.rand(19), torch.rand(20).half(), torch.rand(20, 1)],
+    "bits": [0, 9, 4, 8],
+    "group_size": [-32, 24, 64],
+    "offset": [-1, 256],
+    "n": [-1, 40],
+}
 BAD_HEADS = [HEADS[0], HEADS[..., :8], HEADS[..., :0], HEADS[:, :0], HEADS.double()]
 BAD = {
     "choose_qparams": {"x": [ROWS, MATRIX.double()], "qmin": [127, -(2**40), -128], "qmax": [2**40]},
@@ -83,6 +110,13 @@ BAD = {
         "codes": [random_codes(6, 70), torch.zeros((), dtype=torch.uint8)],
         "scale": [ROWS, ints(6)],
     },
+    "linear_groups": {
+        **{"x": [torch.rand(()), torch.rand(2, 135), X.double()], **BAD_GROUPS, "bias": [torch.rand(19)]},
+        **{"input_bits": [7, 16], "input_group": [16, -32]},
+    },
+    "dequantize_groups": {**BAD_GROUPS, "k": [-1, 200], "dtype": [torch.float64]},
+    "pack_planes": {"codes": [ROWS.byte(), ints(3, 3)], "bits": [0, 8]},
+    "unpack_planes": {"planes": [PLANES[0], PLANES.int(), PLANES[:1]], "n": [-1, 40], "k": [-1, 200]},
     "activate": {"x": [X.long()], "activation": [-1, 5]},
     "silu_mul": {"gate": [torch.rand(()), X.double(), X[:1]], "up": [X[:1], X.half(), torch.rand(70)]},
     "rms_norm": BAD_NORM,

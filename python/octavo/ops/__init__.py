@@ -18,12 +18,14 @@ from .codes import (
     quantize,
     unpack_weight,
 )
+from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 
 __all__ = [
     "ACTIVATIONS",
     "CODE_TYPES",
+    "GroupWeight",
     "PRECISIONS",
     "WIDE_CODE_TYPES",
     "activate",
@@ -33,11 +35,15 @@ __all__ = [
     "attention",
     "choose_qparams",
     "dequantize",
+    "dequantize_groups",
+    "group_weight",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",
+    "linear_groups",
     "linear_static",
     "linear_weight_only",
+    "pack_planes",
     "pack_weight",
     "pack_weight_into",
     "packed_shape",
@@ -46,5 +52,6 @@ __all__ = [
     "rope",
     "silu_mul",
     "torch_activation",
+    "unpack_planes",
     "unpack_weight",
 ]

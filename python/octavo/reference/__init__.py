@@ -26,6 +26,7 @@ from .codes import (
     unpack_weight,
 )
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
+from .groups import dequantize_groups, linear_groups, pack_planes, segment_length, unpack_planes
 
 __all__ = [
     "MAX_16",
@@ -38,16 +39,21 @@ __all__ = [
     "attention_int8",
     "choose_qparams",
     "dequantize",
+    "dequantize_groups",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",
+    "linear_groups",
     "linear_static",
     "linear_weight_only",
+    "pack_planes",
     "pack_weight",
     "pack_weight_into",
     "quantize",
     "rms_norm",
     "rope",
+    "segment_length",
     "silu_mul",
+    "unpack_planes",
     "unpack_weight",
 ]

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The product of groups over the Line, Four and ColumnSums of an instruction set that adds products of bytes in int32.
+//
+// A tile keeps its int32 sums of a segment and its float32 outputs in registers. At the end of a segment the sums become
+// floats and are added to the outputs: one conversion, one or two multiplications and one addition for each output.
+#pragma once
+
+#include "codes.h"
+#include "scales.h"
+
+namespace octavo {
+namespace {
+
+// Adds the sums of one segment to the outputs of a tile.
+template <int kRows, int kStrips, bool kPlanes>
+OCTAVO_INLINE inline void add_segment(const GroupProduct& p, std::int64_t segment, const KeptScales<kStrips>& kept,
+                                      const ColumnSums (&sums)[kPlanes ? 2 * kRows : kRows][kStrips],
+                                      Vector (&outputs)[kRows][kStrips]) {
+  const bool has_scale = p.scales.scale_type != Number::none, has_minimum = p.scales.minimum_type != Number::none;
+  const Vector(&scale)[kStrips] = kept.scale[segment % kKeptSegments];
+  const Vector(&minimum)[kStrips] = kept.minimum[segment % kKeptSegments];
+  const auto each_output = [&](const auto& f) OCTAVO_INLINE {
+    each<kRows>([&](auto r) OCTAVO_INLINE {
+      const float* const row_scale = p.row_scale + r * p.segment_stride + segment;
+      each<kStrips>([&](auto s) OCTAVO_INLINE {
+        if constexpr (kPlanes) {
+          outputs[r][s] = f(rounded(sums[2 * r][s], sums[2 * r + 1][s]), s, row_scale, outputs[r][s]);
+        } else {
+          outputs[r][s] = f(rounded(sums[r][s]), s, row_scale, outputs[r][s]);
+        }
+      });
+    });
+  };
+  using Factor = const float*;
+  if (!p.row_scale && !has_scale) {
+    each_output([](const Vector& t, auto, Factor, const Vector& y) OCTAVO_INLINE { return t + y; });
+  } else if (!p.row_scale) {
+    each_output([&](const Vector& t, auto s, Factor, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t, scale[s], y); });
+  } else if (!has_scale) {
+    each_output([](const Vector& t, auto, Factor row_scale, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t, set(*row_scale), y); });
+  } else {
+    each_output([&](const Vector& t, auto s, Factor row_scale, const Vector& y)
+                    OCTAVO_INLINE { return multiply_add(t * scale[s], set(*row_scale), y); });
+  }
+  if (!has_minimum) return;
+  each<kRows>([&](auto r) OCTAVO_INLINE {
+    const Vector row_sum = set(p.row_sum[r * p.segment_stride + segment]);
+    each<kStrips>([&](auto s) OCTAVO_INLINE { outputs[r][s] = multiply_add(minimum[s], row_sum, outputs[r][s]); });
+  });
+}
+
+template <FloatType kType>
+void write_outputs_of(const GroupProduct& p, int strip, int rows, int strips, const Vector* outputs) {
+  for (int s = 0; s < strips; ++s) {
+    const std::int64_t j = std::int64_t{strip + s} * kStripColumns, lanes = p.n - j;
+    const Vector bias = p.bias ? load<FloatType::f32>(p.bias, j, lanes) : set(0.0f);
+    const Vector scale = p.column_scale ? load<FloatType::f32>(p.column_scale, j, lanes) : set(1.0f);
+    for (int r = 0; r < rows; ++r) {
+      const Vector y = multiply_add(outputs[r * strips + s], set(p.row_factor[r]) * scale, bias);
+      store<kType>(p.out, r * p.out_stride + j, y, lanes);
+    }
+  }
+}
+
+// `outputs` is [rows][strips].
+[[gnu::noinline]] void write_outputs(const GroupProduct& p, int strip, int rows, int strips, const Vector* outputs) {
+  with_type(p.type, [&](auto type) { write_outputs_of<decltype(type)::value>(p, strip, rows, strips, outputs); });
+}
+
+// Never inlined, so that g++ assigns registers to one tile at a time.
+template <class Form, int kRows, int kStrips, bool kPlanes>
+[[gnu::noinline]] void multiply_tile(const GroupProduct& p, int strip) {
+  constexpr int kSumRows = kPlanes ? 2 * kRows : kRows;
+  const Form form(p.codes);
+  Vector outputs[kRows][kStrips];
+  each<kRows>([&](auto r) OCTAVO_INLINE { each<kStrips>([&](auto s) OCTAVO_INLINE { outputs[r][s] = set(0.0f); }); });
+  const auto* codes = static_cast<const char*>(p.rows);
+  const std::uint8_t* at[kStrips];
+  each<kStrips>([&](auto s) OCTAVO_INLINE { at[s] = p.codes.strips + (strip + s) * p.codes.strip_stride; });
+  KeptScales<kStrips> kept;
+  const std::int64_t segments = (p.units + p.segment_units - 1) / p.segment_units;
+  std::int64_t unit = 0;
+  for (std::int64_t segment = 0; segment < segments; ++segment) {
+    if (p.scales.scale_type != Number::none && segment % kKeptSegments == 0) {
+      load_scales(p, strip, kStrips, segment, segments, kept.scale[0], kept.minimum[0]);
+    }
+    ColumnSums sums[kSumRows][kStrips];
+    each<kSumRows>([&](auto r) OCTAVO_INLINE {
+      const bool is_high = kPlanes && r % 2 == 0;
+      const std::int32_t first = is_high ? 0 : p.row_start[r / (kPlanes ? 2 : 1) * p.segment_stride + segment];
+      each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
+    });
+    const std::int64_t end = unit + p.segment_units < p.units ? unit + p.segment_units : p.units;
+    for (; unit < end; unit += Form::kUnits) {
+      form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
+        each<kSumRows>([&](auto r) OCTAVO_INLINE {
+          const Four activations = load_four(codes + r * p.row_stride + line * kLineK);
+          each<kStrips>([&](auto s) OCTAVO_INLINE { dot(sums[r][s], lines[s], activations); });
+        });
+      });
+      codes += Form::kUnits * kUnitK;
+      each<kStrips>([&](auto s) OCTAVO_INLINE {
+        if (p.cold && kRows <= 2) __builtin_prefetch(at[s] + kPrefetchBytes, 0, 2);
+        at[s] += Form::kStepBytes;
+      });
+    }
+    add_segment<kRows, kStrips, kPlanes>(p, segment, kept, sums, outputs);
+  }
+  Vector finished[kRows * kStrips];
+  each<kRows>([&](auto r) OCTAVO_INLINE {
+    each<kStrips>([&](auto s) OCTAVO_INLINE { finished[r * kStrips + s] = outputs[r][s]; });
+  });
+  write_outputs(p, strip, kRows, kStrips, finished);
+}
+
+// All strips of a tile, kStrips at a time.
+template <class Form, int kRows, int kStrips, bool kPlanes>
+void multiply_strips(const GroupProduct& p) {
+  int strip = 0;
+  for (; strip + kStrips <= p.strip_count; strip += kStrips) multiply_tile<Form, kRows, kStrips, kPlanes>(p, strip);
+  for (; strip < p.strip_count; ++strip) multiply_tile<Form, kRows, 1, kPlanes>(p, strip);
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scales and minima of one group and 16 columns as float32, from whatever they are in memory.
+#pragma once
+
+#include "contract/group_kernel.h"
+#include "isa/float/vector/vector.h"
+
+#if defined(__AVX512F__)
+#include "isa/integer/bytes_avx512.h"
+#else
+#include "isa/integer/bytes_avx2.h"
+#endif
+
+namespace octavo {
+namespace {
+
+// The 16 numbers from data[i] on.
+inline Vector load_numbers(const void* data, Number type, std::int64_t i) {
+  switch (type) {
+    case Number::none: return set(1.0f);
+    case Number::f32: return load<FloatType::f32>(data, i);
+    case Number::bf16: return load<FloatType::bf16>(data, i);
+    case Number::f16: return load<FloatType::f16>(data, i);
+    default: return load_steps(static_cast<const std::uint8_t*>(data) + i, 16, type == Number::s8, 0);
+  }
+}
+
+inline std::int64_t number_at(const GroupScales& scales, int strip, std::int64_t group) {
+  return (strip * scales.groups + group) * kStripColumns;
+}
+
+inline std::int64_t super_at(const GroupScales& scales, int strip, std::int64_t group) {
+  return (strip * scales.supers + group / scales.groups_in_super) * 2 * kStripColumns;
+}
+
+inline Vector load_scale(const GroupScales& scales, int strip, std::int64_t group) {
+  const Vector scale = load_numbers(scales.scale, scales.scale_type, number_at(scales, strip, group));
+  if (!scales.super) return scale;
+  return load_numbers(scales.super, scales.super_type, super_at(scales, strip, group)) * scale;
+}
+
+// `scale` is what load_scale has returned for this group.
+inline Vector load_minimum(const GroupScales& scales, int strip, std::int64_t group, const Vector& scale) {
+  const Vector minimum = load_numbers(scales.minimum, scales.minimum_type, number_at(scales, strip, group));
+  if (scales.super) {
+    const std::int64_t at = super_at(scales, strip, group) + kStripColumns;
+    return set(-0.0f) - load_numbers(scales.super, scales.super_type, at) * minimum;
+  }
+  return scales.minimum_type == Number::u8 ? set(-0.0f) - scale * minimum : minimum;
+}
+
+// The scales and, if there are any, the minima of some strips in up to kKeptSegments segments, as floats.
+constexpr int kKeptSegments = 16;
+
+template <int kStrips>
+struct KeptScales {
+  Vector scale[kKeptSegments][kStrips], minimum[kKeptSegments][kStrips];
+};
+
+// Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
+// program once, and called rarely, because a call empties all registers.
+[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first,
+                                   std::int64_t segments, Vector* scale, Vector* minimum) {
+  const bool has_minimum = p.scales.minimum_type != Number::none;
+  const std::int64_t count = segments - first < kKeptSegments ? segments - first : kKeptSegments;
+  for (int s = 0; s < strips; ++s) {
+    std::int64_t group = first / p.group_segments, left = p.group_segments - first % p.group_segments;
+    for (std::int64_t i = 0; i < count; ++i) {
+      Vector& own = scale[i * strips + s];
+      own = load_scale(p.scales, strip + s, group);
+      if (has_minimum) minimum[i * strips + s] = load_minimum(p.scales, strip + s, group, own);
+      if (--left == 0) {
+        ++group;
+        left = p.group_segments;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace octavo
