@@ -107,6 +107,10 @@ class WeightFormat(Config, ABC):
     def qparams(self, weight: torch.Tensor) -> QParams:
         """The scales that cover the range of `weight` [n, k]. Raises ValueError for NaN or Inf."""
 
+    def stored_scale(self, scale: torch.Tensor) -> torch.Tensor:
+        """`scale` float32 as the canonical form can hold it, float32 again: codes are chosen with that."""
+        return scale
+
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of scales that are learned."""
         return self.granularity.qparams_shape((n, k))
@@ -162,16 +166,23 @@ class WeightFormat(Config, ABC):
         """The format that these QuantizationArgs describe; None if it is not of this class."""
         return None
 
-    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
         """Brings the tensors of a layer, by its name, from the forms that compressed-tensors allows to the canonical
-        form, in place. Raises ValueError for values that this format does not have."""
+        form, in place. Raises ValueError for values that this format does not have.
+
+        returns  this format, or one that differs in what the tensors tell and QuantizationArgs do not
+        """
+        return self
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether QuantizationArgs mean something else than `wanted`. Fields that are left out have the defaults of
     compressed-tensors."""
-    strategy = "token" if found.get("dynamic") else "tensor"
+    size = found.get("group_size")
+    strategy = "token" if found.get("dynamic") else "channel" if size == -1 else "group" if size else "tensor"
     defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
     complete = {**defaults, **{key: value for key, value in found.items() if value is not None}}
-    other = complete.get("group_size") not in (None, -1) or complete.get("block_structure") is not None
+    other = (None if size == -1 else size) != wanted.get("group_size") or found.get(
+        "block_structure"
+    ) is not None
     return other or any(complete[key] != value for key, value in wanted.items())

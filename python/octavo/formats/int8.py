@@ -120,7 +120,7 @@ class Int8(WeightFormat):
         strategy = "tensor" if weights.get("strategy") == "tensor" else "channel"
         return None if cls is not Int8 or differs(weights, {**ARGUMENTS, "strategy": strategy}) else cls()
 
-    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
         zero_point = tensors.pop(f"{layer}.weight_zero_point", None)
         if zero_point is not None and zero_point.any():
             raise ValueError(
@@ -129,6 +129,7 @@ class Int8(WeightFormat):
         weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
         if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
             tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)
+        return self
 
     def _operands_on_use(self, layer: Any) -> tuple[torch.Tensor, ...]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""

@@ -78,7 +78,7 @@ class QuantLinear(nn.Module):
         self.out_features = out_features
         self.scheme = scheme
         for name, form in scheme.weights.tensors(out_features, in_features).items():
-            self._hold_(name, torch.full(form.shape, form.fill, dtype=form.dtype, device=device))
+            self._hold_(name, form.unfilled(device))
         default = torch.get_default_dtype()
         bias_dtype = default if default in FLOAT_DTYPES else torch.float32
         zeros = torch.zeros(out_features, dtype=bias_dtype, device=device) if bias else None
