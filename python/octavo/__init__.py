@@ -44,6 +44,8 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .methods.equalization import equalize_
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
+    from .schemes.int4_dynamic import Int4Dynamic
+    from .schemes.int4_weight_only import Int4WeightOnly
     from .schemes.int8_dynamic import Int8Dynamic
     from .schemes.int8_static import Int8Static
     from .schemes.int8_weight_only import Int8WeightOnly
@@ -67,6 +69,8 @@ _HOMES = {
     "methods.equalization": ["equalize_"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
+    "schemes.int4_dynamic": ["Int4Dynamic"],
+    "schemes.int4_weight_only": ["Int4WeightOnly"],
     "schemes.int8_dynamic": ["Int8Dynamic"],
     "schemes.int8_static": ["Int8Static"],
     "schemes.int8_weight_only": ["Int8WeightOnly"],
@@ -82,6 +86,8 @@ __all__ = [
     "CheckpointContents",
     "Evaluation",
     "FusionReport",
+    "Int4Dynamic",
+    "Int4WeightOnly",
     "Int8Dynamic",
     "Int8Static",
     "Int8WeightOnly",

@@ -147,46 +147,35 @@ def test_tensors_without_a_place_are_named_in_a_warning(tmp_path, caplog):
         (entry(config_groups={"W8A8": ["Linear"]}), "is damaged"),
         (entry(ignore=["re:("]), "is damaged"),
         (entry(ignore=[7]), "is damaged"),
-        (entry(format="pack-quantized"), "format 'pack-quantized' is not read"),
+        (
+            entry(format="float-quantized"),
+            "format 'float-quantized' is not read; int-quantized and pack-quantized are",
+        ),
+        (entry({"num_bits": 1, "strategy": "channel"}, format="pack-quantized"), "weights .* are not read"),
+        (entry({"strategy": "group", "group_size": 24}, format="pack-quantized"), "weights .* are not read"),
         (entry(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme"),
         (entry(transform_config={"config_groups": {}}), "transform_config"),
         (entry(sparsity_config={"format": "sparse-24-bitmask"}), "stored sparse"),
-        (entry({"num_bits": 4}), "weights .* are not read; 8 bits"),
-        (entry({"type": "float"}), "weights .* are not read; 8 bits"),
-        (entry({"symmetric": False}), "weights .* are not read; 8 bits"),
-        (entry({"strategy": "group", "group_size": 32}), "weights .* are not read; 8 bits"),
+        (entry({"num_bits": 4}), "weights .* are not read as int-quantized; 8 bits"),
+        (entry({"type": "float"}), "weights .* are not read as int-quantized; 8 bits"),
+        (entry({"symmetric": False}), "weights .* are not read as int-quantized; 8 bits"),
+        (entry({"strategy": "group", "group_size": 32}), "weights .* are not read as int-quantized; 8 bits"),
         (entry((), {**PER_TOKEN, "num_bits": 4}), "input_activations .* are not read"),
         (
-            entry((), {**PER_TOKEN, "strategy": "group", "group_size": 32}),
+            entry((), {**PER_TOKEN, "strategy": "group", "group_size": 24}),
             "input_activations .* are not read",
         ),
         (entry((), {**STATIC, "strategy": "channel"}), "input_activations .* are not read"),
         ({"octavo": {"layers": {"0": {"name": "Int3"}}}}, "Int3"),
         ({"octavo": {}}, "is damaged"),
     ],
-    ids=range(22),
+    ids=range(24),
 )
 def test_a_config_that_octavo_cannot_mean_is_refused(tmp_path, config, message):
     given = skeleton()
     with pytest.raises(ValueError, match=message):
         octavo.load(folder_with(tmp_path, config, one_layer("int8_sym_channel")), given)
     assert type(given[0]) is nn.Linear
-
-
-def test_packed_int4_weights_are_refused_with_a_remedy(tmp_path):
-    """As llm-compressor writes W4A16: eight codes in an int32, the format named for the whole or for the group."""
-    weights = {"num_bits": 4, "strategy": "group", "group_size": 32}
-    config = entry(weights, format="pack-quantized")
-    tensors = {
-        "0.weight_packed": torch.zeros(24, 8, dtype=torch.int32),
-        "0.weight_scale": torch.ones(24, 2),
-        "0.weight_shape": torch.tensor([24, 64]),
-    }
-    message = "format 'pack-quantized' is not read; int-quantized is.*`octavo quantize`.*exported anew"
-    for stored in (None, "pack-quantized"):
-        config["config_groups"]["group_0"]["format"] = stored
-        with pytest.raises(ValueError, match=message):
-            octavo.load(folder_with(tmp_path, config, tensors), skeleton())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.formats import Int8
 from octavo.nn import QuantLinear, SmoothedLinear, StaticQuantLinear
 from octavo.schemes import SCHEMES, Scheme
 
@@ -57,9 +58,14 @@ def model() -> Model:
 
 
 def variants() -> list[Scheme]:
-    """Each scheme with each combination of its boolean fields, and those that go before another one with each."""
+    """Each scheme of Int8 weights with each combination of its boolean fields, and one that goes before another one.
+
+    Schemes of other formats have files of tests of their own, in tests/formats.
+    """
     result: list[Scheme] = [octavo.Int8Static(method=octavo.SmoothQuant())]
     for scheme in SCHEMES.values():
+        if not isinstance(scheme().weights, Int8):
+            continue
         flags = [field.name for field in dataclasses.fields(scheme) if isinstance(field.default, bool)]
         for values in itertools.product([True, False], repeat=len(flags)):
             result.append(scheme(**dict(zip(flags, values, strict=True))))

@@ -36,6 +36,12 @@ class Activations(Config, ABC):
     int8_product: ClassVar[Any] = None
 
     @property
+    def signed_codes(self) -> tuple[int, int] | None:
+        """(bits, group_size) if the product reads symmetric codes whose scales, one for each row and so many neighbours
+        in it (0: for each row), are found anew in every call, as the kernels of group formats do; None: not so."""
+        return None
+
+    @property
     def has_row_codes(self) -> bool:
         """Whether the codes of the input are those that `ops.add_norm_codes` gives: 8 bits, symmetric, row by row."""
         return False

@@ -44,6 +44,10 @@ class OutlierColumns(Activations):
         """The part in 8 bits."""
         return ops.linear_dynamic(x, *operands, bias, True, activation)
 
+    @property
+    def signed_codes(self) -> tuple[int, int]:
+        return 8, 0
+
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         return fake_quantize_per_token(x)
 

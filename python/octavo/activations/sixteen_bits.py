@@ -26,6 +26,10 @@ class SixteenBits(Activations):
     ) -> torch.Tensor:
         return ops.linear_weight_only(x, *operands, bias, activation)
 
+    @property
+    def signed_codes(self) -> tuple[int, int]:
+        return 16, 0
+
     def fake_quantize(self, x: torch.Tensor, layer: Any) -> torch.Tensor:
         return x  # 16 bits are nearly exact
 

@@ -93,11 +93,17 @@ def label(config: Config) -> str:
     The first field, unless it is a flag, goes without its name, as one writes it.
     """
     own = sorted(_given(config), key=lambda item: bool(item.kw_only))
-    required = {item.name: getattr(config, item.name) for item in own if item.default is MISSING}
-    default, changed = type(config)(**required), []
+    needed = {item.name: getattr(config, item.name) for item in own}
+    for item in reversed(
+        own
+    ):  # what follows from other fields, such as weights from a group_size, goes first
+        rest = {name: value for name, value in needed.items() if name != item.name}
+        if item.default is not MISSING and type(config)(**rest) == config:
+            needed = rest
+    changed = []
     for item in own:
-        value = getattr(config, item.name)
-        if item.name in required or value != getattr(default, item.name):
+        if item.name in needed:
+            value = needed[item.name]
             text = label(value) if isinstance(value, Config) else repr(value)
             is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
             changed.append(text if is_bare else f"{item.name}={text}")
@@ -110,6 +116,21 @@ def require_flags(config: Config, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, bool):
             raise TypeError(f"{config.name}: {name} must be True or False, got {value!r}")
+
+
+def require_int(what: str, value: Any) -> None:
+    """Raises TypeError for anything but an int."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {value!r}")
+
+
+def require_group_size(what: str, value: Any, multiple: int) -> None:
+    """Raises TypeError, ValueError unless `value` is None or a positive multiple of `multiple`."""
+    if value is None:
+        return
+    require_int(what, value)
+    if value < 1 or value % multiple:
+        raise ValueError(f"{what} must be a multiple of {multiple}, got {value}; None is the whole row")
 
 
 def _given(config: Config) -> list[Field]:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -58,8 +58,8 @@ class CompressedTensors(FileFormat):
 
     def read(self, path: Path, skeleton: nn.Module) -> Checkpoint:
         """Raises: FileNotFoundError if a file is missing; ValueError if one is damaged, or if it asks for arithmetic
-        that octavo does not have, such as weights with zero points.
-        Source: compressed-tensors 0.20.0, format int-quantized.
+        that octavo does not have.
+        Source: compressed-tensors 0.20.0, formats int-quantized and pack-quantized.
         """
         try:
             schemes = _schemes(quantization_entry(path) or {}, skeleton)
@@ -70,7 +70,8 @@ class CompressedTensors(FileFormat):
         if unknown:
             _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
         for name, scheme in schemes.items():
-            _adapt(name, scheme.weights, tensors)
+            weights = _adapt(name, scheme.weights, tensors)
+            schemes[name] = scheme if weights == scheme.weights else scheme.with_weights(weights)
         tensors |= computed.may_be_missing(skeleton, missing_from(skeleton, tensors, set(schemes)))
         return Checkpoint(schemes, tensors, source=CONFIG, evaluating=True)
 
@@ -174,7 +175,9 @@ def _has_words(layer: QuantLinear) -> bool:
     has_float_bias = layer.bias is None or layer.bias.is_floating_point()
     words = weights.compressed_tensors(), layer.scheme.activations.compressed_tensors()
     has_target = bool(layer.replaces.target)  # else the format's readers would put W [n, k] where W.T belongs
-    return None not in words and names <= known and has_float_bias and has_target
+    sizes = [each.get("group_size") for each in words if each]  # they know no group that is not full
+    are_full = all(size is None or layer.in_features % size == 0 for size in sizes)
+    return None not in words and names <= known and has_float_bias and has_target and are_full
 
 
 def _has_class_target(module: nn.Module) -> bool:
@@ -248,27 +251,39 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
     formats = [kind for kind in configs.kinds(WeightFormat).values() if kind.stored_as]
     if stored not in {kind.stored_as for kind in formats}:
         raise ValueError(
-            f"load: the format {stored!r} is not read; int-quantized is, a byte for each weight. Quantize the float "
-            "model with `octavo quantize`, or have it exported anew as int-quantized"
+            f"load: the format {stored!r} is not read; int-quantized and pack-quantized are. Quantize the float model "
+            "with `octavo quantize`, or have it exported anew as one of them"
         )
     described = (kind.from_compressed_tensors(weights) for kind in formats if kind.stored_as == stored)
     format = next(filter(None, described), None)
     if format is None:
         raise ValueError(
-            f"load: weights {weights} are not read; 8 bits, symmetric, per channel or tensor are"
+            f"load: weights {weights} are not read as {stored}; 8 bits, symmetric, per channel or tensor are as "
+            "int-quantized, 2 to 8 bits per channel or in groups of a multiple of 16 as pack-quantized"
         )
     if group.get("output_activations"):
         raise ValueError("load: output_activations are quantized, which octavo does not compute")
-    if activations is None:
-        return from_dict({"name": "Int8WeightOnly", "weights": format.to_dict()})
-    kind = "Int8Dynamic" if activations.get("dynamic") else "Int8Static"
-    options = {"symmetric": activations.get("symmetric", True), "weights": format.to_dict()}
-    scheme = from_dict({"name": kind, **options})
-    if differs(activations, scheme.activations.compressed_tensors() or {}):
-        raise ValueError(
-            f"load: input_activations {activations} are not read; 8 bits per token or static are"
-        )
-    return scheme
+    for scheme in _schemes_of(format, activations):
+        if not differs(activations or {}, scheme.activations.compressed_tensors() or {}):
+            return scheme
+    raise ValueError(
+        f"load: input_activations {activations} are not read; 8 bits per token, in groups of a multiple of 32, or "
+        "static are"
+    )
+
+
+def _schemes_of(format: WeightFormat, activations: dict[str, Any] | None) -> Iterator[Scheme]:
+    """Schemes with such weights that may read their input as `activations` say, the shortest name first."""
+    kind = "WeightOnly" if activations is None else "Dynamic" if activations.get("dynamic") else "Static"
+    if format.bits < 8 and kind != "Static":
+        yield from_dict({"name": f"Int4{kind}"}).with_weights(format)
+    options: dict[str, Any] = {"name": f"Int8{kind}", "weights": format.to_dict()}
+    if activations is not None:
+        options["symmetric"] = activations.get("symmetric", True)
+    size = (activations or {}).get("group_size")
+    if kind == "Dynamic" and isinstance(size, int) and size > 0 and size % 32 == 0:
+        options["activation_group_size"] = size
+    yield from_dict(options)
 
 
 def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]:
@@ -286,12 +301,14 @@ def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]
     return named + [target for target in ordered if target in classes]
 
 
-def _adapt(layer: str, weights: WeightFormat, tensors: dict[str, torch.Tensor]) -> None:
-    """Brings one layer's tensors from the forms that the files allow to the one that octavo's layers have."""
-    weights.adapt(layer, tensors)
+def _adapt(layer: str, weights: WeightFormat, tensors: dict[str, torch.Tensor]) -> WeightFormat:
+    """Brings one layer's tensors from the forms that the files allow to the one that octavo's layers have, and returns
+    their format."""
+    weights = weights.adapt(layer, tensors)
     for leaf, form in {**weights.tensors(0, 0), "input_scale": INPUT_SCALE}.items():
         tensor = tensors.get(f"{layer}.{leaf}")
         if tensor is not None and tensor.is_floating_point() and form.check is not None:
             tensors[f"{layer}.{leaf}"] = tensor.to(form.dtype)
             if form.check(tensor):
                 raise ValueError(f"load: {layer}.{leaf} holds {form.check(tensor)}")
+    return weights

@@ -337,4 +337,5 @@ def _header(entries: dict[str, dict[str, Any]], checksums: dict[str, int]) -> by
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()  # of one element the stride may be any

@@ -12,5 +12,6 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from .int8 import CoarseInt8, Int8  # noqa: E402  the names that users write
+from .int_group import IntGroup  # noqa: E402
 
-__all__ = ["CoarseInt8", "Int8", "Kernel", "WeightFormat", "differs"]
+__all__ = ["CoarseInt8", "Int8", "IntGroup", "Kernel", "WeightFormat", "differs"]

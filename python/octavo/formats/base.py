@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a weight format is: which codes and scales a weight becomes, and how they lie in memory and in files.
 
-A layer in its canonical form holds the tensors that `tensors` names; files hold the same. Packing moves the codes out
-of the layer's parameters: the buffers that `held` names then hold the kernel's layout of them. No file outside of
-this folder knows what a format's tensors are.
+A layer in its canonical form holds the tensors that `tensors` names; files hold the same. Packing takes those that
+`replaced` names out of the layer, the codes and perhaps their scales: the buffers that `held` names then hold what is
+in them in the kernel's layout. No file outside of this folder knows what a format's tensors are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ Kernel = Callable[..., torch.Tensor]
 class WeightFormat(Config, ABC):
     """How weights are stored. Instances without fields are the usual case."""
 
-    codes: ClassVar[str] = "weight"  # the tensor of the canonical form that packing replaces
     held: ClassVar[tuple[str, ...]] = ("packed",)  # buffers of the packed form
     # What the kernel reads of a layer, and how many outputs lie together: layers whose outputs fill whole strips can
     # lie side by side and be multiplied as one.
@@ -60,6 +59,11 @@ class WeightFormat(Config, ABC):
     def has_zero_points(self) -> bool:
         """Whether code 0 may stand for another value than 0. Such scales cannot be learned."""
         return False
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The tensors of the canonical form that packing replaces, the codes first."""
+        return ("weight",)
 
     # --- the canonical form -----------------------------------------------------------------------------------------
 
@@ -91,11 +95,11 @@ class WeightFormat(Config, ABC):
 
     def part_of(self, name: str) -> str:
         """What the bytes of a layer's tensor are: "codes", "scales", "zero_points" or "other"."""
-        if name == self.codes or name in self.held:
-            return "codes"
         if "scale" in name:
             return "scales"
-        return "zero_points" if "zero_point" in name or "minimum" in name else "other"
+        if "zero_point" in name or "minimum" in name:
+            return "zero_points"
+        return "codes" if name == self.replaced[0] or name in self.held else "other"
 
     # --- from floats ------------------------------------------------------------------------------------------------
 
@@ -103,19 +107,23 @@ class WeightFormat(Config, ABC):
     def qparams(self, weight: torch.Tensor) -> QParams:
         """The scales that cover the range of `weight` [n, k]. Raises ValueError for NaN or Inf."""
 
+    def stored_scale(self, scale: torch.Tensor) -> torch.Tensor:
+        """`scale` float32 as the canonical form can hold it, float32 again: codes are chosen with that."""
+        return scale
+
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of scales that are learned."""
         return self.granularity.qparams_shape((n, k))
 
     # --- the packed form: here for formats without a kernel, whose codes stay as they are ----------------------------
 
-    def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """The buffers that `held` names, made from the canonical form: copies."""
-        return {"packed": tensors[self.codes].detach().clone()}
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        """The buffers that `held` names, made from the canonical form of a weight [n, k]: copies."""
+        return {"packed": tensors[self.replaced[0]].detach().clone()}
 
-    def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
-        """The codes of the canonical form, from the packed one."""
-        return held["packed"]
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        """The tensors that `replaced` names, in the canonical form, from the packed one."""
+        return {self.replaced[0]: held["packed"]}
 
     # --- the product ------------------------------------------------------------------------------------------------
 
@@ -158,16 +166,23 @@ class WeightFormat(Config, ABC):
         """The format that these QuantizationArgs describe; None if it is not of this class."""
         return None
 
-    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
         """Brings the tensors of a layer, by its name, from the forms that compressed-tensors allows to the canonical
-        form, in place. Raises ValueError for values that this format does not have."""
+        form, in place. Raises ValueError for values that this format does not have.
+
+        returns  this format, or one that differs in what the tensors tell and QuantizationArgs do not
+        """
+        return self
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether QuantizationArgs mean something else than `wanted`. Fields that are left out have the defaults of
     compressed-tensors."""
-    strategy = "token" if found.get("dynamic") else "tensor"
+    size = found.get("group_size")
+    strategy = "token" if found.get("dynamic") else "channel" if size == -1 else "group" if size else "tensor"
     defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
     complete = {**defaults, **{key: value for key, value in found.items() if value is not None}}
-    other = complete.get("group_size") not in (None, -1) or complete.get("block_structure") is not None
+    other = (None if size == -1 else size) != wanted.get("group_size") or found.get(
+        "block_structure"
+    ) is not None
     return other or any(complete[key] != value for key, value in wanted.items())

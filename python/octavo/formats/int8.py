@@ -84,13 +84,13 @@ class Int8(WeightFormat):
         scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -self.qmax, self.qmax, True)
         return QParams(scale, zero_point, -self.qmax, self.qmax, self.granularity)
 
-    def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         codes = tensors["weight"].detach()
-        packed = huge_pages.empty(ops.packed_shape(*codes.shape))
+        packed = huge_pages.empty(ops.packed_shape(n, k))
         return {"column_sum": ops.pack_weight_into(codes, packed), "packed": packed}
 
-    def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
-        return ops.unpack_weight(held["packed"], n, k)
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        return {"weight": ops.unpack_weight(held["packed"], n, k)}
 
     def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
         product = layer.scheme.activations.int8_product
@@ -120,7 +120,7 @@ class Int8(WeightFormat):
         strategy = "tensor" if weights.get("strategy") == "tensor" else "channel"
         return None if cls is not Int8 or differs(weights, {**ARGUMENTS, "strategy": strategy}) else cls()
 
-    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+    def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
         zero_point = tensors.pop(f"{layer}.weight_zero_point", None)
         if zero_point is not None and zero_point.any():
             raise ValueError(
@@ -129,6 +129,7 @@ class Int8(WeightFormat):
         weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
         if weight is not None and scale is not None and scale.numel() == 1 and weight.dim() == 2:
             tensors[f"{layer}.weight_scale"] = scale.reshape(1, 1).expand(len(weight), 1)
+        return self
 
     def _operands_on_use(self, layer: Any) -> tuple[torch.Tensor, ...]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""

@@ -25,6 +25,7 @@ from ..tensors.fake_quantize import (
     lsq,
     offset_zero_point,
     positive_scale,
+    straight_through,
 )
 from ..tensors.granularity import PerTensor
 from ..tensors.qparams import QParams, QuantizedTensor
@@ -150,15 +151,19 @@ class PreparedLinear(nn.Module):
     @property
     def weight_qparams(self) -> QParams:
         """Those of the weight as it is now: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
+        weight = self.float_weight()
         try:
-            qparams = self._range_of(self.float_weight())
+            qparams = self._range_of(weight)
         except ValueError as error:
+            if weight.isfinite().all():
+                raise ValueError(f"layer {self.name!r}: {error}") from error
             raise ValueError(
                 f"layer {self.name!r} has NaN or Inf in its weight: training has diverged, or it was loaded so"
             ) from error
-        if not self.learn_scales:
-            return qparams
-        return replace(qparams, scale=positive_scale(self.weight_scale).reshape(qparams.scale.shape))
+        scale = qparams.scale
+        if self.learn_scales:
+            scale = positive_scale(self.weight_scale).reshape(scale.shape)
+        return replace(qparams, scale=self.scheme.weights.stored_scale(scale))
 
     @property
     def quantized_weight(self) -> QuantizedTensor:
@@ -170,7 +175,10 @@ class PreparedLinear(nn.Module):
         q, weight = self.weight_qparams, self.float_weight()
         rows, zero_point = q.granularity.to_rows(weight), q.zero_point.reshape(-1)
         if self.learn_scales:
-            rows = lsq(rows, self.weight_scale.reshape(-1), q.qmin, q.qmax)
+            learned = self.weight_scale.reshape(-1)
+            rows = lsq(
+                rows, straight_through(learned, self.scheme.weights.stored_scale(learned)), q.qmin, q.qmax
+            )
         else:
             scale = q.scale.reshape(-1)
             rows = fake_quantize(rows, scale, zero_point, q.qmin, q.qmax, estimator=self.estimator)

@@ -12,7 +12,7 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from ..activations import Activations
 from ..base import configs
 from ..base.configs import Config, label
 from ..base.float_types import FLOAT_DTYPES
-from ..formats import CoarseInt8, Int8, WeightFormat
+from ..formats import CoarseInt8, Int8, IntGroup, WeightFormat
 from ..methods import Method, RoundToNearest
 from ..nn import PreparedLinear, QuantLinear
 from ..nn.replacements import bias_of
@@ -58,6 +58,10 @@ class Scheme(Config, ABC):
     @abstractmethod
     def read_input(self) -> Activations:
         """The activations that the fields stand for."""
+
+    def with_weights(self, weights: WeightFormat) -> Scheme:
+        """The same scheme with weights of another format."""
+        return replace(self, weights=weights)
 
     @classmethod
     def study_variants(cls) -> list[Scheme]:
@@ -151,6 +155,32 @@ class Scheme(Config, ABC):
         return layer
 
 
+@dataclass(frozen=True)
+class GroupScheme(Scheme):
+    """A scheme of integer weights in groups: its fields are those of octavo.formats.IntGroup, which `weights` is."""
+
+    group_size: int | None = 32
+    bits: int = 4
+    symmetric: bool = True
+    scale_dtype: str = field(default="float16", kw_only=True)
+    weights: WeightFormat = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        format = IntGroup(self.bits, self.group_size, self.symmetric, self.scale_dtype)
+        object.__setattr__(self, "weights", format)
+        super().__post_init__()
+
+    def with_weights(self, weights: WeightFormat) -> Scheme:
+        options = {item.name: getattr(weights, item.name) for item in fields(IntGroup)}
+        return replace(self, **options)
+
+
+def input_group_size(group_size: int | None) -> int | None:
+    """How many elements of an input share a scale if the weights have groups of `group_size`: the next multiple of
+    32, which is how kernels cut k."""
+    return None if group_size is None else -(-group_size // 32) * 32
+
+
 def from_dict(fields: Mapping[str, Any]) -> Scheme:
     """The scheme that `Scheme.to_dict` wrote. Raises ValueError for a scheme or a field this version does not know."""
     return configs.from_dict("scheme", Scheme, _today(fields))
@@ -164,7 +194,7 @@ def by_name(text: str) -> Scheme:
     """
     name, _, rest = text.partition(":")
     kind = configs.named("scheme", Scheme, name)
-    known = {item.name for item in fields(kind) if item.init}
+    known = {item.name: item.type for item in fields(kind) if item.init}
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, has_value, value = part.partition("=")
@@ -173,7 +203,7 @@ def by_name(text: str) -> Scheme:
                 f"scheme {text!r}: {part!r} is no option of {configs.short_name(kind)}, which has "
                 f"{', '.join(f'{name}=...' for name in sorted(known))}"
             )
-        options[key] = _value(value)
+        options[key] = value if known[key] == "str" else _value(value)
     return configs.from_dict("scheme", Scheme, {"name": name, **options})
 
 

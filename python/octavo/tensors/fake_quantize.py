@@ -13,6 +13,7 @@ import torch
 
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
+from .granularity import PerGroup, PerToken
 
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its inverse is finite
 ESTIMATORS = ("clipped", "pure")
@@ -52,10 +53,13 @@ def fake_quantize(
     return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, within)
 
 
-def fake_quantize_per_token(x: torch.Tensor, symmetric: bool = True) -> torch.Tensor:
+def fake_quantize_per_token(
+    x: torch.Tensor, symmetric: bool = True, group_size: int | None = None
+) -> torch.Tensor:
     """The input of an Int8Dynamic layer as its integers have it: each row of the last axis with a scale of its own.
 
     x          [..., k] float32, bfloat16 or float16
+    group_size   so many neighbours in a row have a scale of their own, the last ones may be fewer; None: the whole row
     returns    x's shape and dtype, with the codes of `ops.linear_dynamic`; a row with NaN or Inf becomes NaN. The
                gradient passes whole: a row's own range clips nothing
     source     as fake_quantize; per-token activations: Yao et al. 2022 (arXiv:2206.01861), section 4.1
@@ -63,7 +67,7 @@ def fake_quantize_per_token(x: torch.Tensor, symmetric: bool = True) -> torch.Te
     _check_x("fake_quantize_per_token", x)
     if x.dim() == 0:
         raise ValueError("fake_quantize_per_token: x has no axis, it must be [..., k]; use x.reshape(1, 1)")
-    return _FakeQuantizePerToken.apply(x, symmetric)
+    return _FakeQuantizePerToken.apply(x, symmetric, group_size)
 
 
 def quantize_bias(
@@ -172,6 +176,11 @@ def first_weight_scale(weight: torch.Tensor, covering: torch.Tensor, qmin: int, 
     return torch.where(errors[1] < errors[0], candidates[1], candidates[0])
 
 
+def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """`value`, which is x rounded in some way, with the gradient of x."""
+    return x if value is x else _StraightThrough.apply(x, value)
+
+
 def positive_scale(scale: torch.Tensor) -> torch.Tensor:
     """max(|scale|, 2^-126), without gradient: the scale that `lsq` computes with, and that a frozen layer must have."""
     return scale.detach().abs().clamp_min(SMALLEST_SCALE)
@@ -271,13 +280,16 @@ class _FakeQuantizePerToken(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, symmetric):
+    def forward(x, symmetric, group_size):
         qmin, qmax = (1, 255) if symmetric else (0, 255)
         rows = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])
         finite = rows.isfinite().all(1, keepdim=True)
         rows = torch.where(finite, rows, 0.0)
-        scale, zero_point = ops.choose_qparams(rows, qmin, qmax, symmetric)
-        return torch.where(finite, _values(rows, scale, zero_point, qmin, qmax), torch.nan).view(x.shape)
+        granularity = PerToken() if group_size is None else PerGroup(group_size)
+        groups = granularity.to_rows(rows)
+        scale, zero_point = ops.choose_qparams(groups, qmin, qmax, symmetric)
+        values = granularity.from_rows(_values(groups, scale, zero_point, qmin, qmax), rows.shape)
+        return torch.where(finite, values, torch.nan).view(x.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -285,7 +297,7 @@ class _FakeQuantizePerToken(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None
+        return grad, None, None
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -14,15 +14,19 @@ class TensorForm(NamedTuple):
 
     dtype     in memory; None: as it comes
     accepted  the dtypes that a file may have for it
-    fill      what an unfilled layer holds
+    fill      what an unfilled layer holds: one value, or all of them
     check     says what is wrong with a tensor's values, "" if nothing is; None: any value will do
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     accepted: tuple[torch.dtype, ...]
-    fill: float = 0.0
+    fill: float | tuple[int, ...] = 0.0
     check: Callable[[torch.Tensor], str] | None = None
+
+    def unfilled(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """The tensor of an unfilled layer."""
+        return torch.tensor(self.fill, dtype=self.dtype, device=device).expand(self.shape).clone()
 
 
 def positive(scale: torch.Tensor) -> str:
@@ -36,6 +40,16 @@ def finite(values: torch.Tensor) -> str:
 
 def not_nan(values: torch.Tensor) -> str:
     return "NaN" if values.isnan().any() else ""
+
+
+def equal_to(expected: tuple[int, ...]) -> Callable[[torch.Tensor], str]:
+    """A check of integers that are known beforehand."""
+
+    def check(values: torch.Tensor) -> str:
+        found = tuple(values.tolist())
+        return "" if found == expected else f"{found} and not {expected}"
+
+    return check
 
 
 def ascending_below(k: int) -> Callable[[torch.Tensor], str]:
