@@ -63,7 +63,7 @@ def group_weight(
     unknown = others.keys() - left_out.keys()
     if unknown:
         raise TypeError(f"group_weight: a weight in groups has no {', '.join(sorted(unknown))}")
-    numbers = {"n": n, "bits": bits, "group_size": group_size, "offset": offset}
+    numbers: dict[str, Any] = {"n": n, "bits": bits, "group_size": group_size, "offset": offset}
     return GroupWeight(codes=codes, scale=scale, **{**left_out, **others}, **numbers)
 
 
