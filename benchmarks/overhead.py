@@ -7,8 +7,7 @@ import torch
 
 import rivals
 from layers import candidate_of, row_of, schemes
-from octavo.lab.bench import exact_linear, octavo_candidates, random_linear
-from octavo.lab.bench import measure as measure_candidates
+from octavo.lab.bench import exact_linear, measure_candidates, octavo_candidates, random_linear
 
 
 def measure(only: list[str] | None = None) -> list[dict[str, object]]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batches import run
-from .forward_arguments import named, parameters_of
+from .batches import output_of
+from .forward_arguments import arguments_by_name, parameters_of
 
 Masks = list[torch.Tensor]  # bool [batch, length], True at positions that count
 
@@ -39,7 +39,7 @@ class Padding:
 
     def masks(self, args: tuple, kwargs: dict[str, Any]) -> Masks:
         """The masks of a batch. May run the model, so call it in eval mode and without gradients."""
-        found = _masks_in(named(self.model, args, kwargs))
+        found = _masks_in(arguments_by_name(self.model, args, kwargs))
         if not found and self._looks_inside is not False:
             found = self._masks_inside(args, kwargs)
             self._looks_inside = bool(found)
@@ -80,11 +80,13 @@ class Padding:
             for module in self.model.modules():
                 if _takes_a_mask(module):
                     handle = module.register_forward_pre_hook(
-                        lambda module, args, kwargs: self._add(found, named(module, args, kwargs)),
+                        lambda module, args, kwargs: self._add(
+                            found, arguments_by_name(module, args, kwargs)
+                        ),
                         with_kwargs=True,
                     )
                     stack.callback(handle.remove)
-            run(self.model, args, kwargs)
+            output_of(self.model, args, kwargs)
         return found
 
     @staticmethod

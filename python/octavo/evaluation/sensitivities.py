@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, run
+from ..base.batches import calls, evaluating, float_tensors, output_of
 from ..base.padding import Masks, Padding
 from ..base.plots import new_axes
 from ..base.progress import with_bar
@@ -183,9 +183,9 @@ def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figu
     with torch.no_grad(), evaluating(model, *variants):
         for args, kwargs in calls(data, "sensitivity: data", model, notes=[]):
             masks = padding.masks(args, kwargs)
-            expected = run(model, args, kwargs)
+            expected = output_of(model, args, kwargs)
             for variant, measure in zip(variants, measures, strict=True):
-                measure.update(expected, run(variant, args, kwargs), masks)
+                measure.update(expected, output_of(variant, args, kwargs), masks)
     if not all(measure.count for measure in measures):
         raise ValueError(
             "sensitivity: no position counts: the outputs are empty, or the mask leaves out all of them"

@@ -19,7 +19,7 @@ from ..base.modules import places_of
 from .example import Example
 
 # Reasons to keep what stands there, whatever the step.
-HOOKS = "has hooks: remove them, fuse, and register them on the new module"
+MODULE_HAS_HOOKS = "has hooks: remove them, fuse, and register them on the new module"
 ROOT = "the model itself cannot be replaced in place: put it into another module"
 
 ACCELERATE = "accelerate has put hooks around its forward: fuse before you dispatch the model"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..base.batches import float_tensors
-from ..evaluation.comparison_result import OutputComparison
+from ..evaluation.comparison_result import OutputFigures
 from ..metrics import ErrorAccumulator
 from .example import Example
 from .step import Bound, Candidate
@@ -28,7 +28,7 @@ FLOAT32_ERROR = 2.0**-19
 
 def verify(candidates: list[Candidate], example: Example) -> None:
     """Fills in `error` of each candidate, and `reason` where the replacement fails or is off by more than its bound."""
-    probes = [_Probe(candidate) for candidate in candidates if candidate.compute is not None]
+    probes = [_CandidateProbe(candidate) for candidate in candidates if candidate.compute is not None]
     if not probes:
         return
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def verify(candidates: list[Candidate], example: Example) -> None:
 
 def compare_outputs(
     expected: list[list[torch.Tensor]], found: list[list[torch.Tensor]]
-) -> tuple[OutputComparison | None, str]:
+) -> tuple[OutputFigures | None, str]:
     """How far a model's outputs are from those before, and why they cannot be compared, if they cannot."""
     figures = ErrorAccumulator()
     for before, after in zip(expected, found, strict=True):
@@ -58,7 +58,7 @@ def compare_outputs(
                 return None, "other elements of the model's output are NaN or infinite then"
             finite = x.isfinite()
             figures.update(x[finite], y[finite])
-    return OutputComparison(figures.sqnr_db, figures.cosine, figures.max_abs_error), ""
+    return OutputFigures.of(figures), ""
 
 
 def relative(factor: float) -> Bound:
@@ -66,7 +66,7 @@ def relative(factor: float) -> Bound:
     return lambda expected, *args, **kwargs: factor * expected.float().abs()
 
 
-class _Probe:
+class _CandidateProbe:
     """Watches the places of one candidate while the example runs."""
 
     def __init__(self, candidate: Candidate):

@@ -25,7 +25,7 @@ MOST_ELEMENTS, FEW_ELEMENTS = 2**20, 2**12  # of each output are kept, evenly sp
 
 
 @dataclass
-class _Call:
+class _RecordedCall:
     """One call of the outermost module; samples of what it gave, and of what modules inside gave, in their order."""
 
     module: nn.Module
@@ -51,10 +51,10 @@ class Replay:
     """The first calls of a watched model."""
 
     def __init__(self) -> None:
-        self.calls: list[_Call] = []
+        self.calls: list[_RecordedCall] = []
         self.is_lost = False  # a call could not be kept
         self._seen: set[Any] = set()
-        self._open: _Call | None = None
+        self._open: _RecordedCall | None = None
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The outermost module is called."""
@@ -70,7 +70,7 @@ class Replay:
         except Exception:  # what it is given cannot be copied
             self.is_lost = True
             return
-        self._open = _Call(module, args, kwargs, torch.get_rng_state(), autocast)
+        self._open = _RecordedCall(module, args, kwargs, torch.get_rng_state(), autocast)
 
     def add(self, module: nn.Module, output: Any) -> None:
         """A module inside, one that is a model by itself, gives `output`, which must stay the same, too."""

@@ -13,8 +13,8 @@ import torch
 
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
+from ..reference import SMALLEST_SCALE
 
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its inverse is finite
 ESTIMATORS = ("clipped", "pure")
 
 

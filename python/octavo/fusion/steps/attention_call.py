@@ -19,7 +19,7 @@ from torch import nn
 
 from ...nn.fused.attention_call import CACHES, AttentionCall, Given, Options
 from ..blocks.graph import NotUnderstood
-from .interface import register
+from .interface import register_attention
 
 # Parameters whose part is known. A module with another one is left alone.
 REQUIRED = ("hidden_states", "position_embeddings", "attention_mask")
@@ -157,7 +157,7 @@ def _random(*shape: int) -> torch.Tensor:
 def _attending_by(module: Any, attend: Any) -> Iterator[None]:
     """`module` calls this attention function; its config is a copy meanwhile, others hold the same one."""
     config = module.config
-    register(_STAND_IN, attend)
+    register_attention(_STAND_IN, attend)
     module.config = copy.copy(config)
     try:
         module.config._attn_implementation_internal = _STAND_IN

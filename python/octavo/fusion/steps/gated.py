@@ -17,7 +17,7 @@ from ...conversion.plan import has_hooks
 from ...nn import GatedMLP
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, ROOT, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, ROOT, Candidate, Changes
 from ..verify import FLOAT32_ERROR
 from .activations import activation_of
 
@@ -65,7 +65,7 @@ def _obstacle(module: nn.Module, proofs: Proofs) -> str:
     activation = activation_of(others[0], proofs)
     if activation != "silu":
         return f"its activation is {activation or type(others[0]).__name__}, not silu"
-    return HOOKS if has_hooks(module) or has_hooks(others[0]) else ""
+    return MODULE_HAS_HOOKS if has_hooks(module) or has_hooks(others[0]) else ""
 
 
 def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ...methods.tracing import is_norm_like
 from ...nn import RMSNorm
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, ROOT, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, ROOT, Candidate, Changes
 from ..verify import FLOAT32_ERROR, failure, relative
 
 EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
@@ -55,7 +55,7 @@ def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str
     if not is_norm_like(module) or module._parameters.get("bias") is not None:
         return None, "not one weight of one axis and nothing else"
     if has_hooks(module):
-        return None, HOOKS
+        return None, MODULE_HAS_HOOKS
     weight: Any = module.weight
     x = torch.randn(5, len(weight), generator=torch.Generator().manual_seed(0))
     # Small rows tell one eps from another.

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ... import ops
 from ...conversion.plan import has_hooks
 from ..example import Example
-from ..step import HOOKS, Candidate, Changes, own_forward
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, own_forward
 from .interface import NO_DROPOUT, is_native
 
 
@@ -43,7 +43,7 @@ class PlainAttention:
         if "forward" in vars(module):
             candidate.reason = own_forward(module)
         elif has_hooks(module):
-            candidate.reason = HOOKS
+            candidate.reason = MODULE_HAS_HOOKS
         else:
             forward = partial(forward_with_ours, module, self.precision)
             candidate.reads = candidate.gives = module

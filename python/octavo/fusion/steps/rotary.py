@@ -20,7 +20,7 @@ from ...nn.replacements import replacement_of
 from ..blocks.graph import NotUnderstood
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes
 from ..verify import failure
 from .attention_call import TRIALS, inputs_of, read_call, recorded
 from .interface import NAMES, attention_forward, running
@@ -76,7 +76,7 @@ def obstacle(module: Any) -> str:
         return "it looks through a sliding window"
     if module.config._attn_implementation not in NAMES.values():
         return "its model does not use octavo's attention"
-    return HOOKS if has_hooks(module) else ""
+    return MODULE_HAS_HOOKS if has_hooks(module) else ""
 
 
 def _is_linear(module: nn.Module) -> bool:
