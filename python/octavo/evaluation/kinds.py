@@ -203,17 +203,31 @@ def choose_kind(
     ids: Any = kwargs.get("input_ids") if kwargs else args[0] if len(args) == 1 else None
     output = _tried(reference, args, kwargs, _is_ids(ids))
     if _is_ids(ids) and _looks_like_logits(output, ids[:ROWS_TRIED]):
-        call = _language_call(args, kwargs)
-        if is_causal(reference, call.args, call.kwargs):
-            return "language_model", "it gives logits for each token that do not change with later tokens"
-        return "module", "its logits for a token change with later tokens"
-    if not isinstance(output, torch.Tensor) and not hasattr(output, "logits"):
-        if _vectors_name(output) is not None:
-            return "encoder", "its output holds hidden states and no logits"
-    elif isinstance(output, torch.Tensor) and output.dim() == 2 and output.is_floating_point():
-        if ((output.double().norm(dim=-1) - 1).abs() < 1e-3).all():
-            return "encoder", "its output is vectors of length 1"
+        return _kind_with_token_logits(reference, _language_call(args, kwargs))
+    if _holds_hidden_states(output):
+        return "encoder", "its output holds hidden states and no logits"
+    if _is_of_length_1(output):
+        return "encoder", "its output is vectors of length 1"
     return "module", "nothing in its batches or output tells more"
+
+
+def _kind_with_token_logits(reference: nn.Module, call: Call) -> tuple[str, str]:
+    if is_causal(reference, call.args, call.kwargs):
+        return "language_model", "it gives logits for each token that do not change with later tokens"
+    return "module", "its logits for a token change with later tokens"
+
+
+def _holds_hidden_states(output: Any) -> bool:
+    """Whether a model with a head is excluded, and hidden states or a sentence's vector are in the output."""
+    is_tensor_or_has_logits = isinstance(output, torch.Tensor) or hasattr(output, "logits")
+    return not is_tensor_or_has_logits and _vectors_name(output) is not None
+
+
+def _is_of_length_1(output: Any) -> bool:
+    """Whether the output is one float vector of length 1 for each row of the batch."""
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or not output.is_floating_point():
+        return False
+    return bool(((output.double().norm(dim=-1) - 1).abs() < 1e-3).all())
 
 
 def _tried(reference: nn.Module, args: tuple, kwargs: dict[str, Any], is_ids: bool) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.batches import float_tensors
+from ..base.hooks import hooked
 from ..evaluation.comparison_result import OutputFigures
 from ..metrics import ErrorAccumulator
 from .example import Example
@@ -33,8 +34,7 @@ def verify(candidates: list[Candidate], example: Example) -> None:
         return
     with ExitStack() as stack:
         for probe in probes:
-            for handle in probe.hook():
-                stack.callback(handle.remove)
+            stack.enter_context(probe.watching())
         example.run()
         for probe in probes:
             probe.run_trials()
@@ -76,16 +76,19 @@ class _CandidateProbe:
         self.last: Any = None  # what `gives` returned
         self.place = "the example"
 
-    def hook(self) -> Iterator[Any]:
-        candidate = self.candidate
-        assert candidate.reads is not None and candidate.gives is not None
-        yield candidate.reads.register_forward_pre_hook(self._on_call, with_kwargs=True, prepend=True)
-        if candidate.of_input:
-            yield candidate.gives.register_forward_pre_hook(self._on_input)
-            yield candidate.gives.register_forward_hook(self._on_last)
-            yield candidate.reads.register_forward_hook(self._on_end)
-        else:
-            yield candidate.gives.register_forward_hook(self._on_output, prepend=True)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, calls of the original are compared with the replacement, as they are without the user's hooks."""
+        reads, gives = self.candidate.reads, self.candidate.gives
+        assert reads is not None and gives is not None
+        with ExitStack() as stack:
+            stack.enter_context(hooked([(reads, self._on_call)], before=True, first=True))
+            if self.candidate.of_input:
+                stack.enter_context(hooked([(gives, self._on_input)], before=True))
+                stack.enter_context(hooked([(gives, self._on_last), (reads, self._on_end)]))
+            else:
+                stack.enter_context(hooked([(gives, self._on_output)], first=True))
+            yield
 
     def _on_call(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         compute: Callable[..., Any] | None = self.candidate.compute
@@ -98,19 +101,19 @@ class _CandidateProbe:
             return
         self.pending.append((args, kwargs, list(float_tensors(found))))
 
-    def _on_input(self, _: nn.Module, args: tuple) -> None:
+    def _on_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         self._compare(args)
 
-    def _on_last(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_last(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self.last = output
 
-    def _on_end(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_end(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output  # attention has its weights beside it
         if first is not self.last:
             self.reason = self.reason or "it gives something else than its last layer"
         self.last = None
 
-    def _on_output(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_output(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._compare(output)
 
     def _compare(self, output: Any) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..base.batches import float_tensors
+from ..base.hooks import hooked
 from ..nn import QuantLinear
 
 MOST_CALLS = 2  # each costs a run of the model: the first one, and the first with other shapes or arguments
@@ -43,7 +44,12 @@ class _RecordedCall:
         with torch.random.fork_rng(devices=[]), _state_kept(self.module), torch.no_grad():
             torch.set_rng_state(self.random_state)
             with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
-                with _hooked(self.modules) as inside:
+                inside: list[torch.Tensor] = []
+
+                def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                    inside.extend(_samples(output, FEW_ELEMENTS))
+
+                with hooked((module, note) for module in self.modules):
                     return [*_samples(self.module(*args, **kwargs), MOST_ELEMENTS), *inside]
 
 
@@ -100,21 +106,6 @@ class Replay:
             )
         except Exception:
             return False
-
-
-@contextmanager
-def _hooked(modules: set[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """A list of samples of what `modules` give inside."""
-    samples: list[torch.Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda module, args, y: samples.extend(_samples(y, FEW_ELEMENTS)))
-        for module in modules
-    ]
-    try:
-        yield samples
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _samples(output: Any, most: int) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ calls it with, and once more without its mask, or with one. Each block is then v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,35 +104,32 @@ class _Plans:
         return plan
 
     def _plan_or_reason(self, block: nn.Module, call: _SeenCall) -> _Plan | str:
-        try:
-            return self._plan(block, call)
-        except NotUnderstood as error:
-            return str(error)
+        """For calls with and without the mask, if both are understood; else for those that the example has."""
+        mask = _mask_of(block, call)
+        plan = "" if mask is None else _or_reason(self._plan_with_mask, block, call, mask)
+        return plan if isinstance(plan, _Plan) else _or_reason(self._plan, block, call)
 
     def _plan(self, block: nn.Module, call: _SeenCall) -> _Plan:
-        """For calls with and without the mask, if both are understood; else for those that the example has."""
+        tuple_size = _tuple_size(call.output)
+        block_call = _block_call(block, call)
+        return _Plan(block_call, {False: self._pattern(block, call, block_call)}, tuple_size)
+
+    def _plan_with_mask(self, block: nn.Module, call: _SeenCall, mask: str) -> _Plan:
         tuple_size = _tuple_size(call.output)
         names = ForwardParameters.of(block.forward)
         given = names.named(call.args, call.kwargs)
-        mask = next((name for name in MASKS if name in names.positional or name in given), None)
-        has_mask = mask is not None and isinstance(given.get(mask), torch.Tensor)
-        if mask is not None:
+        with_mask, without = call, call.with_argument(names, mask, None)
+        if not isinstance(given.get(mask), torch.Tensor):
             length = next(value for value in given.values() if isinstance(value, torch.Tensor)).shape[1]
-            look = torch.ones(1, 1, length, length, dtype=torch.bool)
-            with_mask = call if has_mask else call.with_argument(names, mask, look)
-            without = call.with_argument(names, mask, None)
-            try:
-                block_call = _block_call(block, with_mask)
-                block_call.mask = mask
-                patterns = {
-                    False: self._pattern(block, with_mask, block_call),
-                    True: self._pattern(block, without, block_call),
-                }
-                return _Plan(block_call, patterns, tuple_size)
-            except NotUnderstood:
-                pass
-        block_call = _block_call(block, call)
-        return _Plan(block_call, {False: self._pattern(block, call, block_call)}, tuple_size)
+            look_at_all = torch.ones(1, 1, length, length, dtype=torch.bool)
+            with_mask = call.with_argument(names, mask, look_at_all)
+        block_call = _block_call(block, with_mask)
+        block_call.mask = mask
+        patterns = {
+            False: self._pattern(block, with_mask, block_call),
+            True: self._pattern(block, without, block_call),
+        }
+        return _Plan(block_call, patterns, tuple_size)
 
     def _pattern(self, block: nn.Module, call: _SeenCall, block_call: BlockCall) -> Pattern:
         exported = export_block(block, call.args, call.kwargs)
@@ -142,6 +139,21 @@ class _Plans:
         pattern = find_pattern(nodes[0], block, block_call.slot_names(), self.precision)
         pattern.guards = _of_slots(exported.guards, block_call.slot_names())
         return pattern
+
+
+def _or_reason(make: Callable[..., _Plan], *arguments: Any) -> _Plan | str:
+    """What `make` gives, or why it does not understand the block."""
+    try:
+        return make(*arguments)
+    except NotUnderstood as error:
+        return str(error)
+
+
+def _mask_of(block: nn.Module, call: _SeenCall) -> str | None:
+    """The name of the block's attention mask, whether the call gives one or not; None if it has none."""
+    names = ForwardParameters.of(block.forward)
+    given = names.named(call.args, call.kwargs)
+    return next((name for name in MASKS if name in names.positional or name in given), None)
 
 
 def _candidate(
