@@ -53,7 +53,7 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
-    notes: list[str] = []
+    notes = exchanged("compare", reference, model)
     with torch.no_grad(), evaluating(reference, model), without_nested_tensors(reference, model):
         padding = Padding(reference)
         rescaling = Rescaling(
@@ -150,9 +150,20 @@ def _match(reference: nn.Module, model: nn.Module) -> list[_LayerProbe]:
         if isinstance(layer, OurLinear):
             _check_counterpart(name, layer, counterparts.get(name))
             probes.append(_LayerProbe(name, counterparts[name], layer))
-    if not probes and any(isinstance(module, OurLinear) for module in counterparts.values()):
-        logger.warning("compare: reference has quantized layers and model has none; were the two exchanged?")
     return probes
+
+
+def exchanged(who: str, reference: nn.Module, model: nn.Module) -> list[str]:
+    """A note for the result, logged as well, if the quantized model was given in the place of the float one."""
+    has_ours = [any(isinstance(part, OurLinear) for part in each.modules()) for each in (reference, model)]
+    if has_ours != [True, False]:
+        return []
+    note = (
+        "reference has quantized layers and model has none; were the two exchanged? "
+        f"The float model comes first: octavo.{who}(reference, quantized, ...)"
+    )
+    logger.warning("%s: %s", who, note)
+    return [note]
 
 
 def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | None) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from ..base.batches import calls, evaluating, float_tensors, output_of
 from ..base.padding import Masks, Padding
 from ..metrics import DistributionAccumulator, ErrorAccumulator, VectorsAccumulator
+from .comparison import exchanged
 from .comparison_result import OutputFigures
 from .generation import Prompts, evaluate_generation
 from .kinds import (
@@ -91,7 +92,7 @@ def evaluate(
         vectors=figures.vectors.result() if kind == "encoder" else None,
         generation=generation,
         resources=found,
-        notes=notes + figures.notes() + _unavailable(found),
+        notes=exchanged("evaluate", reference, model) + notes + figures.notes() + _unavailable(found),
     )
 
 
