@@ -16,17 +16,14 @@ from octavo.lab import bench
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import attention  # noqa: E402
-import ceilings  # noqa: E402
 import compare  # noqa: E402
-import float_ops  # noqa: E402
-import layers  # noqa: E402
 import readme  # noqa: E402
 import rivals  # noqa: E402
 import roofline  # noqa: E402
 import run  # noqa: E402
-import small_ops  # noqa: E402
 import tables  # noqa: E402
+from limits import ceilings, small_ops  # noqa: E402
+from suites import attention, float_ops, layers  # noqa: E402
 
 TINY = layers.Plan(
     shapes=((64, 32),),

@@ -21,7 +21,7 @@ from torch import nn
 
 import octavo
 import rivals
-from ceilings import fastest_seconds
+from limits.ceilings import fastest_seconds
 from octavo.lab.bench import (
     LayerCandidate,
     Measurement,
