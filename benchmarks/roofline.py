@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ceilings import fastest_seconds
+from limits.ceilings import fastest_seconds
 from tables import OURS
 
 Row = dict[str, Any]

@@ -21,28 +21,28 @@ from typing import Any
 
 import torch
 
-import ceilings
-import layers
 import octavo
 import roofline
 import tables
+from limits import ceilings
+from suites import layers
 from timing import CAPS, machine
 
 SCHEMA = 1  # of the JSON; a change that compare.py cannot read makes it 2
-# Each is a file of this folder with `measure()`, which returns rows; layers takes its plan as well.
-BENCHMARKS = (
-    "layers",
-    "attention",
-    "small_ops",
-    "float_ops",
-    "overhead",
-    "startup",
-    "encoder",
-    "decoder",
-    "memory",
-    "fusion",
-    "decoding",
-)
+# Files of suites/ and limits/ with `measure()`, which returns rows; layers takes its plan as well.
+BENCHMARKS = {
+    "layers": "suites",
+    "attention": "suites",
+    "small_ops": "limits",
+    "float_ops": "suites",
+    "overhead": "limits",
+    "startup": "limits",
+    "encoder": "suites",
+    "decoder": "suites",
+    "memory": "limits",
+    "fusion": "suites",
+    "decoding": "suites",
+}
 
 
 def arguments(command: list[str] | None = None) -> argparse.Namespace:
@@ -139,7 +139,7 @@ def main() -> int:
                 lambda rows: write(results | {"layers": rows}, chosen.output),
             )
         else:
-            results[name] = importlib.import_module(name).measure()
+            results[name] = importlib.import_module(f"{BENCHMARKS[name]}.{name}").measure()
         print(f"\n{tables.section(name, results)}", flush=True)
         write(results, chosen.output)
     return 0

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every runnable instruction set is covered in one run; what this CPU lacks is printed as not covered."""
 
+import builtins
+
 import pytest
 import torch
 from operator_arguments import LINEARS
@@ -35,6 +37,19 @@ def isa(request):
 def seed():
     """Each test draws the same random numbers, alone or after others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    """Importing matplotlib fails, as where it is not installed."""
+    real = builtins.__import__
+
+    def importing(name, *rest, **options):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
 
 
 @pytest.fixture(params=LINEARS)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.lab.study import byte_lm, byte_text
-from octavo.lab.study.byte_training import Config, next_byte_loss, train
+from octavo.lab.study.byte_training import TrainingConfig, next_byte_loss, train
 
 
 def save(model: byte_lm.ByteLM, path: Path) -> None:
@@ -31,11 +31,11 @@ def save(model: byte_lm.ByteLM, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=byte_lm.CHECKPOINT, help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=Config.steps)
+    parser.add_argument("--steps", type=int, default=TrainingConfig.steps)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = Config(steps=options.steps)
+    config = TrainingConfig(steps=options.steps)
     torch.manual_seed(config.seed)
     model, text, start = byte_lm.ByteLM(), byte_text.training_bytes(), time.perf_counter()
     print(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.base.batches import calls, float_tensors, run
+from octavo.base.batches import calls, float_tensors, output_of
 
 Y = torch.arange(6.0).reshape(2, 3)
 
@@ -86,7 +86,7 @@ def test_complex_sparse_and_nested_tensors_come_as_plain_floats():
 
 
 def test_modules_functions_and_caches_are_no_outputs():
-    assert not list(float_tensors([nn.Linear(2, 2), run, Plain, octavo.nn.KVCache(), torch.float32]))
+    assert not list(float_tensors([nn.Linear(2, 2), output_of, Plain, octavo.nn.KVCache(), torch.float32]))
 
 
 class Wrapped(nn.Module):
@@ -140,8 +140,8 @@ def test_each_run_gets_its_own_copy_of_a_cache():
 
     cache = Cache()
     for _ in range(2):
-        assert torch.equal(run(Cached(), (Y,), {"cache": cache}), Y)
-        assert torch.equal(run(Cached(), (Y, cache), {}), Y)
+        assert torch.equal(output_of(Cached(), (Y,), {"cache": cache}), Y)
+        assert torch.equal(output_of(Cached(), (Y, cache), {}), Y)
     assert not cache.seen
 
 

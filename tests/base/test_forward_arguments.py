@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
-from octavo.base.forward_arguments import named, taken
+from octavo.base.forward_arguments import arguments_by_name, taken
 
 X, LABELS = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 
@@ -137,5 +137,5 @@ def test_entries_that_forward_does_not_name_are_said_even_if_it_takes_any():
 def test_wrappers_are_looked_through_and_arguments_have_names():
     compiled = torch.compile(nn.Linear(8, 3))
     assert taken(compiled, (X, LABELS), {}, who="x")[0] == (X,)
-    assert named(Two(), (X, LABELS), {}).keys() == {"x", "attention_mask"}
+    assert arguments_by_name(Two(), (X, LABELS), {}).keys() == {"x", "attention_mask"}
     assert inspect.signature(Two.forward).parameters.keys() == {"self", "x", "attention_mask"}

@@ -93,7 +93,7 @@ def test_a_shared_module_is_matched_by_any_of_its_names():
         (SCHEME, {"include": "re:("}, ValueError, r"'re:\(' is not a regular expression"),
         (SCHEME, {"include": [nn.Linear]}, TypeError, "patterns are strings.*use filter_fn"),
         (SCHEME, {"filter_fn": "head"}, TypeError, "filter_fn must be callable"),
-        (None, {}, TypeError, r"scheme is None.*octavo.Int8Dynamic\(\)"),
+        (None, {}, TypeError, r"scheme is missing.*octavo.Int8Dynamic\(\)"),
         (torch.int8, {}, TypeError, "scheme is torch.int8"),
         ({"head": "int8"}, {}, ValueError, "scheme 'int8' is unknown"),
         ({nn.Linear: SCHEME}, {}, TypeError, "patterns are strings"),

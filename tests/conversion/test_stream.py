@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import bert, check_equal_states, folder_of, llama, llava, logits, mixtral
+from tiny_models import bert, check_equal_states, edit_config, folder_of, llama, llava, logits, mixtral
 
 import octavo
 from octavo.conversion.folder import quantize_folder
@@ -24,11 +24,6 @@ DYNAMIC = octavo.Int8Dynamic()
 @pytest.fixture
 def source(tmp_path):
     return folder_of(llama(), tmp_path / "source")
-
-
-def edit_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def edit_tensors(folder, change):

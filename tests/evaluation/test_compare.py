@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """compare: the figures are those one would compute by hand, and the models stay as they were."""
 
-import builtins
 import copy
 import json
 import math
@@ -256,16 +255,8 @@ def test_plot_draws_on_the_given_axes_and_shows_nothing(pair, monkeypatch):
     pyplot.close("all")
 
 
-def test_plot_without_matplotlib_names_the_remedy(pair, monkeypatch):
+def test_plot_without_matplotlib_names_the_remedy(pair, without_matplotlib):
     result = octavo.compare(*pair, torch.randn(7, 20))
-    real = builtins.__import__
-
-    def without_matplotlib(name, *rest, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         result.plot()
 
@@ -371,3 +362,14 @@ def test_figures_of_rescaled_layers_are_in_the_references_units(rescaled, tmp_pa
     )
     last = result.layers[-1]  # it gives the model's output, in nobody's units but the reference's
     assert (last.sqnr_db, last.max_abs_error) == (result.output.sqnr_db, result.output.max_abs_error)
+
+
+def test_exchanged_models_are_noticed(pair):
+    """The figures are those of the exchanged models, and the result says so."""
+    reference, model = pair
+    result = octavo.compare(model, reference, torch.randn(4, 20))
+    assert "were the two exchanged? The float model comes first" in result.notes[0]
+    assert result.notes[0] in str(result)
+    found = octavo.evaluate(model, reference, torch.randn(4, 20), resources=())
+    assert any("were the two exchanged?" in note for note in found.notes)
+    assert not any("exchanged" in note for note in octavo.compare(*pair, torch.randn(4, 20)).notes)

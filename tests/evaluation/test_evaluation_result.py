@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluation as dict, JSON, text, Markdown, HTML and plot; and the limits that a test sets on it."""
 
-import builtins
 import html
 import json
 import math
@@ -142,15 +141,7 @@ def test_plots_draw_on_the_given_axes_and_show_nothing(result, nothing, monkeypa
     pyplot.close("all")
 
 
-def test_plots_without_matplotlib_name_the_remedy(result, monkeypatch):
-    real = builtins.__import__
-
-    def without_matplotlib(name, *rest, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+def test_plots_without_matplotlib_name_the_remedy(result, without_matplotlib):
     for part in (result, result.generation):
         with pytest.raises(ImportError, match=r"pip install matplotlib$"):
             part.plot()

@@ -14,7 +14,7 @@ from octavo.evaluation import bits_per_weight, bytes_on_disk, energy, memory_of
 from octavo.evaluation.comparison import model_bytes
 from octavo.evaluation.energy import Rapl, joules_per_call
 from octavo.evaluation.peak_memory import peak_memory
-from octavo.evaluation.resources import measure
+from octavo.evaluation.resources import measure_resources
 
 
 @every_scheme
@@ -132,7 +132,7 @@ class Unpicklable(nn.Linear):
 def test_what_cannot_be_measured_is_said_and_the_rest_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     broken = Unpicklable(4, 4)
-    found = measure(
+    found = measure_resources(
         {"reference": broken, "model": broken}, ((torch.ones(1, 4),), {}), ("size", "peak_memory")
     )
     assert found.model.peak_rss is None and found.model.bytes_on_disk > 0
@@ -152,7 +152,7 @@ def test_a_process_that_fails_is_quoted(monkeypatch):
 def test_measuring_leaves_the_model_as_it_was():
     quantized = octavo.quantized(model(), octavo.Int8Dynamic())
     before = copy.deepcopy(quantized.state_dict())
-    measure(
+    measure_resources(
         {"reference": quantized, "model": quantized}, ((torch.arange(6)[None],), {}), ("size", "speed"), 6
     )
     after = quantized.state_dict()

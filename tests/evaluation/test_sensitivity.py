@@ -234,7 +234,9 @@ def test_what_quantize_keeps_in_float_has_no_rows():
         ({"figure": "sqnr"}, ValueError, "figure is 'sqnr'; accepted are 'kld' and 'error'"),
         ({"data": []}, ValueError, "data is empty"),
         ({"schemes": "int8"}, ValueError, "scheme 'int8' is unknown"),
-        ({"schemes": []}, ValueError, "no layer can be quantized"),
+        ({"schemes": []}, ValueError, "schemes is empty"),
+        ({"schemes": 3}, TypeError, r"schemes is 3; give a scheme or a list of them: \[octavo.Int8Dynamic"),
+        ({"schemes": None}, TypeError, "schemes is None; give a scheme"),
         ({"include": "nothing"}, ValueError, "matches no layer"),
         ({"model": nn.Linear(8, 8)}, ValueError, "wrap it"),
         ({"model": nn.Sequential(nn.Embedding(10, 8))}, ValueError, "no layer can be quantized"),
@@ -243,6 +245,8 @@ def test_what_quantize_keeps_in_float_has_no_rows():
 def test_what_cannot_be_measured_is_refused(change, error, text):
     with pytest.raises(error, match=text):
         octavo.sensitivity(**{"model": model(), "data": IDS, "schemes": W4, **change})
+    with pytest.raises(TypeError, match="sensitivity is int; give what octavo.sensitivity"):
+        octavo.choose(3, error=1.0)
 
 
 def test_an_output_without_logits_asks_for_the_other_figure():

@@ -12,7 +12,7 @@ from torch import nn
 
 import octavo
 from octavo.conversion.folder import quantize_folder
-from octavo.files import FORMATS, Checkpoint, FileFormat, format_of
+from octavo.files import FILE_FORMATS, Checkpoint, FileFormat, format_of
 from octavo.files.format import Stored
 from octavo.files.inspection import Entry, by_layer, contents_of, row
 from octavo.nn import QuantLinear
@@ -86,9 +86,9 @@ class Numbers(FileFormat):
 @pytest.fixture
 def numbers():
     format = Numbers()
-    FORMATS.insert(0, format)
+    FILE_FORMATS.insert(0, format)
     yield format
-    FORMATS.remove(format)
+    FILE_FORMATS.remove(format)
 
 
 def skeleton():
@@ -169,7 +169,7 @@ def test_the_first_format_of_the_list_counts(numbers, tmp_path):
     (tmp_path / "config.json").write_text('{"quantization_config": {"octavo": {"layers": {}}}}')
     (tmp_path / "model.numbers").touch()
     assert format_of(tmp_path) is numbers
-    FORMATS.append(FORMATS.pop(0))
+    FILE_FORMATS.append(FILE_FORMATS.pop(0))
     assert format_of(tmp_path).description == "a folder of octavo.save"
 
 

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One line loads what `octavo quantize` wrote, and a wrong config.json is one sentence with the file's name."""
 
-import json
-
 import pytest
 import torch
-from tiny_models import bert, check_equal_states, folder_of, llama, llava, logits, mixtral, transformers
+from tiny_models import (
+    bert,
+    check_equal_states,
+    edit_config,
+    folder_of,
+    llama,
+    llava,
+    logits,
+    mixtral,
+    transformers,
+)
 
 import octavo
 from octavo.conversion.folder import quantize_folder
@@ -18,11 +26,6 @@ DYNAMIC = octavo.Int8Dynamic()
 @pytest.fixture
 def source(tmp_path):
     return folder_of(llama(), tmp_path / "source")
-
-
-def edit_config(folder, **fields):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 @pytest.mark.parametrize("make", [llama, bert, mixtral, llava])

@@ -239,7 +239,7 @@ def test_a_block_with_a_hooked_layer_is_kept():
     model = model_of("bert")
     model.encoder.layer[1].output.dense.register_forward_hook(lambda *_: None)
     rows = run_steps(model, example_of("bert"), [Blocks("float32")], 0.99).rows
-    assert [row.reason for row in rows] == ["", step.HOOKS]
+    assert [row.reason for row in rows] == ["", step.MODULE_HAS_HOOKS]
 
 
 def test_a_hook_on_a_block_sees_its_input_and_output(calls):

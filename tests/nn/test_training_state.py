@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn.utils import spectral_norm, weight_norm
 
 import octavo
+from octavo.base import configs
 from octavo.nn import StaticQuantLinear
-from octavo.observers import OBSERVERS
+from octavo.observers import ObserverConfig
 from octavo.schemes import Scheme
 
 X = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-OBSERVING = [octavo.Int8Static(observer()) for observer in OBSERVERS.values()]
+OBSERVING = [octavo.Int8Static(observer()) for observer in configs.kinds(ObserverConfig).values()]
 every_option = pytest.mark.parametrize("options", [{}, {"learn_scales": True}], ids=str)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import octavo
 from octavo import observers
+from octavo.base import configs
 from octavo.observers import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
 
 BINNED = [Percentile(99.0, bins=128), MSE(steps=8, bins=128), Histogram(bins=128), Entropy(bins=128)]
@@ -61,7 +62,7 @@ def batches_of(elements=moderate_floats, max_batches=3):
 
 
 def test_every_method_is_tested_here():
-    assert {config.name for config in CONFIGS} == set(observers.OBSERVERS)
+    assert {config.name for config in CONFIGS} == set(configs.kinds(observers.ObserverConfig))
 
 
 # --- the beginning --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.library import opcheck
 
 import octavo
 from octavo import ops, reference
-from octavo.ops.attention import causal_mask
+from octavo.ops.softmax_attention import causal_mask
 from octavo.runtime.timing import torch_threads
 
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 197, 513)

@@ -16,17 +16,14 @@ from octavo.lab import bench
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import attention  # noqa: E402
-import ceilings  # noqa: E402
 import compare  # noqa: E402
-import float_ops  # noqa: E402
-import layers  # noqa: E402
 import readme  # noqa: E402
 import rivals  # noqa: E402
 import roofline  # noqa: E402
 import run  # noqa: E402
-import small_ops  # noqa: E402
 import tables  # noqa: E402
+from limits import ceilings, small_ops  # noqa: E402
+from suites import attention, float_ops, layers  # noqa: E402
 
 TINY = layers.Plan(
     shapes=((64, 32),),
@@ -105,13 +102,13 @@ def test_a_candidate_that_fails_is_kept_with_its_error():
     linear = bench.random_linear(8, 4)
     x = torch.randn(2, 8)
     candidates = [
-        bench.Candidate("returns nothing", lambda x: x[:0]),
-        bench.Candidate("is right", linear),
-        bench.Candidate("raises", lambda x: 1 / 0),
+        bench.LayerCandidate("returns nothing", lambda x: x[:0]),
+        bench.LayerCandidate("is right", linear),
+        bench.LayerCandidate("raises", lambda x: 1 / 0),
     ]
-    found = bench.measure(candidates, x, bench.exact_linear(linear, x), rounds=1, seconds=0)
+    found = bench.measure_candidates(candidates, x, bench.exact_linear(linear, x), rounds=1, seconds=0)
     assert [measured.candidate for measured in found] == [candidate.name for candidate in candidates]
-    assert found[0].times is None and "the output is [0, 8], expected [2, 4]" in found[0].failure
+    assert found[0].times is None and "approximation has shape (0, 8), reference (2, 4)" in found[0].failure
     assert found[1].times is not None and found[1].failure == ""
     assert found[2].times is None and found[2].failure == "ZeroDivisionError: division by zero"
 

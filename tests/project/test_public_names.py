@@ -76,3 +76,11 @@ def test_a_scheme_in_the_place_of_the_model_is_told_that_the_model_comes_first(f
 def test_a_model_or_a_tensor_in_the_place_of_the_scheme_is_named_and_not_printed(value):
     with pytest.raises(TypeError, match=rf"^scheme is a {type(value).__name__}, accepted are"):
         octavo.quantize_(nn.Sequential(nn.Linear(4, 4)), value)
+
+
+@pytest.mark.parametrize("function", [octavo.quantize_, octavo.quantized, octavo.prepare_])
+def test_a_missing_scheme_is_answered_with_the_schemes_there_are(function):
+    with pytest.raises(
+        TypeError, match=r"scheme is missing\. Give octavo\.Int8Dynamic\(\).*Int8Static.*LLMInt8"
+    ):
+        function(nn.Sequential(nn.Linear(4, 4)))

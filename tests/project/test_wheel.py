@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,20 +51,40 @@ def test_the_wheel_says_which_manylinux_it_is_for(wheel):
     assert "manylinux" in wheel.name
 
 
-def test_it_quantizes_in_a_new_environment_without_a_compiler(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "new"], check=True)
-    python = tmp_path / "new/bin/python"
-    site = next(tmp_path.glob("new/lib/python*/site-packages"))
+def test_the_study_and_its_language_model_are_left_out(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "octavo/lab/demo.py" in names
+    assert not [name for name in names if name.startswith("octavo/lab/study")]
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """site-packages of a new environment with the wheel in it."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "new"], check=True)
+    python = folder / "new/bin/python"
+    site = next(folder.glob("new/lib/python*/site-packages"))
     (site / "torch.pth").write_text(sysconfig.get_path("purelib"))  # torch and NumPy, which are not copied
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel]
     subprocess.run(command, check=True, capture_output=True)
+    return site
+
+
+def run_installed(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python of that environment, far from the sources and with no program to be found."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-c", QUANTIZES],
-        cwd=tmp_path,
-        env={**environment, "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines() == [str(site / "octavo/__init__.py"), "True"]
+    environment["PATH"] = ""
+    command = [site.parents[2] / "bin/python", *arguments]
+    return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True)
+
+
+def test_it_quantizes_in_a_new_environment_without_a_compiler(installed):
+    done = run_installed(installed, "-c", QUANTIZES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(installed / "octavo/__init__.py"), "True"]
+
+
+def test_the_study_says_that_it_needs_a_checkout(installed):
+    done = run_installed(installed, "-m", "octavo.cli", "study")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "checkout" in done.stderr and "pip install --editable" in done.stderr

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of checkpoints share: transformers models of a few thousand random weights, and folders of them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,12 @@ def folder_of(model, folder: Path, **options) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "merges.txt").write_text("a b")
     return folder
+
+
+def edit_config(folder, **fields):
+    """Gives fields of config.json other values."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def logits(model) -> torch.Tensor:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a quantized matrix: every number that belongs there is in it, and scales stand where they apply."""
 
-import builtins
-
 import pytest
 import torch
 
@@ -105,14 +103,6 @@ def test_what_does_not_fit_is_refused():
         q.plot(X.double())
 
 
-def test_without_matplotlib_the_remedy_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without_matplotlib(name, *rest, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+def test_without_matplotlib_the_remedy_is_named(without_matplotlib):
     with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         octavo.quantize(X).plot(X)

@@ -71,7 +71,7 @@ def _refuse_opened_batch(batches: Any, argument: str) -> None:
             )
 
 
-def run(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+def output_of(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """The model's output. A key-value cache in the batch grows with each run, so each run gets a copy of it."""
     fresh = [copy.deepcopy(value) if is_cache(value) else value for value in args]
     named = {name: copy.deepcopy(value) if is_cache(value) else value for name, value in kwargs.items()}

@@ -38,7 +38,7 @@ def positional(parameters: Parameters) -> Parameters | None:
     return [parameter for parameter in parameters if parameter.kind in POSITIONAL]
 
 
-def named(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def arguments_by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names, as far as forward names them."""
     places = positional(parameters_of(model)) or []
     return {**{place.name: value for place, value in zip(places, args, strict=False)}, **kwargs}

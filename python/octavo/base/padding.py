@@ -8,14 +8,14 @@ transformer layers give zeros there, others give what the attention makes of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from .batches import run
-from .forward_arguments import named, parameters_of
+from .batches import output_of
+from .forward_arguments import arguments_by_name, parameters_of
+from .hooks import hooked
 
 Masks = list[torch.Tensor]  # bool [batch, length], True at positions that count
 
@@ -39,7 +39,7 @@ class Padding:
 
     def masks(self, args: tuple, kwargs: dict[str, Any]) -> Masks:
         """The masks of a batch. May run the model, so call it in eval mode and without gradients."""
-        found = _masks_in(named(self.model, args, kwargs))
+        found = _masks_in(arguments_by_name(self.model, args, kwargs))
         if not found and self._looks_inside is not False:
             found = self._masks_inside(args, kwargs)
             self._looks_inside = bool(found)
@@ -76,21 +76,15 @@ class Padding:
 
     def _masks_inside(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
-        with ExitStack() as stack:
-            for module in self.model.modules():
-                if _takes_a_mask(module):
-                    handle = module.register_forward_pre_hook(
-                        lambda module, args, kwargs: self._add(found, named(module, args, kwargs)),
-                        with_kwargs=True,
-                    )
-                    stack.callback(handle.remove)
-            run(self.model, args, kwargs)
-        return found
 
-    @staticmethod
-    def _add(found: dict[str, torch.Tensor], arguments: dict[str, Any]) -> None:
-        for name, mask in _masks_in(arguments).items():
-            found.setdefault(name, mask)
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            for name, mask in _masks_in(arguments_by_name(module, args, kwargs)).items():
+                found.setdefault(name, mask)
+
+        takers = filter(_takes_a_mask, self.model.modules())
+        with hooked(((module, note) for module in takers), before=True):
+            output_of(self.model, args, kwargs)
+        return found
 
 
 # --- masks ----------------------------------------------------------------------------------------------------------

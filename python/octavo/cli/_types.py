@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def positive(text: str) -> int:
+def positive_count(text: str) -> int:
     """A whole number above 0. Raises: argparse.ArgumentTypeError, which argparse shows beside the option."""
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number of at most 9 digits")

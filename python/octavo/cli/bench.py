@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ._types import positive
+from ._types import positive_count
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,9 +19,11 @@ HELP = "time Octavo's layers against torch fp32 and quantize_dynamic on this mac
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument(
-        "--rounds", type=positive, default=11, help="turns of each candidate (default: %(default)s)"
+        "--threads", type=positive_count, default=1, help="torch threads (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive_count, default=11, help="turns of each candidate (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -49,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
         console.print(
             f"{machine['cpu']}: {machine['active_isa']}, threads {machine['threads']}, torch {machine['torch']}"
         )
-        console.print(table(result))
+        console.print(_table(result))
 
 
-def table(result: BenchResult) -> Table:
+def _table(result: BenchResult) -> Table:
     """A line for each layer and batch: milliseconds, and how many times as fast as torch fp32; errors in the last."""
     from rich import box
     from rich.table import Table

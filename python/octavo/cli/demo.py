@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._types import positive
+from ._types import positive_count
 
 HELP = "quantize a sentence encoder and a digit classifier, measure both"
 
@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", help="encoder's folder or hub name (default: the bundled all-MiniLM-L6-v2)"
     )
     parser.add_argument("--output", default="octavo-demo", help="folder for the plots (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=positive_count, default=1, help="torch threads (default: %(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from octavo.dtypes import FORMATS, table
-    from octavo.dtypes.format_table import HEADER
+    from octavo.dtypes.format_table import COLUMNS
 
     from ._tables import print_table
 
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         elif not sys.stdout.isatty():  # rich would cut the lines to 80 columns
             print(formats)
         else:
-            print_table(HEADER, formats.rows, right=("bits", "digits", "7B, GB"), spare=_SPARE)
+            print_table(COLUMNS, formats.rows, right=("bits", "digits", "7B, GB"), spare=_SPARE)
         return
     patterns = {format.name: _bits(options.value, format) for format in FORMATS.values()}
     if options.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ._folders import load_models, read_text
-from ._types import positive
+from ._types import positive_count
 
 HELP = "predictions, texts, size and speed of a quantized folder beside its float model's"
 PROMPT_TOKENS = 32
@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window",
-        type=positive,
+        type=positive_count,
         default=128,
         help="tokens a language model reads at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--new-tokens",
-        type=positive,
+        type=positive_count,
         default=32,
         help="tokens it writes after each of 8 prompts (default: %(default)s)",
     )

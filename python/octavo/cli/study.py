@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._types import positive, scheme_called, scheme_name
+from ._types import positive_count, scheme_called, scheme_name
 
 if TYPE_CHECKING:
     from octavo.base.tables import Tables
@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the text: seconds, coarse figures")
     parser.add_argument(
-        "--threads", type=positive, default=1, help="torch threads of the timed calls (default: %(default)s)"
+        "--threads",
+        type=positive_count,
+        default=1,
+        help="torch threads of the timed calls (default: %(default)s)",
     )
     parser.add_argument(
         "--into",
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from octavo.lab.study.study import QUICK, Settings, run
+    from octavo.lab.study.study import QUICK, StudySettings, run
     from octavo.runtime.timing import torch_threads
 
     chosen = None
@@ -78,15 +81,17 @@ def _study(options: argparse.Namespace) -> StudyResult | TrainingResult:
         chosen = [variant for name in options.schemes for variant in scheme_called(name).study_variants()]
     print("Quantizing and measuring, some minutes ...", file=sys.stderr, flush=True)
     with torch_threads(options.threads):
-        return run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
+        return run(chosen, settings=QUICK if options.quick else StudySettings(), progress=sys.stderr.isatty())
 
 
 def _training(options: argparse.Namespace) -> StudyResult | TrainingResult:
-    from octavo.lab.study.training_study import QUICK, Settings, run, variants
+    from octavo.lab.study.training_study import QUICK, TrainingStudySettings, run, variants
 
     chosen = variants([scheme_called(name) for name in options.schemes]) if options.schemes else None
     print("Training and measuring, some ten minutes ...", file=sys.stderr, flush=True)
-    return run(chosen, settings=QUICK if options.quick else Settings(), progress=sys.stderr.isatty())
+    return run(
+        chosen, settings=QUICK if options.quick else TrainingStudySettings(), progress=sys.stderr.isatty()
+    )
 
 
 def _print(result: Tables) -> None:

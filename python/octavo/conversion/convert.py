@@ -36,7 +36,7 @@ from .selection import LayerFilter, Patterns, SchemeLike, Selection
 
 def quantize_(
     model: nn.Module,
-    scheme: SchemeLike | Mapping[str, SchemeLike | None],
+    scheme: SchemeLike | Mapping[str, SchemeLike | None] | None = None,
     *,
     data: Any = None,
     include: Patterns = None,
@@ -75,7 +75,7 @@ def quantize_(
 
 def quantized(
     model: nn.Module,
-    scheme: SchemeLike | Mapping[str, SchemeLike | None],
+    scheme: SchemeLike | Mapping[str, SchemeLike | None] | None = None,
     *,
     data: Any = None,
     include: Patterns = None,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..methods.absorbing import HOOKS, has_hooks, reason_to_stay
+from ..methods.absorbing import LAYER_HAS_HOOKS, has_hooks, reason_to_stay
 from ..nn import PreparedLinear, QuantLinear
 from ..nn.replacements import Replacement, replacement_of
 from ..schemes import Scheme, label
@@ -26,7 +26,7 @@ from .selection import Selection
 
 __all__ = [
     "Layer",
-    "bytes_of",
+    "bytes_of_module",
     "has_hooks",
     "plan_freezing",
     "plan_quantization",
@@ -56,7 +56,7 @@ class Layer:
         """Takes note that `module` stands in its place now."""
         assert self.scheme is not None
         self.module = module
-        size = bytes_of(module, set())
+        size = bytes_of_module(module, set())
         self.row = replace(self.row, action=action, reason="", scheme=label(self.scheme), bytes_after=size)
 
     def rows(self) -> list[Row]:
@@ -93,7 +93,7 @@ def plan_freezing(model: nn.Module) -> list[Layer]:
     def decide(module: nn.Module, names: list[str]) -> Decision:
         if isinstance(module, PreparedLinear):
             scheme: Any = module.scheme
-            return (None, HOOKS) if has_hooks(module) else (scheme, "")
+            return (None, LAYER_HAS_HOOKS) if has_hooks(module) else (scheme, "")
         return None, "already quantized" if isinstance(module, QuantLinear) else "not prepared"
 
     return _layers(_names_of(model), decide)
@@ -119,7 +119,7 @@ def require_finite(layer: Layer) -> None:
         )
 
 
-def bytes_of(module: nn.Module, seen: set[object]) -> int:
+def bytes_of_module(module: nn.Module, seen: set[object]) -> int:
     """Bytes of the module's own parameters and buffers, without those in `seen`, where they are added."""
     total = 0
     for tensor in (*module._parameters.values(), *module._buffers.values()):
@@ -146,7 +146,7 @@ def _layers(
     layers = []
     for module, names in names_of.items():
         scheme, reason = decide(module, names)
-        size = bytes_of(module, seen)
+        size = bytes_of_module(module, seen)
         row = Row(names[0], type(module).__name__, "kept", reason, "", size, size)
         layers.append(Layer(names, module, scheme, row))
     return layers

@@ -36,7 +36,7 @@ ATTEMPTS = 3  # to freeze a layer, once there is no way back
 
 def prepare_(
     model: nn.Module,
-    scheme: SchemeLike | Mapping[str, SchemeLike | None],
+    scheme: SchemeLike | Mapping[str, SchemeLike | None] | None = None,
     *,
     include: Patterns = None,
     exclude: Patterns = None,

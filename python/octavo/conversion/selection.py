@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from ..base import configs
 from ..methods import Method
 from ..schemes import Scheme, by_name
 
@@ -31,7 +32,7 @@ class Selection:
 
     def __init__(
         self,
-        scheme: SchemeLike | Mapping[str, SchemeLike | None],
+        scheme: SchemeLike | Mapping[str, SchemeLike | None] | None,
         include: Patterns = None,
         exclude: Patterns = None,
         filter_fn: LayerFilter | None = None,
@@ -108,6 +109,12 @@ def _pattern_list(argument: str, patterns: str | Iterable[str]) -> list[str]:
 
 
 def _scheme(value: object) -> Scheme:
+    if value is None:
+        others = [name for name in configs.kinds(Scheme) if name != "Int8Dynamic"]
+        raise TypeError(
+            "scheme is missing. Give octavo.Int8Dynamic(), which is fast and needs no data, or another one: "
+            f"{', '.join(others)}. A dict {{pattern: scheme}} chooses by layer"
+        )
     if isinstance(value, type) and issubclass(value, Scheme):
         value = value()
     if isinstance(value, str):

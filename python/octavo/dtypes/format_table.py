@@ -10,7 +10,7 @@ from typing import Any
 from .formats import FORMATS, NumberFormat
 
 PARAMETERS = 7_000_000_000
-HEADER = (
+COLUMNS = (
     "format",
     "bits",
     "sign+exp+fraction",
@@ -33,7 +33,7 @@ class FormatTable:
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
-        """One row of texts for each format, in the order of HEADER."""
+        """One row of texts for each format, in the order of COLUMNS."""
         return [_cells(format) for format in self.formats]
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ class FormatTable:
         return [_figures(format) for format in self.formats]
 
     def __str__(self) -> str:
-        lines = [HEADER, *self.rows]
+        lines = [COLUMNS, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         texts = [
             "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines
@@ -52,7 +52,7 @@ class FormatTable:
 
     def _repr_html_(self) -> str:
         cell = "style='text-align:left;padding:2px 5px;font-size:12px;white-space:nowrap;'"
-        head = "".join(f"<th {cell}>{html.escape(title)}</th>" for title in HEADER)
+        head = "".join(f"<th {cell}>{html.escape(title)}</th>" for title in COLUMNS)
         body = "".join(
             "<tr>" + "".join(f"<td {cell}>{html.escape(text)}</td>" for text in row) + "</tr>"
             for row in self.rows

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, run
+from ..base.batches import calls, evaluating, float_tensors, output_of
 from ..base.hooks import hooked
 from ..base.padding import Padding
 from ..base.progress import with_bar
@@ -26,7 +26,7 @@ from ..methods.rescaling import UNCHANGED, Factors, Rescaling, first_argument
 from ..metrics import ErrorAccumulator
 from ..nn import OurLinear, without_nested_tensors
 from ..nn.replacements import features_of, replacement_of
-from .comparison_result import Comparison, LayerComparison, OutputComparison
+from .comparison_result import Comparison, LayerComparison, OutputFigures
 
 logger = logging.getLogger("octavo")
 
@@ -53,7 +53,7 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
-    notes: list[str] = []
+    notes = exchanged("compare", reference, model)
     with torch.no_grad(), evaluating(reference, model), without_nested_tensors(reference, model):
         padding = Padding(reference)
         rescaling = Rescaling(
@@ -67,9 +67,9 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
             for probe in probes:
                 probe.begin_batch(rescaling.factors(probe.name), rows)
             with hooked((probe.reference, probe.on_reference) for probe in probes):
-                expected = list(float_tensors(run(reference, args, kwargs)))
+                expected = list(float_tensors(output_of(reference, args, kwargs)))
             with hooked((probe.layer, probe.on_layer) for probe in probes):
-                found = list(float_tensors(run(model, args, kwargs)))
+                found = list(float_tensors(output_of(model, args, kwargs)))
             for probe in probes:
                 probe.end_batch()
             _check_outputs(expected, found)
@@ -84,7 +84,7 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
         )
     return Comparison(
         layers=[probe.result() for probe in probes if probe.calls and not probe.is_unclear],
-        output=OutputComparison(output.sqnr_db, output.cosine, output.max_abs_error),
+        output=OutputFigures.of(output),
         bytes_before=model_bytes(reference),
         bytes_after=model_bytes(model),
         not_run=[probe.name for probe in probes if not probe.calls],
@@ -98,7 +98,7 @@ def model_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 
-class _Probe:
+class _LayerProbe:
     """A quantized layer beside the layer of the same name in the reference."""
 
     def __init__(self, name: str, reference: nn.Module, layer: OurLinear) -> None:
@@ -138,7 +138,7 @@ class _Probe:
         )
 
 
-def _match(reference: nn.Module, model: nn.Module) -> list[_Probe]:
+def _match(reference: nn.Module, model: nn.Module) -> list[_LayerProbe]:
     for name, module in (("reference", reference), ("model", model)):
         if not isinstance(module, nn.Module):
             raise TypeError(f"compare: {name} is {type(module).__name__}, a torch.nn.Module is needed")
@@ -149,10 +149,21 @@ def _match(reference: nn.Module, model: nn.Module) -> list[_Probe]:
     for name, layer in model.named_modules():
         if isinstance(layer, OurLinear):
             _check_counterpart(name, layer, counterparts.get(name))
-            probes.append(_Probe(name, counterparts[name], layer))
-    if not probes and any(isinstance(module, OurLinear) for module in counterparts.values()):
-        logger.warning("compare: reference has quantized layers and model has none; were the two exchanged?")
+            probes.append(_LayerProbe(name, counterparts[name], layer))
     return probes
+
+
+def exchanged(who: str, reference: nn.Module, model: nn.Module) -> list[str]:
+    """A note for the result, logged as well, if the quantized model was given in the place of the float one."""
+    has_ours = [any(isinstance(part, OurLinear) for part in each.modules()) for each in (reference, model)]
+    if has_ours != [True, False]:
+        return []
+    note = (
+        "reference has quantized layers and model has none; were the two exchanged? "
+        f"The float model comes first: octavo.{who}(reference, quantized, ...)"
+    )
+    logger.warning("%s: %s", who, note)
+    return [note]
 
 
 def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | None) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `octavo.compare` found, and its faces: attributes, a dict, a text table, an HTML table and a plot.
 
-Only numbers live here; how they are measured is compare.py. The figures are defined in metrics.py.
+Only numbers live here; how they are measured is comparison.py. The figures are defined in metrics/.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from ..base.plots import new_axes
 from ..base.tables import megabytes
+from ..metrics import ErrorAccumulator
 
 # Full width of a bar in the HTML table. Int8 layers lie around 35 to 50 dB; float32 itself ends near 140 dB.
 FULL_BAR_DB = 60.0
@@ -34,12 +35,20 @@ class LayerComparison:
 
 
 @dataclass(frozen=True)
-class OutputComparison:
-    """The model's output against the reference's: every floating-point tensor in it, over all batches."""
+class OutputFigures:
+    """A model's output against the reference's: all floating-point tensors in it, over all batches, as one vector.
+
+    Source: docs/numerics.md, eq. 12 to 15.
+    """
 
     sqnr_db: float
     cosine: float
+    relative_error: float
     max_abs_error: float
+
+    @classmethod
+    def of(cls, errors: ErrorAccumulator) -> OutputFigures:
+        return cls(errors.sqnr_db, errors.cosine, errors.relative_error, errors.max_abs_error)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Comparison:
     """
 
     layers: list[LayerComparison]
-    output: OutputComparison
+    output: OutputFigures
     bytes_before: int
     bytes_after: int
     not_run: list[str] = field(default_factory=list)
@@ -136,12 +145,12 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.nan  # matplotlib leaves NaN out
 
 
-def _text_row(name: str, width: int, figures: LayerComparison | OutputComparison, local: str) -> str:
+def _text_row(name: str, width: int, figures: LayerComparison | OutputFigures, local: str) -> str:
     start = f"{name:<{width}}  {figures.sqnr_db:8.2f}  {local}"
     return f"{start}  {figures.cosine:8.6f}  {figures.max_abs_error:11.3g}"
 
 
-def _html_row(name: str, figures: LayerComparison | OutputComparison, local: str, cell: str) -> str:
+def _html_row(name: str, figures: LayerComparison | OutputFigures, local: str, cell: str) -> str:
     numbers = (f"{figures.cosine:.6f}", f"{figures.max_abs_error:.3g}")
     cells = (html.escape(name), _bar(figures.sqnr_db), local, *numbers)
     return "<tr>" + "".join(f"<td {cell}>{text}</td>" for text in cells) + "</tr>"

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, run
+from ..base.batches import calls, evaluating, float_tensors, output_of
 from ..base.padding import Masks, Padding
 from ..metrics import DistributionAccumulator, ErrorAccumulator, VectorsAccumulator
+from .comparison import exchanged
+from .comparison_result import OutputFigures
 from .generation import Prompts, evaluate_generation
 from .kinds import (
     KINDS,
@@ -28,8 +30,8 @@ from .kinds import (
     take_apart,
     vectors_of,
 )
-from .resources import RESOURCES, Resources, measure
-from .result import Evaluation, OutputFigures
+from .resources import RESOURCES, Resources, measure_resources
+from .result import Evaluation
 
 
 def evaluate(
@@ -90,7 +92,7 @@ def evaluate(
         vectors=figures.vectors.result() if kind == "encoder" else None,
         generation=generation,
         resources=found,
-        notes=notes + figures.notes() + _unavailable(found),
+        notes=exchanged("evaluate", reference, model) + notes + figures.notes() + _unavailable(found),
     )
 
 
@@ -109,8 +111,8 @@ class _Run:
 
     def add(self, call: Call) -> None:
         masks = self._masks(call)
-        expected = self._compared(run(self.reference, call.args, call.kwargs), masks)
-        found = self._compared(run(self.model, call.args, call.kwargs), masks)
+        expected = self._compared(output_of(self.reference, call.args, call.kwargs), masks)
+        found = self._compared(output_of(self.model, call.args, call.kwargs), masks)
         shapes = [tuple(tensor.shape) for tensor in expected], [tuple(tensor.shape) for tensor in found]
         if not expected or shapes[0] != shapes[1]:
             raise ValueError(
@@ -131,8 +133,7 @@ class _Run:
             self._unused[call.note] = None
 
     def output_figures(self) -> OutputFigures:
-        figures = self.output
-        return OutputFigures(figures.sqnr_db, figures.cosine, figures.relative_error, figures.max_abs_error)
+        return OutputFigures.of(self.output)
 
     def require_any(self) -> None:
         if self.output.count == 0:
@@ -234,7 +235,7 @@ def _resources(
     tokens = None
     if kind == "language_model":
         tokens = (call.kwargs["input_ids"] if call.kwargs else call.args[0]).numel()
-    return measure(models, (call.args, call.kwargs), wanted, tokens, prompts)
+    return measure_resources(models, (call.args, call.kwargs), wanted, tokens, prompts)
 
 
 def _unavailable(resources: Resources | None) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import run
+from ..base.batches import output_of
 from ..base.forward_arguments import described, parameters_of, positional, taken
 from ..base.padding import attended
 from ..metrics.distribution import NO_TARGET
@@ -203,29 +203,43 @@ def choose_kind(
     ids: Any = kwargs.get("input_ids") if kwargs else args[0] if len(args) == 1 else None
     output = _tried(reference, args, kwargs, _is_ids(ids))
     if _is_ids(ids) and _looks_like_logits(output, ids[:ROWS_TRIED]):
-        call = _language_call(args, kwargs)
-        if is_causal(reference, call.args, call.kwargs):
-            return "language_model", "it gives logits for each token that do not change with later tokens"
-        return "module", "its logits for a token change with later tokens"
-    if not isinstance(output, torch.Tensor) and not hasattr(output, "logits"):
-        if _vectors_name(output) is not None:
-            return "encoder", "its output holds hidden states and no logits"
-    elif isinstance(output, torch.Tensor) and output.dim() == 2 and output.is_floating_point():
-        if ((output.double().norm(dim=-1) - 1).abs() < 1e-3).all():
-            return "encoder", "its output is vectors of length 1"
+        return _kind_with_token_logits(reference, _language_call(args, kwargs))
+    if _holds_hidden_states(output):
+        return "encoder", "its output holds hidden states and no logits"
+    if _is_of_length_1(output):
+        return "encoder", "its output is vectors of length 1"
     return "module", "nothing in its batches or output tells more"
+
+
+def _kind_with_token_logits(reference: nn.Module, call: Call) -> tuple[str, str]:
+    if is_causal(reference, call.args, call.kwargs):
+        return "language_model", "it gives logits for each token that do not change with later tokens"
+    return "module", "its logits for a token change with later tokens"
+
+
+def _holds_hidden_states(output: Any) -> bool:
+    """Whether a model with a head is excluded, and hidden states or a sentence's vector are in the output."""
+    is_tensor_or_has_logits = isinstance(output, torch.Tensor) or hasattr(output, "logits")
+    return not is_tensor_or_has_logits and _vectors_name(output) is not None
+
+
+def _is_of_length_1(output: Any) -> bool:
+    """Whether the output is one float vector of length 1 for each row of the batch."""
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or not output.is_floating_point():
+        return False
+    return bool(((output.double().norm(dim=-1) - 1).abs() < 1e-3).all())
 
 
 def _tried(reference: nn.Module, args: tuple, kwargs: dict[str, Any], is_ids: bool) -> Any:
     args, kwargs = _some_rows((args, kwargs))
     try:
-        return run(reference, args, kwargs)
+        return output_of(reference, args, kwargs)
     except Exception:
         if not is_ids:
             raise
     # A window for a language model is one token longer than what the model reads, which may be all it can read.
     call = _language_call(args, kwargs)
-    return run(reference, call.args, call.kwargs)
+    return output_of(reference, call.args, call.kwargs)
 
 
 def is_causal(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -233,11 +247,13 @@ def is_causal(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
     args, kwargs = _some_rows((args, kwargs))
     ids = kwargs["input_ids"] if kwargs else args[0]
     half = ids.shape[1] // 2
-    before = logits_of(run(model, args, kwargs))
+    before = logits_of(output_of(model, args, kwargs))
     changed = ids.clone()
     # Another token of the same batch: always one that the model knows.
     changed[:, half:] = torch.where(ids[:, half:] == ids.min(), ids.max(), ids.min())
-    after = logits_of(run(model, *(((), {**kwargs, "input_ids": changed}) if kwargs else ((changed,), {}))))
+    after = logits_of(
+        output_of(model, *(((), {**kwargs, "input_ids": changed}) if kwargs else ((changed,), {})))
+    )
     x, y = before[:, :half].double(), after[:, :half].double()
     mask = kwargs.get("attention_mask")
     if mask is not None and (text := attended(mask)) is not None:  # padding may look at anything
@@ -257,7 +273,7 @@ def _kind_with_labels(reference: nn.Module, args: tuple, kwargs: dict[str, Any])
     if kwargs or _takes_one(reference):
         call = take_apart("classifier", args, kwargs, reference)
         assert call.targets is not None  # the caller has seen them
-        logits = logits_of(run(reference, *_some_rows((call.args, call.kwargs))))
+        logits = logits_of(output_of(reference, *_some_rows((call.args, call.kwargs))))
         if _are_tokens(call, logits) and is_causal(reference, call.args, call.kwargs):
             return "language_model", "it gives logits for each token that do not change with later tokens"
         if _are_classes(call.targets, logits):

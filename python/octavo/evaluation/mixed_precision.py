@@ -44,6 +44,11 @@ def choose(
     """
     if (budget is None) == (error is None):
         raise TypeError("choose: give one of budget=... (in bytes) and error=... (in the figure's unit)")
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(
+            f"choose: sensitivity is {type(sensitivity).__name__}; give what octavo.sensitivity(model, data, schemes) "
+            "returned"
+        )
     layers = [_options(name, rows) for name, rows in sensitivity.layers.items()]
     least_bytes = sum(options[0].packed_bytes for options in layers)
     least_error = _summed(options[-1] for options in layers)[1]

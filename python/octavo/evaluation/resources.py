@@ -118,7 +118,7 @@ def bytes_on_disk(model: nn.Module) -> int:
         return sum(path.stat().st_size for path in Path(folder).iterdir())
 
 
-def measure(
+def measure_resources(
     models: Mapping[str, nn.Module],
     call: tuple[tuple, dict[str, Any]],
     wanted: Collection[str],

@@ -9,21 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..metrics import Distribution, Vectors
+from .comparison_result import OutputFigures
 from .figures import FIGURES, Figure
 from .generation import Generation
 from .resources import Resources
 from .resources import to_dict as resources_to_dict
-from .views import as_html, as_markdown, as_text, headline
-
-
-@dataclass(frozen=True)
-class OutputFigures:
-    """All compared outputs, flattened into one vector: docs/numerics.md, eq. 12 to 15."""
-
-    sqnr_db: float
-    cosine: float
-    relative_error: float
-    max_abs_error: float
+from .views import evaluation_html, evaluation_markdown, evaluation_text, headline
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,16 +55,16 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """A table for a pull request."""
-        return as_markdown(self)
+        return evaluation_markdown(self)
 
     def __repr__(self) -> str:
         return f"Evaluation({headline(self)})"
 
     def __str__(self) -> str:
-        return as_text(self)
+        return evaluation_text(self)
 
     def _repr_html_(self) -> str:
-        return as_html(self)
+        return evaluation_html(self)
 
     def plot(self, ax: Any = None) -> Any:
         """Draws what says most about this kind of model on `ax` or a new figure; returns the Axes. Nothing is shown.

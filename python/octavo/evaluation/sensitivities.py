@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, run
+from ..base.batches import calls, evaluating, float_tensors, output_of
 from ..base.padding import Masks, Padding
 from ..base.plots import new_axes
 from ..base.progress import with_bar
@@ -115,7 +115,7 @@ class Sensitivity:
 def sensitivity(
     model: nn.Module,
     data: Any,
-    schemes: SchemeLike | Sequence[SchemeLike],
+    schemes: SchemeLike | Sequence[SchemeLike] | None = None,
     *,
     figure: str = "kld",
     include: Patterns = None,
@@ -126,6 +126,7 @@ def sensitivity(
 
     data               one batch or an iterable of them, as `quantize_` and `compare` take; schemes that calibrate get
                        the same
+    schemes            a scheme, its class or its name, or a list of them
     figure             "kld": mean KL(float || quantized) of the logits over all positions. "error": relative error of
                        every floating-point tensor in the output. Padding does not count, as in `compare`
     include, exclude   patterns of layer names, as in `quantize_`; layers that it would keep in float have no rows
@@ -159,10 +160,10 @@ def sensitivity(
 
 
 def _served(
-    model: nn.Module, schemes: SchemeLike | Sequence[SchemeLike], include: Patterns, exclude: Patterns
+    model: nn.Module, schemes: object, include: Patterns, exclude: Patterns
 ) -> list[tuple[Layer, list[Scheme]]]:
     """The layers that can be quantized, in the model's order, and with what."""
-    asked = [schemes] if isinstance(schemes, str | Scheme | type) else schemes
+    asked = _schemes(schemes)
     plans = [plan_quantization(model, Selection(scheme, include, exclude)) for scheme in asked]
     served = []
     for layers in zip(*plans, strict=True):
@@ -175,6 +176,21 @@ def _served(
     return served
 
 
+def _schemes(given: object) -> list[Any]:
+    """The argument `schemes` as a list."""
+    if isinstance(given, str | Scheme | type):
+        return [given]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"sensitivity: schemes is {given!r}; give a scheme or a list of them: [octavo.Int8Dynamic(), "
+            "octavo.Int8WeightOnly()]. Each layer is measured with each of them"
+        )
+    found = list(given)
+    if not found:
+        raise ValueError("sensitivity: schemes is empty; give at least one: [octavo.Int8Dynamic()]")
+    return found
+
+
 def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figure: str) -> list[float]:
     """The figure of each scheme for the layer `name`; the float model runs once for all of them."""
     variants = [_with_one_layer(model, name, scheme, data) for scheme in schemes]
@@ -183,9 +199,9 @@ def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figu
     with torch.no_grad(), evaluating(model, *variants):
         for args, kwargs in calls(data, "sensitivity: data", model, notes=[]):
             masks = padding.masks(args, kwargs)
-            expected = run(model, args, kwargs)
+            expected = output_of(model, args, kwargs)
             for variant, measure in zip(variants, measures, strict=True):
-                measure.update(expected, run(variant, args, kwargs), masks)
+                measure.update(expected, output_of(variant, args, kwargs), masks)
     if not all(measure.count for measure in measures):
         raise ValueError(
             "sensitivity: no position counts: the outputs are empty, or the mask leaves out all of them"

@@ -20,7 +20,7 @@ BARS = {  # shown when the mouse rests on a bar
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """One line: a figure's label, its values as text, the length of its bar (0 to 1, or None) and what it measures."""
 
     label: str
@@ -30,7 +30,7 @@ class Row:
     bar_kind: str
 
 
-def sections(evaluation: Any) -> dict[str, list[Row]]:
+def sections(evaluation: Any) -> dict[str, list[FigureRow]]:
     """The rows of every section that has one, in order."""
     found = {}
     for title, figures in SECTIONS.items():
@@ -49,7 +49,7 @@ def headline(evaluation: Any) -> str:
     return f"{kind}: {', '.join(schemes) or 'no quantized layers'}; {batches}{tokens}"
 
 
-def as_text(evaluation: Any) -> str:
+def evaluation_text(evaluation: Any) -> str:
     """A table of fixed width."""
     lines = [headline(evaluation)]
     table = sections(evaluation)
@@ -65,7 +65,7 @@ def as_text(evaluation: Any) -> str:
     return "\n".join(lines + [""] * bool(evaluation.notes) + evaluation.notes)
 
 
-def as_markdown(evaluation: Any) -> str:
+def evaluation_markdown(evaluation: Any) -> str:
     """A heading and a table of GitHub's Markdown."""
     lines = [
         f"**Octavo evaluation**: {headline(evaluation)}",
@@ -79,7 +79,7 @@ def as_markdown(evaluation: Any) -> str:
     return "\n".join(lines + [""] + [f"- {note}" for note in evaluation.notes]).rstrip() + "\n"
 
 
-def as_html(evaluation: Any) -> str:
+def evaluation_html(evaluation: Any) -> str:
     """A table with a bar beside what has a scale; it takes the notebook's colours, light or dark."""
     cell = "style='text-align:{};padding:1px 12px 1px {}px;white-space:nowrap;border:0'"
     parts = [f"<div style='margin:4px 0'><b>{html.escape(headline(evaluation))}</b></div>", "<table>"]
@@ -102,9 +102,9 @@ def as_html(evaluation: Any) -> str:
     return "".join(parts) + notes
 
 
-def _row(figure: Figure, evaluation: Any) -> Row:
+def _row(figure: Figure, evaluation: Any) -> FigureRow:
     value, reference = figure.value(evaluation), figure.reference_value(evaluation)
-    return Row(
+    return FigureRow(
         figure.label,
         "" if reference is None else figure.shown(reference),
         "" if value is None else figure.shown(value) + _error(figure, evaluation),
@@ -121,7 +121,7 @@ def _error(figure: Figure, evaluation: Any) -> str:
     return f" ± {value:.2g}"
 
 
-def _bar(row: Row) -> str:
+def _bar(row: FigureRow) -> str:
     if row.bar is None:
         return ""
     box = "display:inline-block;position:relative;width:90px;height:0.7em;background:rgba(128,128,128,.18);"

@@ -3,19 +3,19 @@
 
 from .checkpoints import inspect_checkpoint, load, save
 from .compressed_tensors import CompressedTensors
-from .format import FORMATS, Checkpoint, FileFormat, format_of, model_changed, recognizing
+from .format import FILE_FORMATS, Checkpoint, FileFormat, format_of, model_changed, recognizing
 from .inspection import HEADER, CheckpointContents
 from .octavo import Octavo
 from .safetensors import Safetensors
 
-FORMATS += [
+FILE_FORMATS += [
     Octavo(),
     CompressedTensors(),
     Safetensors(),
 ]  # the last takes every folder that transformers writes
 
 __all__ = [
-    "FORMATS",
+    "FILE_FORMATS",
     "HEADER",
     "Checkpoint",
     "CheckpointContents",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .disk import folder_argument
-from .format import format_of, model_changed, named
+from .format import errors_naming, format_of, model_changed
 from .inspection import CheckpointContents
 from .loading import fill
 from .octavo import Octavo
@@ -56,7 +56,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     folder = folder_argument("load", folder)
     if skeleton is not None and not isinstance(skeleton, nn.Module):
         raise TypeError(f"load: skeleton is {type(skeleton).__name__}, a torch.nn.Module is needed")
-    with named("load"):
+    with errors_naming("load"):
         format = format_of(folder, to_load=True)
     if skeleton is None:
         skeleton = format.skeleton(folder)
@@ -75,5 +75,5 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointContents:
     Source: ours; the header as in the safetensors format description.
     """
     path = folder_argument("inspect_checkpoint", path)
-    with named("inspect_checkpoint"):
+    with errors_naming("inspect_checkpoint"):
         return format_of(path).inspect(path)

@@ -2,7 +2,7 @@
 """What a file format is, and the list of formats that `load`, `inspect_checkpoint` and `quantize_folder` ask in turn.
 
 A new format is one file in this folder with a class derived from FileFormat, and its name in the list of __init__.py.
-A package of somebody else puts an instance into FORMATS.
+A package of somebody else puts an instance into FILE_FORMATS.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class FileFormat:
         """Called when layers of `model` have become quantized ones, for what a later save by others needs to know."""
 
 
-FORMATS: list[FileFormat] = []  # the first one that recognizes a path reads it
+FILE_FORMATS: list[FileFormat] = []  # the first one that recognizes a path reads it
 
 
 def format_of(path: Path, *, to_load: bool = False) -> FileFormat:
@@ -130,17 +130,17 @@ def format_of(path: Path, *, to_load: bool = False) -> FileFormat:
 
 def recognizing(path: Path) -> Iterator[FileFormat]:
     """The formats that `path` may be of, the most likely one first."""
-    return (each for each in FORMATS if each.recognize(path))
+    return (each for each in FILE_FORMATS if each.recognize(path))
 
 
 def model_changed(model: nn.Module) -> None:
     """Tells every format that layers of `model` have become quantized ones."""
-    for each in FORMATS:
+    for each in FILE_FORMATS:
         each.model_changed(model)
 
 
 @contextmanager
-def named(function: str) -> Iterator[None]:
+def errors_naming(function: str) -> Iterator[None]:
     """Puts the name of `function` before the errors about files."""
     try:
         yield
@@ -152,7 +152,7 @@ def named(function: str) -> Iterator[None]:
 
 def refusal(path: Path, *, to_load: bool = False) -> Exception:
     """What to raise for a path that holds nothing that is read; `to_load` as in `format_of`."""
-    readable = " or ".join(each.description for each in FORMATS if each.loads or not to_load)
+    readable = " or ".join(each.description for each in FILE_FORMATS if each.loads or not to_load)
     readable = f"give {readable}"
     if not path.exists() and not path.is_symlink():
         return FileNotFoundError(f"{path} does not exist; give a checkpoint's folder or a safetensors file")

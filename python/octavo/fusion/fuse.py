@@ -19,13 +19,13 @@ from .. import ops
 from ..base.hooks import hooked
 from ..base.modules import undone_on_error
 from ..conversion.prepare import require_module
-from ..evaluation.comparison_result import OutputComparison
+from ..evaluation.comparison_result import OutputFigures
 from .blocks.blocks import Blocks
 from .capturing import forget_capturing
 from .example import Example
 from .report import FusionReport, FusionRow
 from .step import Candidate, Changes, Step
-from .steps.activations import Activations
+from .steps.activations import ActivationFunctions
 from .steps.attention import Attention
 from .steps.gated import Gated
 from .steps.norms import Norms
@@ -65,7 +65,7 @@ def fuse_(
     steps: list[Step] = [] if attention is None else [Attention(attention), Rotary()]
     if attention is not None and plain_attention:
         steps.append(PlainAttention(attention))
-    steps += [Gated(), Activations(), Norms()]
+    steps += [Gated(), ActivationFunctions(), Norms()]
     if blocks:
         steps.append(Blocks(attention))
     return run_steps(model, example, steps, min_cosine)
@@ -107,7 +107,7 @@ def run_steps(model: nn.Module, example: Any, steps: Sequence[Step], min_cosine:
 
 def _apply(
     candidates: list[Candidate], changes: Changes, example: Example, min_cosine: float
-) -> OutputComparison | None:
+) -> OutputFigures | None:
     """Lets those without a reason do their changes; takes them back if the model's output moved too far."""
     accepted = [candidate for candidate in candidates if not candidate.reason]
     if not accepted:
@@ -132,7 +132,7 @@ def _apply(
     return None
 
 
-def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[OutputComparison | None, str]:
+def _look_at_output(example: Example, replaced: list[nn.Module]) -> tuple[OutputFigures | None, str]:
     """The model's output now against the one before all steps, or why the step must be taken back."""
     called: list[nn.Module] = []
     with hooked(((module, lambda module, *_: called.append(module)) for module in replaced), before=True):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..base.tables import as_html, as_text
-from ..evaluation.comparison_result import OutputComparison
+from ..evaluation.comparison_result import OutputFigures
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FusionReport:
     """
 
     rows: list[FusionRow] = field(default_factory=list)
-    outputs: dict[str, OutputComparison] = field(default_factory=dict)
+    outputs: dict[str, OutputFigures] = field(default_factory=dict)
 
     @property
     def fused(self) -> list[FusionRow]:
@@ -50,7 +50,7 @@ class FusionReport:
         return [row for row in self.rows if row.action == "kept"]
 
     @property
-    def output(self) -> OutputComparison | None:
+    def output(self) -> OutputFigures | None:
         """The model's output after all steps against the one before; None if nothing was fused."""
         return list(self.outputs.values())[-1] if self.outputs else None
 

@@ -8,6 +8,7 @@ back, so undoing a step, or all of them, is the same walk backwards.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from ..base.modules import places_of
 from .example import Example
 
 # Reasons to keep what stands there, whatever the step.
-HOOKS = "has hooks: remove them, fuse, and register them on the new module"
+MODULE_HAS_HOOKS = "has hooks: remove them, fuse, and register them on the new module"
 ROOT = "the model itself cannot be replaced in place: put it into another module"
 
 ACCELERATE = "accelerate has put hooks around its forward: fuse before you dispatch the model"
@@ -46,6 +47,31 @@ class Step(Protocol):
 
         `example.run()` runs the model on all batches, in eval mode without gradients, for whoever watches it.
         """
+
+
+class ModuleStep(ABC):
+    """A step that replaces single modules, each wherever it stands in the model."""
+
+    name: str
+
+    @abstractmethod
+    def concerns(self, module: nn.Module) -> bool:
+        """Whether `module` is of the kind that this step replaces, or nearly: the report then says why not."""
+
+    @abstractmethod
+    def look_at(self, candidate: Candidate, module: nn.Module, example: Example) -> None:
+        """Fills in `candidate`: what would stand in the place of `module`, or the reason to keep it."""
+
+    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
+        """As `Step.find`."""
+        found = []
+        for name, module in model.named_modules():
+            if self.concerns(module):
+                candidate = Candidate(name, type(module).__name__, ROOT if module is model else "")
+                if not candidate.reason:
+                    self.look_at(candidate, module, example)
+                found.append(candidate)
+        return found
 
 
 @dataclass
@@ -106,7 +132,7 @@ class Changes:
         while len(self.done) > keep:
             owner, name, before, after = self.done.pop()
             if isinstance(before, nn.Module) and isinstance(after, nn.Module):
-                _hand_back(after, before)
+                _take_over(before, after)
                 owner._modules[name] = before
             elif before is _MISSING:
                 vars(owner).pop(name, None)
@@ -118,9 +144,9 @@ class _MISSING:
     """Stands for an attribute that was not there; a class, so that copies and pickles of it are itself."""
 
 
-def _hand_back(replacement: nn.Module, original: nn.Module) -> None:
-    """What was loaded into the replacement's parameters, or trained, is the original's; and so is the training mode."""
-    for name, parameter in replacement._parameters.items():
-        if name in original._parameters:
-            original._parameters[name] = parameter
+def _take_over(original: nn.Module, replacement: nn.Module) -> None:
+    """Gives `original` what may have changed while `replacement` stood in its place: Parameters and training mode."""
+    for name in original._parameters:
+        if name in replacement._parameters:  # another object, if one was loaded or assigned there
+            original._parameters[name] = replacement._parameters[name]
     original.train(replacement.training)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.batches import float_tensors
-from ..evaluation.comparison_result import OutputComparison
+from ..base.hooks import hooked
+from ..evaluation.comparison_result import OutputFigures
 from ..metrics import ErrorAccumulator
 from .example import Example
 from .step import Bound, Candidate
@@ -28,13 +29,12 @@ FLOAT32_ERROR = 2.0**-19
 
 def verify(candidates: list[Candidate], example: Example) -> None:
     """Fills in `error` of each candidate, and `reason` where the replacement fails or is off by more than its bound."""
-    probes = [_Probe(candidate) for candidate in candidates if candidate.compute is not None]
+    probes = [_CandidateProbe(candidate) for candidate in candidates if candidate.compute is not None]
     if not probes:
         return
     with ExitStack() as stack:
         for probe in probes:
-            for handle in probe.hook():
-                stack.callback(handle.remove)
+            stack.enter_context(probe.watching())
         example.run()
         for probe in probes:
             probe.run_trials()
@@ -47,7 +47,7 @@ def verify(candidates: list[Candidate], example: Example) -> None:
 
 def compare_outputs(
     expected: list[list[torch.Tensor]], found: list[list[torch.Tensor]]
-) -> tuple[OutputComparison | None, str]:
+) -> tuple[OutputFigures | None, str]:
     """How far a model's outputs are from those before, and why they cannot be compared, if they cannot."""
     figures = ErrorAccumulator()
     for before, after in zip(expected, found, strict=True):
@@ -58,7 +58,7 @@ def compare_outputs(
                 return None, "other elements of the model's output are NaN or infinite then"
             finite = x.isfinite()
             figures.update(x[finite], y[finite])
-    return OutputComparison(figures.sqnr_db, figures.cosine, figures.max_abs_error), ""
+    return OutputFigures.of(figures), ""
 
 
 def relative(factor: float) -> Bound:
@@ -66,7 +66,7 @@ def relative(factor: float) -> Bound:
     return lambda expected, *args, **kwargs: factor * expected.float().abs()
 
 
-class _Probe:
+class _CandidateProbe:
     """Watches the places of one candidate while the example runs."""
 
     def __init__(self, candidate: Candidate):
@@ -76,16 +76,19 @@ class _Probe:
         self.last: Any = None  # what `gives` returned
         self.place = "the example"
 
-    def hook(self) -> Iterator[Any]:
-        candidate = self.candidate
-        assert candidate.reads is not None and candidate.gives is not None
-        yield candidate.reads.register_forward_pre_hook(self._on_call, with_kwargs=True, prepend=True)
-        if candidate.of_input:
-            yield candidate.gives.register_forward_pre_hook(self._on_input)
-            yield candidate.gives.register_forward_hook(self._on_last)
-            yield candidate.reads.register_forward_hook(self._on_end)
-        else:
-            yield candidate.gives.register_forward_hook(self._on_output, prepend=True)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, calls of the original are compared with the replacement, as they are without the user's hooks."""
+        reads, gives = self.candidate.reads, self.candidate.gives
+        assert reads is not None and gives is not None
+        with ExitStack() as stack:
+            stack.enter_context(hooked([(reads, self._on_call)], before=True, first=True))
+            if self.candidate.of_input:
+                stack.enter_context(hooked([(gives, self._on_input)], before=True))
+                stack.enter_context(hooked([(gives, self._on_last), (reads, self._on_end)]))
+            else:
+                stack.enter_context(hooked([(gives, self._on_output)], first=True))
+            yield
 
     def _on_call(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         compute: Callable[..., Any] | None = self.candidate.compute
@@ -98,19 +101,19 @@ class _Probe:
             return
         self.pending.append((args, kwargs, list(float_tensors(found))))
 
-    def _on_input(self, _: nn.Module, args: tuple) -> None:
+    def _on_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         self._compare(args)
 
-    def _on_last(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_last(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self.last = output
 
-    def _on_end(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_end(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output  # attention has its weights beside it
         if first is not self.last:
             self.reason = self.reason or "it gives something else than its last layer"
         self.last = None
 
-    def _on_output(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def _on_output(self, _: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._compare(output)
 
     def _compare(self, output: Any) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..conversion.convert import quantized
+from ..metrics import relative_error
 from ..runtime.cpu import use_isa
 from ..runtime.timing import Times, interleaved, machine
 from ..schemes import Scheme, label
@@ -30,7 +31,7 @@ BATCHES = (1, 16, 256)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LayerCandidate:
     """One way to compute a layer: its name, x -> y, and the instruction set to run it on (empty: the active one)."""
 
     name: str
@@ -93,20 +94,20 @@ def bench(
     for in_features, out_features in shapes:
         linear = random_linear(in_features, out_features)
         candidates = [
-            Candidate("torch fp32", linear),
-            Candidate("quantize_dynamic", quantize_dynamic(linear)),
+            LayerCandidate("torch fp32", linear),
+            LayerCandidate("quantize_dynamic", quantize_dynamic(linear)),
             *octavo_candidates(linear, (Int8Dynamic(), Int8WeightOnly())),
         ]
         for batch in batches:
             x = torch.randn(batch, in_features)
-            measured = measure(candidates, x, exact_linear(linear, x), rounds=rounds, limit=1.0)
+            measured = measure_candidates(candidates, x, exact_linear(linear, x), rounds=rounds, limit=1.0)
             results.append(LayerResult(in_features, out_features, batch, tuple(measured)))
             on_layer(results[-1])
     return BenchResult(machine(), tuple(results))
 
 
-def measure(
-    candidates: Sequence[Candidate],
+def measure_candidates(
+    candidates: Sequence[LayerCandidate],
     x: torch.Tensor,
     exact: torch.Tensor,
     *,
@@ -121,7 +122,7 @@ def measure(
         for index, candidate in enumerate(candidates):
             try:
                 with _on_isa(candidate):
-                    errors[index] = relative_error(candidate.run(x), exact)
+                    errors[index] = relative_error(exact, candidate.run(x).double())
             except Exception as error:
                 failures[index] = f"{type(error).__name__}: {error}".splitlines()[0]
         times = interleaved(
@@ -139,7 +140,7 @@ def measure(
     ]
 
 
-def _on_isa(candidate: Candidate) -> AbstractContextManager[None]:
+def _on_isa(candidate: LayerCandidate) -> AbstractContextManager[None]:
     return use_isa(candidate.isa) if candidate.isa else nullcontext()
 
 
@@ -152,21 +153,14 @@ def exact_linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return x.double() @ linear.weight.double().T + linear.bias.double()
 
 
-def relative_error(y: torch.Tensor, exact: torch.Tensor) -> float:
-    """|y - exact| / |exact|, Euclidean norms. Raises ValueError if y has another shape: some rivals return nothing."""
-    if y.shape != exact.shape:
-        raise ValueError(f"the output is {list(y.shape)}, expected {list(exact.shape)}")
-    return float((y.double() - exact).norm() / exact.norm())
-
-
 def octavo_candidates(
     linear: nn.Linear, schemes: Sequence[Scheme], isas: Sequence[str] = ("",)
-) -> list[Candidate]:
+) -> list[LayerCandidate]:
     """One layer for each scheme, and a candidate for each instruction set it is to run on."""
     found = []
     for scheme in schemes:
         layer = quantized(linear, scheme)
-        found += [Candidate(f"octavo {label(scheme)}", layer, isa) for isa in isas]
+        found += [LayerCandidate(f"octavo {label(scheme)}", layer, isa) for isa in isas]
     return found
 
 

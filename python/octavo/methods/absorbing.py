@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from ..nn import PreparedLinear, PreparedOutliers, PreparedSmoothed
 from ..nn.replacements import has_other_forward, is_plain
 
-HOOKS = "has hooks: remove them, quantize, and register them on the new layer"
+LAYER_HAS_HOOKS = "has hooks: remove them, quantize, and register them on the new layer"
 PREPARED = (PreparedLinear, PreparedSmoothed, PreparedOutliers)
 
 
@@ -36,7 +36,7 @@ def reason_to_stay(module: nn.Module) -> str:
         return "its weight is no parameter: remove weight_norm, spectral_norm or pruning first"
     if type(weight.data) is not torch.Tensor:
         return f"its weight is a {type(weight.data).__name__}"
-    return HOOKS if has_hooks(module) else reason_to_keep_bias(module)
+    return LAYER_HAS_HOOKS if has_hooks(module) else reason_to_keep_bias(module)
 
 
 def reason_to_keep_bias(module: nn.Module) -> str:
@@ -51,7 +51,7 @@ def reason_to_keep_bias(module: nn.Module) -> str:
     is_attribute = vars(module).get("bias") is not None  # classes without a bias may say so in an attribute
     if is_attribute or is_float_buffer or parametrize.is_parametrized(module, "bias"):
         return "its bias is no parameter: remove pruning or the parametrization first"
-    return HOOKS if module._forward_hooks else ""
+    return LAYER_HAS_HOOKS if module._forward_hooks else ""
 
 
 def may_absorb(module: nn.Module) -> bool:

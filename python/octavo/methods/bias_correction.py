@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, run
+from ..base.batches import calls, evaluating, output_of
 from ..base.hooks import hooked
 from ..base.modules import undone_on_error
 from ..base.padding import Padding
@@ -26,7 +26,7 @@ from ..nn.replacements import features_of, is_plain, replacement_of
 from .absorbing import reason_to_keep_bias
 from .rescaling import Factors, Rescaling
 
-Call = tuple[tuple, dict]
+Batch = tuple[tuple, dict]
 
 
 def correct_bias_(
@@ -81,7 +81,7 @@ def correct_bias_(
 
 
 def _factors(
-    model: nn.Module, reference: nn.Module, layers: dict[str, Any], batches: list[Call]
+    model: nn.Module, reference: nn.Module, layers: dict[str, Any], batches: list[Batch]
 ) -> Callable[[str], Factors]:
     """Those by which each layer was rescaled. Raises: ValueError, when asked for a layer of which they are unknown."""
     rescaling = Rescaling(
@@ -105,7 +105,7 @@ def _factors(
 class _Batches:
     """Batches, and which positions of each count."""
 
-    def __init__(self, reference: nn.Module, batches: list[Call]):
+    def __init__(self, reference: nn.Module, batches: list[Batch]):
         self._padding = Padding(reference)
         self._batches = [(*batch, self._padding.masks(*batch)) for batch in batches]
 
@@ -118,7 +118,7 @@ class _Batches:
                 means.setdefault(name, _Mean()).update(self._padding.rows(y, masks, has_channels=True))
 
             with hooked((layer, partial(update, name)) for name, layer in layers.items()):
-                run(model, args, kwargs)
+                output_of(model, args, kwargs)
         return {name: mean for name, mean in means.items() if mean.rows}
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..base.batches import float_tensors
+from ..base.hooks import hooked
 from ..nn import QuantLinear
 
 MOST_CALLS = 2  # each costs a run of the model: the first one, and the first with other shapes or arguments
@@ -25,7 +26,7 @@ MOST_ELEMENTS, FEW_ELEMENTS = 2**20, 2**12  # of each output are kept, evenly sp
 
 
 @dataclass
-class _Call:
+class _RecordedCall:
     """One call of the outermost module; samples of what it gave, and of what modules inside gave, in their order."""
 
     module: nn.Module
@@ -43,7 +44,12 @@ class _Call:
         with torch.random.fork_rng(devices=[]), _state_kept(self.module), torch.no_grad():
             torch.set_rng_state(self.random_state)
             with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
-                with _hooked(self.modules) as inside:
+                inside: list[torch.Tensor] = []
+
+                def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+                    inside.extend(_samples(output, FEW_ELEMENTS))
+
+                with hooked((module, note) for module in self.modules):
                     return [*_samples(self.module(*args, **kwargs), MOST_ELEMENTS), *inside]
 
 
@@ -51,10 +57,10 @@ class Replay:
     """The first calls of a watched model."""
 
     def __init__(self) -> None:
-        self.calls: list[_Call] = []
+        self.calls: list[_RecordedCall] = []
         self.is_lost = False  # a call could not be kept
         self._seen: set[Any] = set()
-        self._open: _Call | None = None
+        self._open: _RecordedCall | None = None
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The outermost module is called."""
@@ -70,7 +76,7 @@ class Replay:
         except Exception:  # what it is given cannot be copied
             self.is_lost = True
             return
-        self._open = _Call(module, args, kwargs, torch.get_rng_state(), autocast)
+        self._open = _RecordedCall(module, args, kwargs, torch.get_rng_state(), autocast)
 
     def add(self, module: nn.Module, output: Any) -> None:
         """A module inside, one that is a model by itself, gives `output`, which must stay the same, too."""
@@ -100,21 +106,6 @@ class Replay:
             )
         except Exception:
             return False
-
-
-@contextmanager
-def _hooked(modules: set[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """A list of samples of what `modules` give inside."""
-    samples: list[torch.Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda module, args, y: samples.extend(_samples(y, FEW_ELEMENTS)))
-        for module in modules
-    ]
-    try:
-        yield samples
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _samples(output: Any, most: int) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import run
+from ..base.batches import output_of
 from ..base.hooks import hooked
 from ..nn import OurLinear, OutlierLinear, PreparedLinear, SmoothedLinear
 from ..nn.replacements import matrix_of
@@ -101,9 +101,9 @@ class Rescaling:
         for pair in pairs:
             pair.generator = generator
         with hooked((pair.reference, pair.on_reference) for pair in pairs):
-            run(self.reference, args, kwargs)
+            output_of(self.reference, args, kwargs)
         with hooked((pair.layer, pair.on_layer) for pair in pairs):
-            run(self.model, args, kwargs)
+            output_of(self.model, args, kwargs)
         for pair in pairs:
             pair.calls.clear()
 

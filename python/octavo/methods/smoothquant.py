@@ -21,7 +21,7 @@ from ..nn import (
 from .base import Method, RoundToNearest
 from .smoothing import smoothing
 
-Fold = bool | tuple[tuple[str, tuple[str, ...]], ...]
+FoldChoice = bool | tuple[tuple[str, tuple[str, ...]], ...]
 LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
     QuantLinear: SmoothedLinear,
     StaticQuantLinear: StaticSmoothedLinear,
@@ -97,7 +97,7 @@ def _alpha(value: Any) -> float | tuple[float, ...]:
     return tuple(map(float, alphas)) if several else float(value)
 
 
-def _fold(value: Any) -> Fold:
+def _fold(value: Any) -> FoldChoice:
     """A mapping as sorted pairs, so that methods can be compared and hashed; JSON has lists for tuples."""
     if isinstance(value, bool):
         return value

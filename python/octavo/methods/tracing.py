@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..base.batches import float_tensors
+from ..base.hooks import hooked
 from .absorbing import has_global_hooks, has_hooks, is_norm_like, may_absorb
 from .replay import Replay
 
@@ -120,11 +121,10 @@ def traced(
     if any(_hides_what_it_does(module) for module in model.modules()):
         yield trace
         return
-    with ExitStack() as stack:
-        watcher = stack.enter_context(_Watcher(trace, model, is_producer))
-        for module in model.modules():
-            for handle in watcher.hook(module):
-                stack.callback(handle.remove)
+    watcher, modules = _Watcher(trace, model, is_producer), list(model.modules())
+    entering = hooked(((module, watcher.enter) for module in modules), before=True)
+    leaving = hooked(((module, watcher.leave) for module in modules), always=True)
+    with watcher, entering, leaving:
         yield trace
     watcher.mark_kept()
 
@@ -157,11 +157,7 @@ class _Watcher(TorchFunctionMode):
 
     # --- modules ----------------------------------------------------------------------------------------------------
 
-    def hook(self, module: nn.Module) -> Iterator[Any]:
-        yield module.register_forward_pre_hook(self._enter, with_kwargs=True)
-        yield module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
-
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if threading.get_ident() != self.thread:
             self.trace.is_lost = True
             return
@@ -179,7 +175,7 @@ class _Watcher(TorchFunctionMode):
                 if source is not None and source.consumers.setdefault(module, through_relu) != through_relu:
                     source.has_other_use = True
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if threading.get_ident() != self.thread or module not in self.running:
             return
         while self.running.pop() is not module:  # an error has passed through those
@@ -253,26 +249,29 @@ class _Watcher(TorchFunctionMode):
     # --- functions --------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self.blind:
-            for x in float_tensors((args, kwargs or {})):
-                if id(x) in self.owners:
-                    self._look_at_parameter(getattr(func, "__name__", ""), x, result)
-                elif self.known and x in self.known:
-                    self._look(getattr(func, "__name__", ""), x, result)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if not self.blind and not _is_question(name, result):
+            for x in float_tensors((args, kwargs)):
+                self._note_use(name, x, result)
         return result
 
-    def _look(self, name: str, x: torch.Tensor, result: Any) -> None:
-        if _is_question(name, result) or name in PASSING_ON and result is x:
+    def _note_use(self, name: str, x: torch.Tensor, result: Any) -> None:
+        """The function `name` read values of `x` and gave `result`."""
+        if id(x) in self.owners:
+            self._note_use_of_parameter(x)
+        elif not self.known or x not in self.known or (name in PASSING_ON and result is x):
             return
-        if name in ("relu", "relu_") and isinstance(result, torch.Tensor):
+        elif name in ("relu", "relu_") and isinstance(result, torch.Tensor):
             self.known[result] = (self.known[x][0], True)
-            return
-        self._mark_other_use(x)
+        else:
+            self._mark_other_use(x)
 
-    def _look_at_parameter(self, name: str, parameter: torch.Tensor, result: Any) -> None:
+    def _note_use_of_parameter(self, parameter: torch.Tensor) -> None:
+        """Modules read their own Parameters. If none of the owners is running, somebody else reads this one."""
         owners = self.owners[id(parameter)]
-        if not _is_question(name, result) and not any(owner in self.running for owner in owners):
+        if not any(owner in self.running for owner in owners):
             self.trace.read_elsewhere.update(owners)
 
     def _mark_other_use(self, x: torch.Tensor) -> None:

@@ -11,17 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .. import observers, ops
+from .. import ops
 from ..base.float_types import FLOAT_DTYPES
-from ..observers import Observer
 from ..tensors.forms import TensorForm, ascending_below, finite
 from .float_input import fits, in_float32
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
-from .prepared import PreparedLinear, PreparedScheme
+from .prepared_channels import PreparedChannels
 
 Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # packed, column_sum, weight_scale
 LOW_STEPS = 254  # steps of the low plane in one of the high plane: half a step is 127
@@ -161,38 +159,19 @@ def planes(weight: torch.Tensor) -> Planes:
     return *ops.pack_weight(torch.cat([high, low], dim=1)), scale[:, None]
 
 
-class PreparedOutliers(PreparedLinear):
+class PreparedOutliers(PreparedChannels):
     """A PreparedLinear that leaves the columns that `is_outlier` bool [k] marks as they are, in x and in the weight.
 
     Calibration sees the largest |x| of each column; the scheme then says which of them are outliers.
     """
 
-    channel_observer: Observer
     is_outlier: torch.Tensor
 
-    def __init__(
-        self,
-        linear: nn.Module,
-        scheme: PreparedScheme,
-        *,
-        observer: Observer | None = None,
-        estimator: str = "clipped",
-        learn_scales: bool = False,
-    ):
-        super().__init__(linear, scheme, observer=observer, estimator=estimator, learn_scales=learn_scales)
-        self.channel_observer = observers.MinMax().make(axis=-1)
-        self.channel_observer.reset(channels=self.in_features)
+    def add_findings_(self) -> None:
         none = torch.zeros(self.in_features, dtype=torch.bool, device=self.weight.device)
         self.register_buffer("is_outlier", none)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.is_calibrating:
-            self.channel_observer.update(input)
-            return F.linear(input, self.weight_matrix, self.bias)
-        self.require_calibrated()
-        return in_float32(self._fake_quantized, input)
-
-    def _fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
+    def fake_quantized_product(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
         y = F.linear(self.fake_quantized_input(x), self.fake_quantized_weight(), bias)
         if torch.compiler.is_compiling():  # a graph must not depend on how many columns there are
@@ -227,8 +206,7 @@ class PreparedOutliers(PreparedLinear):
     def take_input_qparams_(self) -> None:
         """Marks the columns that hold outliers in all that was seen so far."""
         if self.is_calibrated:
-            low, high = self.channel_observer.low, self.channel_observer.high
-            found = self.scheme.activations.find_outliers(torch.maximum(low.abs(), high.abs()))
+            found = self.scheme.activations.find_outliers(self.input_absmax)
             if not torch.equal(found, self.is_outlier):
                 self.is_outlier = found
                 self.reset_weight_scale_()

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from ..formats import WeightFormat
 from ..observers import Observer
+from ..reference import SMALLEST_SCALE
 from ..tensors.fake_quantize import (
     ESTIMATORS,
-    SMALLEST_SCALE,
     fake_quantize,
     first_weight_scale,
     lsq,

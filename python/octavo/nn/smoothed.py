@@ -11,17 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .. import observers
 from ..base.float_types import FLOAT_DTYPES
-from ..observers import Observer
 from ..tensors.forms import TensorForm, positive
 from .float_input import fits, in_float32
 from .layer_state import Expected
 from .linear import LinearScheme, QuantLinear, frozen
-from .prepared import PreparedLinear, PreparedScheme
+from .prepared_channels import PreparedChannels
 from .static import StaticQuantLinear
 
 SAMPLE_ROWS, ROWS_OF_A_BATCH = 256, 32  # of the input, kept while calibrating for the search of alpha
@@ -70,55 +67,38 @@ class StaticSmoothedLinear(SmoothedLinear, StaticQuantLinear):
     """A SmoothedLinear whose smoothed input has one scale, known beforehand."""
 
 
-class PreparedSmoothed(PreparedLinear):
+class PreparedSmoothed(PreparedChannels):
     """A PreparedLinear whose weight is smoothed by `smoothing` float32 [k], ones until `smooth_` is called.
 
     Calibration takes two steps. First the largest |x| of each channel is seen, from which s is chosen. Then, if the
-    scheme has an observer, that sees the smoothed input. `is_folded` says that x comes divided by s already.
+    scheme has an observer, the observer sees the smoothed input. `is_folded` says that x comes divided by s already.
     The float weight stays what it is: the smoothed one is made when it is needed.
     """
 
-    channel_observer: Observer
     smoothing: torch.Tensor
     is_smoothed: torch.Tensor
     is_folded: torch.Tensor
 
-    def __init__(
-        self,
-        linear: nn.Module,
-        scheme: PreparedScheme,
-        *,
-        observer: Observer | None = None,
-        estimator: str = "clipped",
-        learn_scales: bool = False,
-    ):
-        super().__init__(linear, scheme, observer=observer, estimator=estimator, learn_scales=learn_scales)
-        self.channel_observer = observers.MinMax().make(axis=-1)
-        self.channel_observer.reset(channels=self.in_features)
+    def add_findings_(self) -> None:
         self.register_buffer("smoothing", torch.ones(self.in_features, device=self.weight.device))
         self.register_buffer("is_smoothed", torch.tensor(False, device="cpu"))
         self.register_buffer("is_folded", torch.tensor(False, device="cpu"))
         self.sample: list[torch.Tensor] = []  # rows of the input, until s is chosen
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.is_calibrating:
-            self._watch(input)
-            matrix = self.weight_matrix
-            weight = self.float_weight().to(matrix.dtype) if self.is_folded else matrix
-            return F.linear(input, weight, self.bias)
-        self.require_calibrated()
-        return in_float32(self._fake_quantized, input)
-
-    def _fake_quantized(self, x: torch.Tensor) -> torch.Tensor:
+    def fake_quantized_product(self, x: torch.Tensor) -> torch.Tensor:
         x, bias = self.fake_quantized_input(x), self.fake_quantized_bias()
         return F.linear(x, self.fake_quantized_weight(), None if bias is None else bias.float())
 
-    def _watch(self, input: torch.Tensor) -> None:
+    def calibrating_weight(self) -> torch.Tensor:
+        matrix = self.weight_matrix
+        return self.float_weight().to(matrix.dtype) if self.is_folded else matrix
+
+    def watch(self, input: torch.Tensor) -> None:
         if self.is_smoothed:
             if self.input_observer is not None:
                 self.input_observer.update(self.smoothed_input(input.detach()))
             return
-        self.channel_observer.update(input)
+        super().watch(input)
         if self.scheme.method.keeps_sample and sum(map(len, self.sample)) < SAMPLE_ROWS:
             rows = input.detach().reshape(-1, self.in_features)
             rows = rows[:: max(1, len(rows) // ROWS_OF_A_BATCH)][:ROWS_OF_A_BATCH].float()
@@ -150,11 +130,6 @@ class PreparedSmoothed(PreparedLinear):
         return super().__getattr__(name)
 
     # --- the views --------------------------------------------------------------------------------------------------
-
-    @property
-    def input_absmax(self) -> torch.Tensor:
-        """The largest |x| of each channel, float32 [k]."""
-        return torch.maximum(self.channel_observer.low.abs(), self.channel_observer.high.abs())
 
     @property
     def input_multiplier(self) -> torch.Tensor:

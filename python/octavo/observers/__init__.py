@@ -18,11 +18,8 @@ from .mse import MSE
 from .percentile import Percentile
 from .ranges import MinMax, MovingAverage
 
-OBSERVERS: dict[str, type[ObserverConfig]] = configs.kinds(ObserverConfig)
-
 __all__ = [
     "MSE",
-    "OBSERVERS",
     "Entropy",
     "Histogram",
     "MinMax",

@@ -116,16 +116,20 @@ class BinnedObserver(Observer):
             self.counts += torch.bincount(index.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     def _widen(self, largest: torch.Tensor) -> None:
-        """Makes the bins of each row wide enough for |x| = `largest` [c]."""
-        # largest < 2^power. A row of zeros has power 0, which would be too wide for what may come.
+        """Doubles the width of each row's bins until |x| = `largest` [c] falls into one."""
+        # largest < 2^power. frexp gives a row of zeros the power 0, which may be too wide for what comes later.
         power = torch.where(largest > 0, torch.frexp(largest).exponent, _SMALLEST_EXPONENT)
-        halves = (2 * self.config.bins).bit_length() - 1
-        exponent = torch.maximum(self.exponent, power - halves)
-        # After `halves` steps everything is in the two middle bins, where another step leaves it.
-        steps = (exponent - self.exponent).clamp(max=halves)
-        while (steps > 0).any():
-            self.counts[steps > 0] = _halved(self.counts[steps > 0])
-            steps -= 1
+        bins_of_a_side = 2 * self.config.bins
+        most = bins_of_a_side.bit_length() - 1  # log2: so many doublings make one bin of all bins of a side
+        exponent = torch.maximum(self.exponent, power - most)
+        doublings = exponent - self.exponent
+        for done in range(
+            most
+        ):  # further ones would leave all counts in the two middle bins, where they then are
+            rows = doublings > done
+            if not rows.any():
+                break
+            self.counts[rows] = _halved(self.counts[rows])
         self.exponent = exponent
 
     def _choose_range(self, symmetric: bool, qmin: int, qmax: int) -> Range:

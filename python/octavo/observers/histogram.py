@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -38,30 +39,39 @@ class Histogram(BinnedConfig):
 def cut(counts: torch.Tensor, codes: int) -> tuple[int, int]:
     """First and last bin to keep.
 
-    counts   float64 [b]; codes is how many levels the kept bins are divided into
+    counts   float64 [b], of which the first and the last are not empty
+    codes    how many levels the kept bins are divided into
     """
-    cumulative = counts.cumsum(0).tolist()
-    total = cumulative[-1]
-    start, end, smallest = 0, len(cumulative) - 1, math.inf
-    alphas, betas = _quantiles()
-    a, b = 0, 0  # how many quantile steps each end has made
-    while alphas[a] < betas[b] and start < end:
-        left = min(max(bisect_left(cumulative, alphas[a + 1] * total), start), end)
-        right = max(min(bisect_right(cumulative, betas[b + 1] * total) - 1, end), start)
-        if left == start and right == end:
-            # Further steps of beta change nothing until one falls into the last bin: go there at once.
-            b = max(bisect_left(betas, -cumulative[end], key=lambda beta: -beta * total) - 1, b + 1)
-            continue
-        if left - start > end - right:
-            next_start, next_end, a = left, end, a + 1
-        else:
-            next_start, next_end, b = start, right, b + 1
-        error = cut_error(counts, next_start, next_end, codes)
+    everything = (0, len(counts) - 1)
+    kept, smallest = everything, math.inf
+    for start, end in _narrowing(counts.cumsum(0).tolist()):
+        error = cut_error(counts, start, end, codes)
         if error > smallest:
             break
-        start, end, smallest = next_start, next_end, error
-    full = (0, len(cumulative) - 1)
-    return full if cut_error(counts, *full, codes) <= smallest else (start, end)
+        kept, smallest = (start, end), error
+    return everything if cut_error(counts, *everything, codes) <= smallest else kept
+
+
+def _narrowing(cumulative: list[float]) -> Iterator[tuple[int, int]]:
+    """Ever smaller ranges (first bin, last bin), of which each cuts off one more quantile at one end.
+
+    That is the end at which the bin of its next quantile is further inward.
+    """
+    lower, upper = _quantiles()
+    a, b = 0, 0  # how many quantiles each end has cut off
+    start, end, total = 0, len(cumulative) - 1, cumulative[-1]
+    while lower[a] < upper[b] and start < end:
+        left = min(max(bisect_left(cumulative, lower[a + 1] * total), start), end)
+        right = max(min(bisect_right(cumulative, upper[b + 1] * total) - 1, end), start)
+        if left == start and right == end:
+            # No quantile of the upper end moves it until one falls into the last bin: go there at once.
+            b = max(bisect_left(upper, -cumulative[end], key=lambda quantile: -quantile * total) - 1, b + 1)
+        elif left - start > end - right:
+            start, a = left, a + 1
+            yield start, end
+        else:
+            end, b = right, b + 1
+            yield start, end
 
 
 @cache

@@ -6,7 +6,6 @@ The C++ side holds the schemas and the kernels.
 
 from . import batching
 from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
-from .attention import PRECISIONS, attention
 from .checks import CODE_TYPES, WIDE_CODE_TYPES
 from .codes import (
     choose_qparams,
@@ -21,6 +20,7 @@ from .codes import (
 from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
+from .softmax_attention import PRECISIONS, attention
 
 __all__ = [
     "ACTIVATIONS",

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from .activations import ACTIVATIONS, activate, silu_mul, torch_activation
-from .attention import PRECISIONS, attention
 from .checks import wants_gradient
 from .linear import dequantized
 from .norms import add_norm, add_norm_codes, rms_norm, rope
+from .softmax_attention import PRECISIONS, attention
 
 NAMES = (None, *ACTIVATIONS)  # of the operators' numbers
 InDims = tuple[int | None, ...]

@@ -2,12 +2,11 @@
 """Every operator in plain torch, written for reading: the oracle of the tests and the text of the notebooks.
 
 Names, arguments and results are those of `octavo.ops`. What deals with integers is the same bit for bit (codes.py and
-attention_int8.py): integers are computed in int64, floats in float32 with one rounding for each operation, as the
+integer_attention.py): integers are computed in int64, floats in float32 with one rounding for each operation, as the
 kernels do. Float operators (floats.py) are computed in float64, and the kernels stay within a bound of that. A *row* is
 whatever shares one scale: the whole tensor, a channel, a group or a token. `docs/numerics.md` has each formula once.
 """
 
-from .attention_int8 import attention_int8
 from .codes import (
     MAX_16,
     MAX_EXACT_K,
@@ -27,6 +26,7 @@ from .codes import (
 )
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
 from .groups import dequantize_groups, linear_groups, pack_planes, segment_length, unpack_planes
+from .integer_attention import attention_int8
 
 __all__ = [
     "MAX_16",

@@ -13,9 +13,9 @@ import torch
 
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
+from ..reference import SMALLEST_SCALE
 from .granularity import PerGroup, PerToken
 
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # its inverse is finite
 ESTIMATORS = ("clipped", "pure")
 
 

@@ -8,7 +8,7 @@ import torch
 
 import octavo
 from octavo.lab.study import byte_lm
-from octavo.lab.study.byte_training import SCALE_SHARE, Config, learning_rate, train
+from octavo.lab.study.byte_training import SCALE_SHARE, TrainingConfig, learning_rate, train
 from octavo.nn import PreparedLinear
 
 
@@ -21,7 +21,7 @@ TEXT = torch.frombuffer(bytearray(b"def f(x):\n    return x\n" * 20), dtype=torc
 
 
 def test_training_lowers_the_loss_and_repeats_bit_for_bit():
-    config = Config(steps=6, batch=4, learning_rate=1e-2, warmup=2)
+    config = TrainingConfig(steps=6, batch=4, learning_rate=1e-2, warmup=2)
     models, losses = [tiny_model(), tiny_model()], ([], [])
     for model, seen in zip(models, losses, strict=True):
         train(model, TEXT, config, lambda _, loss, seen=seen: seen.append(loss))
@@ -32,12 +32,12 @@ def test_training_lowers_the_loss_and_repeats_bit_for_bit():
 
 
 def test_another_seed_gives_other_weights():
-    models = [train(tiny_model(), TEXT, Config(steps=2, batch=2, seed=seed)) for seed in (0, 1)]
+    models = [train(tiny_model(), TEXT, TrainingConfig(steps=2, batch=2, seed=seed)) for seed in (0, 1)]
     assert not torch.equal(models[0].blocks[0].mlp[0].weight, models[1].blocks[0].mlp[0].weight)
 
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth():
-    config = Config()
+    config = TrainingConfig()
     rates = [learning_rate(step, config) for step in range(1, config.steps + 1)]
     peak = config.warmup - 1
     assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(
@@ -52,7 +52,7 @@ def test_a_step_moves_a_learned_scale_by_a_share_of_its_size(bits):
     model = tiny_model()
     octavo.prepare_(model, octavo.Int8Dynamic(weights=octavo.formats.CoarseInt8(bits)), learn_scales=True)
     before = copy.deepcopy(model)
-    train(model, TEXT, Config(steps=1, batch=2, learning_rate=1e-3, warmup=1))
+    train(model, TEXT, TrainingConfig(steps=1, batch=2, learning_rate=1e-3, warmup=1))
     for old, new in zip(before.modules(), model.modules(), strict=True):
         if isinstance(new, PreparedLinear):
             step = SCALE_SHARE * 1e-3 * old.weight_scale.mean()
@@ -68,7 +68,7 @@ def test_a_step_moves_a_learned_offset_by_a_share_of_its_scale():
     with octavo.calibrating(model):
         model(TEXT[:64].long().reshape(8, 8))
     before = copy.deepcopy(model)
-    train(model, TEXT, Config(steps=1, batch=2, learning_rate=1e-3, warmup=1))
+    train(model, TEXT, TrainingConfig(steps=1, batch=2, learning_rate=1e-3, warmup=1))
     moved = []
     for old, new in zip(before.modules(), model.modules(), strict=True):
         if isinstance(new, PreparedLinear):

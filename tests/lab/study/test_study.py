@@ -19,7 +19,7 @@ from octavo.schemes import SCHEMES, label
 
 MARKS = StudyResult.MARKS
 ROOT = Path(__file__).parents[3]
-TINY = study.Settings(
+TINY = study.StudySettings(
     calibration_windows=2, windows=4, prompts=2, prompt_bytes=16, new_bytes=4, shapes=((1, 8),), rounds=1
 )
 

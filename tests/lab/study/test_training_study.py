@@ -11,14 +11,14 @@ import torch
 import octavo
 from octavo import cli
 from octavo.lab.study import byte_text, training_study
-from octavo.lab.study.byte_training import Config
+from octavo.lab.study.byte_training import TrainingConfig
 from octavo.lab.study.training_result import FLOAT, LEARNED_SCALES, NONE, STRAIGHT_THROUGH, TrainingResult
 from octavo.schemes import SCHEMES, label
 
 ROOT = Path(__file__).parents[3]
 MARKS = TrainingResult.MARKS
-TINY = training_study.Settings(
-    Config(steps=4, batch=4, warmup=1), (1e-3, 1e-3), calibration_windows=2, windows=4
+TINY = training_study.TrainingStudySettings(
+    TrainingConfig(steps=4, batch=4, warmup=1), (1e-3, 1e-3), calibration_windows=2, windows=4
 )
 
 
@@ -95,7 +95,7 @@ def test_fewer_than_four_bits_are_trained_with_the_second_learning_rate():
 
 
 def test_every_registered_scheme_can_be_trained():
-    settings = dataclasses.replace(TINY, training=Config(steps=1, batch=1, warmup=1), windows=1)
+    settings = dataclasses.replace(TINY, training=TrainingConfig(steps=1, batch=1, warmup=1), windows=1)
     schemes = [
         scheme(weights=octavo.formats.CoarseInt8(4))
         if scheme().weights == octavo.formats.Int8()

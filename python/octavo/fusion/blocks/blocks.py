@@ -7,7 +7,7 @@ calls it with, and once more without its mask, or with one. Each block is then v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +18,10 @@ from torch import nn
 from ...base.hooks import hooked
 from ...conversion.plan import has_hooks
 from ...nn import FusedBlock, fused_block
-from ...nn.fused.block_call import BlockCall, Parameters
+from ...nn.fused.block_call import BlockCall, ForwardParameters
 from ...nn.fused.fused_block import BlockPlan
 from ..example import Example
-from ..step import HOOKS, Candidate, Changes, own_forward
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, own_forward
 from ..structure import comparable, structure_of
 from .graph import NotUnderstood, export_block, is_leaf
 from .lowering import normal_form
@@ -47,18 +47,18 @@ class Blocks:
 
 
 @dataclass
-class _Call:
+class _SeenCall:
     """How a block was called first, and what it gave."""
 
     args: tuple
     kwargs: dict[str, Any]
     output: Any = None
 
-    def with_argument(self, names: Parameters, name: str, value: Any) -> _Call:
+    def with_argument(self, names: ForwardParameters, name: str, value: Any) -> _SeenCall:
         if name in names.positional[: len(self.args)]:
             index = names.positional.index(name)
-            return _Call((*self.args[:index], value, *self.args[index + 1 :]), self.kwargs, self.output)
-        return _Call(self.args, {**self.kwargs, name: value}, self.output)
+            return _SeenCall((*self.args[:index], value, *self.args[index + 1 :]), self.kwargs, self.output)
+        return _SeenCall(self.args, {**self.kwargs, name: value}, self.output)
 
 
 @dataclass
@@ -83,7 +83,7 @@ class _Plans:
         # Whether blocks that only differ in their own number may compute differently.
         self.with_numbers = False
 
-    def look_at_numbers(self, calls: dict[nn.Module, _Call]) -> None:
+    def look_at_numbers(self, calls: dict[nn.Module, _SeenCall]) -> None:
         """Blocks know their number in the model. If the last one of a structure has the plan of the first, numbers are
         names and nothing else; otherwise each block is exported."""
         ends: dict[Any, list[nn.Module]] = {}
@@ -94,7 +94,7 @@ class _Plans:
             self.known[_structure(first, calls[first], with_numbers=False)] = plans[0]
             self.with_numbers |= plans[0] != plans[1]
 
-    def plan_of(self, block: nn.Module, call: _Call) -> _Plan:
+    def plan_of(self, block: nn.Module, call: _SeenCall) -> _Plan:
         key = _structure(block, call, self.with_numbers)
         if key not in self.known:
             self.known[key] = self._plan_or_reason(block, call)
@@ -103,38 +103,35 @@ class _Plans:
             raise NotUnderstood(plan)
         return plan
 
-    def _plan_or_reason(self, block: nn.Module, call: _Call) -> _Plan | str:
-        try:
-            return self._plan(block, call)
-        except NotUnderstood as error:
-            return str(error)
-
-    def _plan(self, block: nn.Module, call: _Call) -> _Plan:
+    def _plan_or_reason(self, block: nn.Module, call: _SeenCall) -> _Plan | str:
         """For calls with and without the mask, if both are understood; else for those that the example has."""
+        mask = _mask_of(block, call)
+        plan = "" if mask is None else _or_reason(self._plan_with_mask, block, call, mask)
+        return plan if isinstance(plan, _Plan) else _or_reason(self._plan, block, call)
+
+    def _plan(self, block: nn.Module, call: _SeenCall) -> _Plan:
         tuple_size = _tuple_size(call.output)
-        names = Parameters.of(block.forward)
-        given = names.named(call.args, call.kwargs)
-        mask = next((name for name in MASKS if name in names.positional or name in given), None)
-        has_mask = mask is not None and isinstance(given.get(mask), torch.Tensor)
-        if mask is not None:
-            length = next(value for value in given.values() if isinstance(value, torch.Tensor)).shape[1]
-            look = torch.ones(1, 1, length, length, dtype=torch.bool)
-            with_mask = call if has_mask else call.with_argument(names, mask, look)
-            without = call.with_argument(names, mask, None)
-            try:
-                block_call = _block_call(block, with_mask)
-                block_call.mask = mask
-                patterns = {
-                    False: self._pattern(block, with_mask, block_call),
-                    True: self._pattern(block, without, block_call),
-                }
-                return _Plan(block_call, patterns, tuple_size)
-            except NotUnderstood:
-                pass
         block_call = _block_call(block, call)
         return _Plan(block_call, {False: self._pattern(block, call, block_call)}, tuple_size)
 
-    def _pattern(self, block: nn.Module, call: _Call, block_call: BlockCall) -> Pattern:
+    def _plan_with_mask(self, block: nn.Module, call: _SeenCall, mask: str) -> _Plan:
+        tuple_size = _tuple_size(call.output)
+        names = ForwardParameters.of(block.forward)
+        given = names.named(call.args, call.kwargs)
+        with_mask, without = call, call.with_argument(names, mask, None)
+        if not isinstance(given.get(mask), torch.Tensor):
+            length = next(value for value in given.values() if isinstance(value, torch.Tensor)).shape[1]
+            look_at_all = torch.ones(1, 1, length, length, dtype=torch.bool)
+            with_mask = call.with_argument(names, mask, look_at_all)
+        block_call = _block_call(block, with_mask)
+        block_call.mask = mask
+        patterns = {
+            False: self._pattern(block, with_mask, block_call),
+            True: self._pattern(block, without, block_call),
+        }
+        return _Plan(block_call, patterns, tuple_size)
+
+    def _pattern(self, block: nn.Module, call: _SeenCall, block_call: BlockCall) -> Pattern:
         exported = export_block(block, call.args, call.kwargs)
         nodes = normal_form(exported)
         if len(nodes) != 1 or nodes[0] is None:
@@ -144,7 +141,24 @@ class _Plans:
         return pattern
 
 
-def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None, plans: _Plans) -> Candidate:
+def _or_reason(make: Callable[..., _Plan], *arguments: Any) -> _Plan | str:
+    """What `make` gives, or why it does not understand the block."""
+    try:
+        return make(*arguments)
+    except NotUnderstood as error:
+        return str(error)
+
+
+def _mask_of(block: nn.Module, call: _SeenCall) -> str | None:
+    """The name of the block's attention mask, whether the call gives one or not; None if it has none."""
+    names = ForwardParameters.of(block.forward)
+    given = names.named(call.args, call.kwargs)
+    return next((name for name in MASKS if name in names.positional or name in given), None)
+
+
+def _candidate(
+    model: nn.Module, name: str, block: nn.Module, call: _SeenCall | None, plans: _Plans
+) -> Candidate:
     candidate = Candidate(name, type(block).__name__)
     try:
         if call is None:
@@ -152,7 +166,7 @@ def _candidate(model: nn.Module, name: str, block: nn.Module, call: _Call | None
         if "forward" in vars(block):
             raise NotUnderstood(own_forward(block))
         if any(map(has_hooks, list(block.modules())[1:])):
-            raise NotUnderstood(HOOKS)
+            raise NotUnderstood(MODULE_HAS_HOOKS)
         fused = fused_block(block, plans.plan_of(block, call).of(block))
     except NotUnderstood as error:
         candidate.reason = str(error)
@@ -180,19 +194,19 @@ def _repeated(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield block, f"{name}.{number}"
 
 
-def _watch(blocks: list[nn.Module], example: Example) -> dict[nn.Module, _Call]:
+def _watch(blocks: list[nn.Module], example: Example) -> dict[nn.Module, _SeenCall]:
     """The first call of each block while the example runs."""
-    calls: dict[nn.Module, _Call] = {}
+    calls: dict[nn.Module, _SeenCall] = {}
 
     def note(block: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        calls.setdefault(block, _Call(args, kwargs, output))
+        calls.setdefault(block, _SeenCall(args, kwargs, output))
 
     with hooked((block, note) for block in blocks):
         example.run()
     return calls
 
 
-def _block_call(block: nn.Module, call: _Call) -> BlockCall:
+def _block_call(block: nn.Module, call: _SeenCall) -> BlockCall:
     try:
         return BlockCall.like(block, call.args, call.kwargs)
     except TypeError as error:
@@ -216,7 +230,7 @@ def _tuple_size(output: Any) -> int:
     return len(output)
 
 
-def _structure(block: nn.Module, call: _Call, with_numbers: bool) -> Any:
+def _structure(block: nn.Module, call: _SeenCall, with_numbers: bool) -> Any:
     """Equal for blocks that differ in their weights only, and perhaps in their numbers, and are called alike."""
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
     kinds = tuple((name, type(value), comparable(value)) for name, value in values.items())

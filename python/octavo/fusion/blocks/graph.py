@@ -21,7 +21,7 @@ from torch.fx.experimental import _config
 
 from ... import ops
 from ...nn import QuantLinear
-from ...nn.fused.block_call import Parameters
+from ...nn.fused.block_call import ForwardParameters
 from ...nn.fused.shared_input import SharedInput
 from ...nn.replacements import features_of, is_plain
 
@@ -64,7 +64,7 @@ class Exported:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """A linear layer of any kind: a step of the fused block calls it."""
+    """A linear layer of any kind: an operation of the fused block calls it."""
     return isinstance(module, QuantLinear) or is_plain(module)
 
 
@@ -73,7 +73,7 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
 
     raises   NotUnderstood if torch cannot export it, or the block is called with one token, of which nothing is learnt
     """
-    tensors = _tensors(Parameters.of(block.forward).named(args, kwargs))
+    tensors = _tensors(ForwardParameters.of(block.forward).named(args, kwargs))
     inputs = tuple(_at_least_two_items(tensors))
     if inputs and inputs[0].dim() == 3 and inputs[0].shape[1] == 1:
         raise NotUnderstood("the example has one token only, give a longer one")
@@ -82,7 +82,7 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
         is_mask = not x.is_floating_point()  # its last axis is a length, too
         if is_mask and x.dim() and x.shape[-1] > 1:
             sizes[x.dim() - 1] = Dim.AUTO
-    call = _Call(_skeleton(block), args, kwargs)
+    call = _CallWithTensors(_skeleton(block), args, kwargs)
     try:
         # Else torch takes every size for more than 1, and a block that asks whether it is would not be found out.
         with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ class _LinearLeaf(nn.Module):
         return y if self.activation is None else ops.torch_activation(y, self.activation)
 
 
-class _Call(nn.Module):
+class _CallWithTensors(nn.Module):
     """A block called with some tensors, and with everything else as it was in `args` and `kwargs`."""
 
     def __init__(self, block: nn.Module, args: tuple, kwargs: dict):

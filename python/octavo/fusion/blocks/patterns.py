@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a graph in normal form to the steps of a fused block.
+"""From a graph in normal form to the operations of a fused block.
 
-Steps are emitted in the order in which their inputs are known. What belongs together is emitted once, where its first
-part stands: layers of the same input as one product, a sum with the norm that reads it, a layer with its activation.
-Codes are passed from a norm to layers that would compute the same ones.
+Operations are emitted in the order in which their inputs are known. What belongs together is emitted once, where its
+first part stands: layers of the same input as one product, a sum with the norm that reads it, a layer with its
+activation. Codes are passed from a norm to layers that would compute the same ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from ...activations import Dynamic
 from ...nn import QuantLinear
-from ...nn.fused.block_steps import KINDS, BlockStep
+from ...nn.fused.block_operations import OPERATIONS, BlockOperation
 from ...nn.fused.fused_block import BlockProgram
 from ...nn.fused.shared_input import can_be_joined
 from ..steps.interface import is_native_size
@@ -26,8 +26,8 @@ HIDDEN = ("heads", "rope")  # emitted by the attention that reads them
 
 
 @dataclass
-class StepOutline:
-    """A step without modules: `layers` and parameters are names in the block."""
+class OperationOutline:
+    """An operation without modules: `layers` and parameters are names in the block."""
 
     kind: str
     inputs: list[int]
@@ -38,40 +38,44 @@ class StepOutline:
 
 @dataclass
 class Pattern:
-    """The steps of one block; the first slots are its inputs. Blocks of the same structure share it."""
+    """The operations of one block; the first slots are its inputs. Blocks of the same structure share it."""
 
-    steps: list[StepOutline]
+    operations: list[OperationOutline]
     size: int
     output: int
     batched: dict[int, int] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
 
     def bind(self, block: nn.Module) -> BlockProgram:
-        """The steps with the layers and parameters of `block`."""
+        """The operations with the layers and parameters of `block`."""
         return BlockProgram(
-            [_bound(step, block) for step in self.steps], self.size, self.output, self.batched, self.guards
+            [_bound(operation, block) for operation in self.operations],
+            self.size,
+            self.output,
+            self.batched,
+            self.guards,
         )
 
 
 def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: str | None) -> Pattern:
-    """The steps that compute `output` from `inputs`, names in the order of slots. Raises: NotUnderstood."""
+    """The operations that compute `output` from `inputs`, names in the order of slots. Raises: NotUnderstood."""
     emitter = _Emitter(output, block, inputs, precision)
     for node in emitter.order:
         emitter.emit(node)
-    pattern = _with_few_slots(emitter.steps, len(inputs), emitter.slots[output])
+    pattern = _with_few_slots(emitter.operations, len(inputs), emitter.slots[output])
     pattern.batched = _batched(emitter)
     return pattern
 
 
-def _bound(step: StepOutline, block: nn.Module) -> BlockStep:
-    options = dict(step.options)
-    if step.layers:
-        options["layers"] = [block.get_submodule(name) for name in step.layers]
+def _bound(operation: OperationOutline, block: nn.Module) -> BlockOperation:
+    options = dict(operation.options)
+    if operation.layers:
+        options["layers"] = [block.get_submodule(name) for name in operation.layers]
     for name in ("weight", "bias"):
         if options.get(name) is not None:
             owner, _, attribute = options[name].rpartition(".")
             options[name] = (block.get_submodule(owner)._parameters, attribute)
-    return KINDS[step.kind](tuple(step.inputs), tuple(step.outputs), **options)
+    return OPERATIONS[operation.kind](tuple(operation.inputs), tuple(operation.outputs), **options)
 
 
 class _Emitter:
@@ -89,11 +93,11 @@ class _Emitter:
             node: self.inputs[node.name] for node in self.order if node.op == "input"
         }
         self.codes: dict[Node, tuple[int, int]] = {}
-        self.steps: list[StepOutline] = []
+        self.operations: list[OperationOutline] = []
         self.size = len(inputs)
 
     def emit(self, node: Node) -> None:
-        """Appends the step that gives `node`, unless an earlier one gave it."""
+        """Appends the operation that gives `node`, unless an earlier one gave it."""
         if node in self.slots or node.op in HIDDEN:
             return
         method = getattr(self, f"_emit_{node.op}", None)
@@ -101,11 +105,11 @@ class _Emitter:
             raise NotUnderstood(f"{node.op.replace('_', ' ')} is not understood where it stands")
         method(node)
 
-    def _step(self, kind: str, inputs: Iterable[int], outputs: int, **fields: Any) -> list[int]:
+    def _operation(self, kind: str, inputs: Iterable[int], outputs: int, **fields: Any) -> list[int]:
         slots = list(range(self.size, self.size + outputs))
         self.size += outputs
         options = {name: value for name, value in fields.items() if name != "layers"}
-        self.steps.append(StepOutline(kind, list(inputs), slots, fields.get("layers", []), options))
+        self.operations.append(OperationOutline(kind, list(inputs), slots, fields.get("layers", []), options))
         return slots
 
     # --- layers
@@ -122,23 +126,25 @@ class _Emitter:
         user = self._activation_of(node)
         kind = "dynamic_linear" if _is_dynamic(layer) else "linear"
         activation = None if user is None else user.activation
-        (slot,) = self._step(kind, self._read_by(layer, x), 1, layers=[node.module], activation=activation)
+        (slot,) = self._operation(
+            kind, self._read_by(layer, x), 1, layers=[node.module], activation=activation
+        )
         self.slots[node if user is None else user] = slot
         self.slots.setdefault(node, slot)
 
     def _emit_shared(self, nodes: list[Node], layers: list[Any]) -> None:
         (x,) = nodes[0].inputs
         inputs = self._read_by(layers[0], x)
-        merged = self._step("dynamic_linear", inputs, 1, layers=[node.module for node in nodes])
+        merged = self._operation("dynamic_linear", inputs, 1, layers=[node.module for node in nodes])
         readers = [self.users[node] for node in nodes]
         heads = [users[0] for users in readers if len(users) == 1 and users[0].op == "heads"]
         if len(heads) == len(nodes) and len({node.shape[-1] for node in heads}) == 1:
             counts = tuple(node.shape[1] for node in heads)
-            slots = self._step("heads", merged, len(heads), head_dim=heads[0].shape[-1], counts=counts)
+            slots = self._operation("heads", merged, len(heads), head_dim=heads[0].shape[-1], counts=counts)
             self.slots.update(zip(heads, slots, strict=True))
         else:
             widths = tuple(layer.out_features for layer in layers)
-            slots = self._step("columns", merged, len(nodes), widths=widths)
+            slots = self._operation("columns", merged, len(nodes), widths=widths)
         self.slots.update(zip(nodes, slots, strict=True))
 
     def _activation_of(self, node: Node) -> Node | None:
@@ -154,19 +160,19 @@ class _Emitter:
     # --- norms and sums
 
     def _emit_norm(self, node: Node) -> None:
-        (self.slots[node],) = self._step("norm", (self.slots[node.inputs[0]],), 1, **_norm_options(node))
+        (self.slots[node],) = self._operation("norm", (self.slots[node.inputs[0]],), 1, **_norm_options(node))
 
     def _emit_add(self, node: Node) -> None:
         inputs = [self.slots[source] for source in node.inputs]
         norms = [user for user in self.users[node] if user.op == "norm"]
         if len(norms) != 1:
-            (self.slots[node],) = self._step("add", inputs, 1)
+            (self.slots[node],) = self._operation("add", inputs, 1)
             return
         (norm,) = norms
         layers = [self.block.get_submodule(user.module) for user in self.users[norm] if user.op == "linear"]
         has_codes = any(_is_dynamic(layer, symmetric=True) for layer in layers)
         has_sum = node is self.output or len(self.users[node]) > 1
-        slots = self._step("add_norm", inputs, 1 + has_sum + 2 * has_codes, **_norm_options(norm))
+        slots = self._operation("add_norm", inputs, 1 + has_sum + 2 * has_codes, **_norm_options(norm))
         self.slots[norm] = slots[0]
         if has_sum:
             self.slots[node] = slots[1]
@@ -177,10 +183,10 @@ class _Emitter:
 
     def _emit_activation(self, node: Node) -> None:
         inputs = (self.slots[node.inputs[0]],)
-        (self.slots[node],) = self._step("activation", inputs, 1, activation=node.activation)
+        (self.slots[node],) = self._operation("activation", inputs, 1, activation=node.activation)
 
     def _emit_silu_mul(self, node: Node) -> None:
-        (self.slots[node],) = self._step("silu_mul", [self.slots[source] for source in node.inputs], 1)
+        (self.slots[node],) = self._operation("silu_mul", [self.slots[source] for source in node.inputs], 1)
 
     def _emit_attention(self, node: Node) -> None:
         q, k, v, *mask = node.inputs
@@ -189,18 +195,22 @@ class _Emitter:
             self._emit_heads(x.inputs[0] if x.op == "rope" else x)
         if len(turned) == 2 and q.inputs[1:] == k.inputs[1:]:
             sources = (q.inputs[0], k.inputs[0], *q.inputs[1:])
-            self.slots[q], self.slots[k] = self._step("rope", [self.slots[source] for source in sources], 2)
+            self.slots[q], self.slots[k] = self._operation(
+                "rope", [self.slots[source] for source in sources], 2
+            )
         elif turned:
             raise NotUnderstood("rotary embeddings of q and k differ")
         precision = node.options.get("precision", self.precision if is_native_size(node.head_dim) else None)
         options = {"causal": node.causal, "scale": node.scale, "precision": precision}
         inputs = [self.slots[source] for source in (q, k, v, *mask)]
-        (self.slots[node],) = self._step("attention", inputs, 1, **options)
+        (self.slots[node],) = self._operation("attention", inputs, 1, **options)
 
     def _emit_heads(self, node: Node) -> None:
         if node not in self.slots:
             head_dim, inputs = node.shape[-1], (self.slots[node.inputs[0]],)
-            (self.slots[node],) = self._step("heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],))
+            (self.slots[node],) = self._operation(
+                "heads", inputs, 1, head_dim=head_dim, counts=(node.shape[1],)
+            )
 
 
 def _norm_options(node: Node) -> dict[str, Any]:
@@ -246,22 +256,26 @@ def _batched(emitter: _Emitter) -> dict[int, int]:
     return result
 
 
-def _with_few_slots(steps: Sequence[StepOutline], input_count: int, output: int) -> Pattern:
+def _with_few_slots(operations: Sequence[OperationOutline], input_count: int, output: int) -> Pattern:
     """A slot is reused once its tensor was read for the last time, which frees the tensor as well."""
-    last = {slot: number for number, step in enumerate(steps) for slot in (*step.outputs, *step.inputs)}
-    last[output] = len(steps)
+    last = {
+        slot: number
+        for number, operation in enumerate(operations)
+        for slot in (*operation.outputs, *operation.inputs)
+    }
+    last[output] = len(operations)
     place = {slot: slot for slot in range(input_count)}
     free: list[int] = []
     size = input_count
-    for number, step in enumerate(steps):
-        read, written = step.inputs, step.outputs
-        step.inputs, step.outputs = [place[slot] for slot in read], []
+    for number, operation in enumerate(operations):
+        read, written = operation.inputs, operation.outputs
+        operation.inputs, operation.outputs = [place[slot] for slot in read], []
         free += [place[slot] for slot in dict.fromkeys(read) if last[slot] == number]
         for slot in written:
             if not free:
                 free.append(size)
                 size += 1
             place[slot] = free.pop()
-            step.outputs.append(place[slot])
+            operation.outputs.append(place[slot])
         free += [place[slot] for slot in written if last[slot] == number]  # nobody reads it
-    return Pattern(list(steps), size, place[output])
+    return Pattern(list(operations), size, place[output])

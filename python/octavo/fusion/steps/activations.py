@@ -20,7 +20,7 @@ from ...methods.tracing import Source, traced
 from ...nn import QuantLinear
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes
 from ..verify import FLOAT32_ERROR
 
 ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
@@ -28,7 +28,7 @@ ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
 PROBE = torch.cat([torch.linspace(-12, 12, 193), torch.tensor([-1e4, -100.0, 100.0, 1e4])])
 
 
-class Activations:
+class ActivationFunctions:
     """Linear, then activation -> Linear with an activation."""
 
     name = "activations"
@@ -110,7 +110,7 @@ def _obstacle(layer: Any, module: nn.Module, sources: set[Source | None]) -> str
         return "what the layer gives is read elsewhere, too"
     if layer.activation is not None:
         return "the layer has an activation already"
-    return HOOKS if has_hooks(layer) or has_hooks(module) else ""
+    return MODULE_HAS_HOOKS if has_hooks(layer) or has_hooks(module) else ""
 
 
 def _bound(layer: nn.Module, expected: torch.Tensor, input: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch import nn
 from ..example import Example
 from ..step import Candidate, Changes
 from ..verify import failure
-from .interface import NAMES, Registration, attention_forward, is_native, register, running, sdpa
+from .interface import NAMES, Registration, attention_forward, is_native, register_attention, running, sdpa
 
 WATCHED = "octavo_watched"  # torch's SDPA, and what it was asked
 LENGTH = 24  # of random keys
@@ -115,7 +115,7 @@ def _watch(model: Any, precision: str, example: Example) -> tuple[float | None, 
 
     changes = Changes()
     try:
-        register(WATCHED, watched)
+        register_attention(WATCHED, watched)
         _use(model, WATCHED, changes)
         example.run()
     except Exception as error:

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...base.hooks import hooked
 from ...nn.fused.attention_call import CACHES, AttentionCall, Given, Options
 from ..blocks.graph import NotUnderstood
-from .interface import register
+from .interface import register_attention
 
 # Parameters whose part is known. A module with another one is left alone.
 REQUIRED = ("hidden_states", "position_embeddings", "attention_mask")
@@ -97,18 +98,21 @@ class _Doubling:
 def recorded(module: Any, call: AttentionCall, size: float = 1.0, position: int = 0) -> Run:
     """One run of `module` on random inputs of this size, from this position on. Raises: NotUnderstood."""
     run = _inputs(module, call, size, position)
-    handles = [
-        module.o_proj.register_forward_pre_hook(lambda _, args: run.projected.append(args[0])),
-        module.o_proj.register_forward_hook(lambda _, args, y: setattr(run, "output", y)),
-    ]
+
+    def note(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        run.projected.append(args[0])
+        run.output = output
+
     try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), _attending_by(module, run.attend):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", enabled=False),
+            hooked([(module.o_proj, note)]),
+            _attending_by(module, run.attend),
+        ):
             result = module.forward(**run.given, **run.options)
     except Exception as error:
         raise NotUnderstood(f"it fails on random inputs: {type(error).__name__}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     _check(run, result)
     return run
 
@@ -157,7 +161,7 @@ def _random(*shape: int) -> torch.Tensor:
 def _attending_by(module: Any, attend: Any) -> Iterator[None]:
     """`module` calls this attention function; its config is a copy meanwhile, others hold the same one."""
     config = module.config
-    register(_STAND_IN, attend)
+    register_attention(_STAND_IN, attend)
     module.config = copy.copy(config)
     try:
         module.config._attn_implementation_internal = _STAND_IN

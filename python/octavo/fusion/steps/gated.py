@@ -17,7 +17,7 @@ from ...conversion.plan import has_hooks
 from ...nn import GatedMLP
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, ROOT, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, ModuleStep
 from ..verify import FLOAT32_ERROR
 from .activations import activation_of
 
@@ -25,32 +25,27 @@ SIZES = (1.0, 16.0)  # of random inputs: the activation is no straight line for 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 
-class Gated:
+class Gated(ModuleStep):
     """down_proj(silu(gate_proj(x)) * up_proj(x)) -> GatedMLP."""
 
     name = "gated"
 
-    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
-        return [
-            _candidate(model, name, module, example.proofs)
-            for name, module in model.named_modules()
-            if set(LAYERS) <= set(module._modules) and not isinstance(module, GatedMLP)
-        ]
+    def concerns(self, module: nn.Module) -> bool:
+        return set(LAYERS) <= set(module._modules) and not isinstance(module, GatedMLP)
 
-
-def _candidate(model: nn.Module, name: str, module: nn.Module, proofs: Proofs) -> Candidate:
-    candidate = Candidate(name, type(module).__name__, ROOT if module is model else _obstacle(module, proofs))
-    if not candidate.reason:
+    def look_at(self, candidate: Candidate, module: nn.Module, example: Example) -> None:
+        candidate.reason = _obstacle(module, example.proofs)
+        if candidate.reason:
+            return
         layers: list[Any] = [module.get_submodule(layer) for layer in LAYERS]
         gate, up, down = layers
         replacement = GatedMLP(gate, up, down)
         candidate.reads, candidate.gives, candidate.of_input = module, down, True
         candidate.compute, candidate.bound = replacement.hidden, partial(_bound, gate, up)
-        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
+        candidate.apply = partial(Changes.replace, model=example.model, old=module, new=replacement)
         x = _random(module, gate.in_features)
-        candidate.reason = other_paths(module, {"": x}, proofs)
+        candidate.reason = other_paths(module, {"": x}, example.proofs)
         candidate.trials = [(size * x,) for size in SIZES]
-    return candidate
 
 
 def _random(module: nn.Module, width: int) -> torch.Tensor:
@@ -65,7 +60,7 @@ def _obstacle(module: nn.Module, proofs: Proofs) -> str:
     activation = activation_of(others[0], proofs)
     if activation != "silu":
         return f"its activation is {activation or type(others[0]).__name__}, not silu"
-    return HOOKS if has_hooks(module) or has_hooks(others[0]) else ""
+    return MODULE_HAS_HOOKS if has_hooks(module) or has_hooks(others[0]) else ""
 
 
 def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ def _interface() -> Any:
     return ALL_ATTENTION_FUNCTIONS
 
 
-def register(name: str, function: Any) -> None:
+def register_attention(name: str, function: Any) -> None:
     """Makes `name` known to transformers, with masks as torch's SDPA takes them: bool or none."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -134,7 +134,7 @@ class Registration:
     def __init__(self) -> None:
         _read_sdpa()
         for precision, name in NAMES.items():
-            register(name, partial(attention_forward, precision=precision))
+            register_attention(name, partial(attention_forward, precision=precision))
 
     def __reduce__(self) -> tuple:
         return Registration, ()

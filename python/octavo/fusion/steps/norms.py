@@ -19,35 +19,28 @@ from ...methods.tracing import is_norm_like
 from ...nn import RMSNorm
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, ROOT, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, ModuleStep
 from ..verify import FLOAT32_ERROR, failure, relative
 
 EPS_NAMES = ("eps", "variance_epsilon", "epsilon")
 OFFSETS = (0.0, 1.0)
 
 
-class Norms:
+class Norms(ModuleStep):
     """RMSNorm classes -> octavo.nn.RMSNorm with the same Parameter."""
 
     name = "norms"
 
-    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
-        return [
-            _candidate(model, name, module, example.proofs)
-            for name, module in model.named_modules()
-            if "RMSNorm" in type(module).__name__ and not isinstance(module, RMSNorm)
-        ]
+    def concerns(self, module: nn.Module) -> bool:
+        return "RMSNorm" in type(module).__name__ and not isinstance(module, RMSNorm)
 
-
-def _candidate(model: nn.Module, name: str, module: nn.Module, proofs: Proofs) -> Candidate:
-    candidate = Candidate(name, type(module).__name__)
-    replacement, candidate.reason = (None, ROOT) if module is model else _replacement(module, proofs)
-    if replacement is not None:
-        candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
-        candidate.reads = candidate.gives = module
-        candidate.compute = replacement.forward
-        candidate.bound = relative(_error(module))
-    return candidate
+    def look_at(self, candidate: Candidate, module: nn.Module, example: Example) -> None:
+        replacement, candidate.reason = _replacement(module, example.proofs)
+        if replacement is not None:
+            candidate.apply = partial(Changes.replace, model=example.model, old=module, new=replacement)
+            candidate.reads = candidate.gives = module
+            candidate.compute = replacement.forward
+            candidate.bound = relative(_error(module))
 
 
 def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str]:
@@ -55,7 +48,7 @@ def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str
     if not is_norm_like(module) or module._parameters.get("bias") is not None:
         return None, "not one weight of one axis and nothing else"
     if has_hooks(module):
-        return None, HOOKS
+        return None, MODULE_HAS_HOOKS
     weight: Any = module.weight
     x = torch.randn(5, len(weight), generator=torch.Generator().manual_seed(0))
     # Small rows tell one eps from another.

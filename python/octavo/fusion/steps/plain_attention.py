@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ... import ops
+from ...base.hooks import hooked
 from ...conversion.plan import has_hooks
 from ..example import Example
-from ..step import HOOKS, Candidate, Changes, own_forward
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, own_forward
 from .interface import NO_DROPOUT, is_native
 
 
@@ -43,7 +44,7 @@ class PlainAttention:
         if "forward" in vars(module):
             candidate.reason = own_forward(module)
         elif has_hooks(module):
-            candidate.reason = HOOKS
+            candidate.reason = MODULE_HAS_HOOKS
         else:
             forward = partial(forward_with_ours, module, self.precision)
             candidate.reads = candidate.gives = module
@@ -110,14 +111,17 @@ def _callers(model: nn.Module, example: Example) -> list[nn.Module]:
                 found[running[-1]] = None
             return func(*args, **(kwargs or {}))
 
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(lambda module, _: running.append(module)))
-        handles.append(module.register_forward_hook(lambda *_: running.pop() and None, always_call=True))
-    try:
-        with Watcher():
-            example.run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        running.append(module)
+
+    def leave(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        running.pop()
+
+    modules = list(model.modules())
+    with (
+        hooked(((module, enter) for module in modules), before=True),
+        hooked(((module, leave) for module in modules), always=True),
+        Watcher(),
+    ):
+        example.run()
     return list(found)

@@ -20,7 +20,7 @@ from ...nn.replacements import replacement_of
 from ..blocks.graph import NotUnderstood
 from ..example import Example
 from ..paths import Proofs, other_paths
-from ..step import HOOKS, Candidate, Changes
+from ..step import MODULE_HAS_HOOKS, Candidate, Changes, ModuleStep
 from ..verify import failure
 from .attention_call import TRIALS, inputs_of, read_call, recorded
 from .interface import NAMES, attention_forward, running
@@ -29,30 +29,26 @@ CHILDREN = {*PROJECTIONS, "o_proj"}
 ATTRIBUTES = ("head_dim", "layer_idx", "config")
 
 
-class Rotary:
+class Rotary(ModuleStep):
     """Attention modules that take `position_embeddings` -> RotaryAttention. Comes after the step "attention"."""
 
     name = "rotary"
 
-    def find(self, model: nn.Module, example: Example) -> list[Candidate]:
-        found = [(name, module) for name, module in model.named_modules() if takes_rotations(module)]
-        return [self._candidate(model, name, module, example) for name, module in found]
+    def concerns(self, module: nn.Module) -> bool:
+        return takes_rotations(module)
 
-    def _candidate(self, model: nn.Module, name: str, module: Any, example: Example) -> Candidate:
-        candidate = Candidate(name, type(module).__name__, obstacle(module))
-        replacement = None
-        if not candidate.reason:
-            precision = next(
-                key for key, value in NAMES.items() if value == module.config._attn_implementation
-            )
-            candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
-            candidate.bound = partial(_bound, precision)
-            attend = partial(attention_forward, precision=precision)
-            replacement, candidate.reason = _replacement(module, attend, example.proofs)
+    def look_at(self, candidate: Candidate, module: Any, example: Example) -> None:
+        candidate.reason = obstacle(module)
+        if candidate.reason:
+            return
+        precision = next(key for key, value in NAMES.items() if value == module.config._attn_implementation)
+        candidate.reads, candidate.gives, candidate.of_input = module, module.o_proj, True
+        candidate.bound = partial(_bound, precision)
+        attend = partial(attention_forward, precision=precision)
+        replacement, candidate.reason = _replacement(module, attend, example.proofs)
         if replacement is not None:
             candidate.compute = partial(_compute, replacement)
-            candidate.apply = partial(Changes.replace, model=model, old=module, new=replacement)
-        return candidate
+            candidate.apply = partial(Changes.replace, model=example.model, old=module, new=replacement)
 
 
 def takes_rotations(module: nn.Module) -> bool:
@@ -76,7 +72,7 @@ def obstacle(module: Any) -> str:
         return "it looks through a sliding window"
     if module.config._attn_implementation not in NAMES.values():
         return "its model does not use octavo's attention"
-    return HOOKS if has_hooks(module) else ""
+    return MODULE_HAS_HOOKS if has_hooks(module) else ""
 
 
 def _is_linear(module: nn.Module) -> bool:

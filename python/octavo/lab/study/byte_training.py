@@ -24,7 +24,7 @@ SCALE_SHARE = 10.0
 
 
 @dataclass(frozen=True)
-class Config:
+class TrainingConfig:
     """How long, how fast, from which random numbers.
 
     A learning rate of 2e-3, with GPT-2's initial weights, was tried: held-out perplexity 4.06 instead of 3.30.
@@ -40,7 +40,7 @@ class Config:
 def train(
     model: ByteLM,
     text: torch.Tensor,
-    config: Config,
+    config: TrainingConfig,
     after_step: Callable[[int, float], object] = lambda step, loss: None,
 ) -> ByteLM:
     """Trains all Parameters of `model`, in place, on windows of `text`; returns it in eval mode.
@@ -67,7 +67,7 @@ def train(
     return model.eval()
 
 
-def learning_rate(step: int, config: Config) -> float:
+def learning_rate(step: int, config: TrainingConfig) -> float:
     """Linear warm-up, then a half cosine down to a tenth."""
     if step <= config.warmup:
         return config.learning_rate * step / config.warmup

@@ -32,7 +32,7 @@ SHARED = ("perplexity", "kld", "kld_standard_error", "top1_agreement", "accuracy
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """How much is measured.
 
     calibration_windows   of training text, 128 bytes each, that schemes with needs_data see
@@ -51,7 +51,7 @@ class Settings:
     rounds: int = 15
 
 
-QUICK = Settings(calibration_windows=16, windows=32, prompts=8, new_bytes=16, rounds=3)
+QUICK = StudySettings(calibration_windows=16, windows=32, prompts=8, new_bytes=16, rounds=3)
 
 
 def registered_schemes() -> list[Scheme]:
@@ -66,7 +66,7 @@ def registered_schemes() -> list[Scheme]:
 def run(
     schemes: Sequence[Scheme] | None = None,
     *,
-    settings: Settings = Settings(),
+    settings: StudySettings = StudySettings(),
     progress: bool = False,
 ) -> StudyResult:
     """Quantizes the byte language model with each scheme and measures what that does.
@@ -97,7 +97,7 @@ def run(
 class _Measure:
     """The figures of one model against the reference, on the text that the settings ask for."""
 
-    def __init__(self, reference: nn.Module, settings: Settings) -> None:
+    def __init__(self, reference: nn.Module, settings: StudySettings) -> None:
         self.reference = reference
         self.batches = list(byte_text.held_out(settings.windows).split(BATCH))
         ids = byte_text.held_out(settings.prompts)[:, : settings.prompt_bytes]
@@ -129,7 +129,9 @@ class _Measure:
         )
 
 
-def _with_times(rows: list[StudyRow], models: dict[str, nn.Module], settings: Settings) -> list[StudyRow]:
+def _with_times(
+    rows: list[StudyRow], models: dict[str, nn.Module], settings: StudySettings
+) -> list[StudyRow]:
     medians: dict[str, dict[str, float]] = {name: {} for name in models}
     for windows, length in settings.shapes:
         ids = byte_text.held_out(windows)[:, :length]
@@ -150,7 +152,7 @@ def _with_times(rows: list[StudyRow], models: dict[str, nn.Module], settings: Se
     ]
 
 
-def _counts(settings: Settings) -> dict[str, int]:
+def _counts(settings: StudySettings) -> dict[str, int]:
     return {
         "calibration_windows": settings.calibration_windows,
         "windows": settings.windows,

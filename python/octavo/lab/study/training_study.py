@@ -25,7 +25,7 @@ from ...formats import CoarseInt8
 from ...runtime.timing import machine, torch_threads
 from ...schemes import SCHEMES, Scheme, label
 from . import byte_lm, byte_text
-from .byte_training import Config, train
+from .byte_training import TrainingConfig, train
 from .training_result import FLOAT, LEARNED_SCALES, NONE, STRAIGHT_THROUGH, TrainingResult, TrainingRow
 
 CONTEXT = 128
@@ -35,7 +35,7 @@ LAST = 30  # steps whose mean is the training loss
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingStudySettings:
     """How much is trained and measured.
 
     training              steps, windows of each, and what else is the same for all; another seed than the model's own
@@ -46,17 +46,22 @@ class Settings:
     windows               of held-out text, 128 predicted bytes each
     """
 
-    training: Config = Config(steps=150, batch=16, warmup=10, seed=1)
+    training: TrainingConfig = TrainingConfig(steps=150, batch=16, warmup=10, seed=1)
     learning_rates: tuple[float, float] = (5e-4, 2e-3)
     calibration_windows: int = 64
     windows: int = byte_text.WINDOWS
 
 
-QUICK = Settings(Config(steps=10, batch=8, warmup=2, seed=1), calibration_windows=16, windows=32)
+QUICK = TrainingStudySettings(
+    TrainingConfig(steps=10, batch=8, warmup=2, seed=1), calibration_windows=16, windows=32
+)
 
 
 def run(
-    schemes: Sequence[Scheme] | None = None, *, settings: Settings = Settings(), progress: bool = False
+    schemes: Sequence[Scheme] | None = None,
+    *,
+    settings: TrainingStudySettings = TrainingStudySettings(),
+    progress: bool = False,
 ) -> TrainingResult:
     """Measures each scheme without training, after training in float, and after training through its rounding.
 
@@ -100,7 +105,7 @@ class _Trained:
 class _Study:
     """The float models, untrained and trained, and the rows of each scheme."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: TrainingStudySettings) -> None:
         self.settings = settings
         self.reference = byte_lm.load()
         self.text = byte_text.training_bytes()
@@ -165,7 +170,7 @@ class _Study:
         return found.distribution
 
 
-def _counts(settings: Settings) -> dict[str, Any]:
+def _counts(settings: TrainingStudySettings) -> dict[str, Any]:
     return {
         "steps": settings.training.steps,
         "batch": settings.training.batch,

@@ -19,14 +19,14 @@ _NOT_GIVEN = -1  # index of the None that is appended to the values of a call
 
 
 @dataclass
-class Parameters:
+class ForwardParameters:
     """What a function's signature says: names of positional parameters in order, and all defaults."""
 
     positional: list[str]
     defaults: dict[str, Any]
 
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> Parameters:
+    def of(cls, function: Callable[..., Any]) -> ForwardParameters:
         parameters = inspect.signature(function).parameters.values()
         return cls(
             [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],
@@ -61,7 +61,7 @@ class BlockCall:
     mask        the one of `tensors` that may also be None
     """
 
-    parameters: Parameters
+    parameters: ForwardParameters
     tensors: list[str] = field(default_factory=list)
     tuples: dict[str, int] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class BlockCall:
     @classmethod
     def like(cls, block: nn.Module, args: tuple, kwargs: dict) -> BlockCall:
         """Calls with tensors where this one has tensors, and its other values. Raises: TypeError for other objects."""
-        call = cls(Parameters.of(block.forward))
+        call = cls(ForwardParameters.of(block.forward))
         for name, value in call.parameters.named(args, kwargs).items():
             if isinstance(value, torch.Tensor):
                 call.tensors.append(name)

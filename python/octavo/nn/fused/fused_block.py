@@ -19,7 +19,7 @@ from torch import nn
 
 from ...ops.checks import wants_gradient
 from .block_call import BlockCall
-from .block_steps import BlockStep, LayersChanged
+from .block_operations import BlockOperation, LayersChanged
 
 _is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -28,14 +28,14 @@ _ALL_MODULES = (nn.modules.module._global_forward_hooks, nn.modules.module._glob
 
 @dataclass
 class BlockProgram:
-    """Steps over `size` slots, of which the first ones are the call's tensors; `output` is the slot of the result.
+    """Operations over `size` slots, of which the first ones are the call's tensors; `output` is the slot of the result.
 
     A large batch goes through all of them in parts. `batched` has the tensors to be cut: slot -> number of axes, the
     first of which is the batch, or 1 where all items share the tensor. Empty: batches are not cut.
     `guards` are conditions on the shapes of slots, in Python: the block computes something else where one is not met.
     """
 
-    steps: Sequence[BlockStep]
+    operations: Sequence[BlockOperation]
     size: int
     output: int
     batched: dict[int, int] = field(default_factory=dict)
@@ -66,8 +66,8 @@ class BlockProgram:
 
     def _run(self, slots: list[Any]) -> Any:
         slots += [None] * (self.size - len(slots))
-        for step in self.steps:
-            step.run(slots)
+        for operation in self.operations:
+            operation.run(slots)
         return slots[self.output]
 
     def _run_in_parts(self, slots: list[Any], parts: int) -> Any:
@@ -139,8 +139,8 @@ class BlockPlan:
     def forget(self) -> None:
         """Lets go of copies of the layers' tensors."""
         for program in self.programs.values():
-            for step in program.steps:
-                step.forget()
+            for operation in program.operations:
+                operation.forget()
 
     def _applies(self, block: nn.Module, x: torch.Tensor) -> bool:
         return (
@@ -165,8 +165,8 @@ class FusedBlock(nn.Module):
     block_plan: BlockPlan
 
     def extra_repr(self) -> str:
-        steps = next(iter(self.block_plan.programs.values())).steps
-        return ", ".join(filter(None, [super().extra_repr(), f"fused into {len(steps)} steps"]))
+        operations = next(iter(self.block_plan.programs.values())).operations
+        return ", ".join(filter(None, [super().extra_repr(), f"fused into {len(operations)} operations"]))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> FusedBlock:
         self.block_plan.forget()

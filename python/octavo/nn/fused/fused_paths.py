@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...base.hooks import hooked
 from ..linear import QuantLinear
 from ..prepared import PreparedLinear
 
@@ -46,15 +47,14 @@ def without_nested_tensors(*models: nn.Module) -> Iterator[None]:
     """
     modules: Any = {module for model in models for module in model.modules()}
     encoders = [m for m in modules if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
-    handles = [encoder.register_forward_hook(_zero_padding, with_kwargs=True) for encoder in encoders]
-    try:
-        for encoder in encoders:
-            encoder.use_nested_tensor = False
-        yield
-    finally:
-        for encoder, handle in zip(encoders, handles, strict=True):
-            encoder.use_nested_tensor = True
-            handle.remove()
+    with hooked((encoder, _zero_padding) for encoder in encoders):
+        try:
+            for encoder in encoders:
+                encoder.use_nested_tensor = False
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.use_nested_tensor = True
 
 
 def _hook(encoder: nn.TransformerEncoder) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each scheme costs at run time on one linear layer, as multiples of Int8Dynamic: the times in docs/methods.md.
 
+Usage: python -m suites.methods, run in benchmarks/
+
 Six channels of the input are twenty times the others; one thread; fp32 in and out, weights warm. `train` is one step of
 forward and backward through a prepared layer, as a multiple of the float layer's.
 """

@@ -17,7 +17,7 @@ from torch import nn
 from octavo.huggingface.models import bundled_folder, load_encoder, unpadded_batches
 from octavo.lab.demo_data import docstring_sentences
 from octavo.runtime.timing import interleaved, page_faults
-from swapped import FLOOR, candidates
+from suites.swapped import FLOOR, candidates
 from timing import figures
 
 SHAPES = [(1, 16), (1, 128), (8, 128), (32, 128)]  # (sentences, tokens)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine can do at best, measured before anything else by the program in benchmarks/ceilings.
+"""What the machine can do at best, measured before anything else by the program in benchmarks/limits/machine.
 
 It is compiled when it is needed (cmake and a C++ compiler); without them results lack the shares of the ceilings.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/bench"
 
 
@@ -21,7 +21,7 @@ def build() -> Path:
     configure = ["cmake", "-S", ROOT, "-B", FOLDER, "-DOCTAVO_BUILD_BENCHMARKS=ON"]
     for command in (configure, ["cmake", "--build", FOLDER, "--parallel"]):
         subprocess.run(command, check=True, capture_output=True, text=True)
-    return FOLDER / "benchmarks/ceilings/ceilings"
+    return FOLDER / "benchmarks/limits/machine/ceilings"
 
 
 def measure(threads: int) -> dict[str, Any]:

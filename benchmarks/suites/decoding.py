@@ -13,8 +13,8 @@ import transformers
 from torch import nn
 
 import octavo
-from decoder import SIZES, decoder
 from octavo.runtime.timing import interleaved
+from suites.decoder import SIZES, decoder
 from timing import milliseconds
 
 CONTEXTS = [32, 512, 2048]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fused block runs: steps that read tensors from slots and put what they compute into slots.
+"""What a fused block runs: operations that read tensors from slots and put what they compute into slots.
 
-A step holds the block's own layers, or the dicts of their parameters, so that it computes with what they hold now. It
-is made for little Python: with short sequences, that is what a block costs.
+An operation holds the block's own layers, or the dicts of their parameters, so that it computes with what they hold
+now. It runs as little Python as possible: with short sequences, Python is most of what a block costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .shared_input import Joined, SharedInput
 Slots = list[Any]
 
 
-class BlockStep:
+class BlockOperation:
     """One call. `inputs` and `outputs` are numbers of slots."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...]):
@@ -36,10 +36,10 @@ class BlockStep:
 
 
 class LayersChanged(Exception):
-    """Layers can no longer be computed as the step would do it; the block's own forward can."""
+    """Layers can no longer be computed as the operation would do it; the block's own forward can."""
 
 
-class LinearStep(BlockStep):
+class LinearOperation(BlockOperation):
     """Any linear layer, by its own forward; an activation that the layer does not have itself comes after it."""
 
     def __init__(
@@ -59,7 +59,7 @@ class LinearStep(BlockStep):
         slots[self.y] = y if self.activation is None else ops.activate(y, self.activation)
 
 
-class DynamicLinearStep(BlockStep):
+class DynamicLinearOperation(BlockOperation):
     """A layer of Int8Dynamic, or several side by side, of x or of its codes and scale."""
 
     def __init__(
@@ -97,7 +97,7 @@ class DynamicLinearStep(BlockStep):
         return self.layer.scheme.weights.operands_of(self.layer), parameters["bias"]
 
 
-class HeadsStep(BlockStep):
+class HeadsOperation(BlockOperation):
     """[batch, length, heads * head_dim] to one view [batch, heads, length, head_dim] for each of `counts`."""
 
     def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], head_dim: int, counts: tuple[int, ...]):
@@ -114,7 +114,7 @@ class HeadsStep(BlockStep):
             slots[output] = part
 
 
-class ColumnsStep(BlockStep):
+class ColumnsOperation(BlockOperation):
     """[..., sum of widths] to one view for each of `widths`."""
 
     def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], widths: tuple[int, ...]):
@@ -128,7 +128,7 @@ class ColumnsStep(BlockStep):
             slots[output] = part
 
 
-class RopeStep(BlockStep):
+class RopeOperation(BlockOperation):
     """q, k, cos, sin to q and k turned."""
 
     def run(self, slots: Slots) -> None:
@@ -136,7 +136,7 @@ class RopeStep(BlockStep):
         slots[self.outputs[0]], slots[self.outputs[1]] = ops.rope(slots[q], slots[k], slots[cos], slots[sin])
 
 
-class AttentionStep(BlockStep):
+class AttentionOperation(BlockOperation):
     """q, k, v and perhaps a mask to [batch, length, heads * head_dim]; without a precision by torch."""
 
     def __init__(
@@ -169,7 +169,7 @@ Place = tuple[dict[str, Any], str]
 NO_PARAMETER: Place = ({"none": None}, "none")
 
 
-class NormStep(BlockStep):
+class NormOperation(BlockOperation):
     """LayerNorm or RMSNorm of x."""
 
     def __init__(
@@ -194,7 +194,7 @@ class NormStep(BlockStep):
             slots[self.outputs[0]] = F.layer_norm(x, weight.shape, weight, bias, self.eps)
 
 
-class AddNormStep(NormStep):
+class AddNormOperation(NormOperation):
     """The norm of x + residual and, where there are slots for them, the sum, the norm's codes and their scale."""
 
     def __init__(self, inputs: tuple[int, int], outputs: tuple[int, ...], *options: Any, **names: Any):
@@ -213,7 +213,7 @@ class AddNormStep(NormStep):
             slots[output] = result
 
 
-class ActivationStep(BlockStep):
+class ActivationOperation(BlockOperation):
     """An activation on its own."""
 
     def __init__(self, inputs: tuple[int], outputs: tuple[int], activation: str):
@@ -224,30 +224,30 @@ class ActivationStep(BlockStep):
         slots[self.outputs[0]] = ops.activate(slots[self.inputs[0]], self.activation)
 
 
-class SiluMulStep(BlockStep):
+class SiluMulOperation(BlockOperation):
     """silu(gate) * up."""
 
     def run(self, slots: Slots) -> None:
         slots[self.outputs[0]] = ops.silu_mul(slots[self.inputs[0]], slots[self.inputs[1]])
 
 
-class AddStep(BlockStep):
+class AddOperation(BlockOperation):
     """The sum of two tensors."""
 
     def run(self, slots: Slots) -> None:
         slots[self.outputs[0]] = torch.add(slots[self.inputs[0]], slots[self.inputs[1]])
 
 
-KINDS: dict[str, type[BlockStep]] = {
-    "linear": LinearStep,
-    "dynamic_linear": DynamicLinearStep,
-    "heads": HeadsStep,
-    "columns": ColumnsStep,
-    "rope": RopeStep,
-    "attention": AttentionStep,
-    "norm": NormStep,
-    "add_norm": AddNormStep,
-    "activation": ActivationStep,
-    "silu_mul": SiluMulStep,
-    "add": AddStep,
+OPERATIONS: dict[str, type[BlockOperation]] = {
+    "linear": LinearOperation,
+    "dynamic_linear": DynamicLinearOperation,
+    "heads": HeadsOperation,
+    "columns": ColumnsOperation,
+    "rope": RopeOperation,
+    "attention": AttentionOperation,
+    "norm": NormOperation,
+    "add_norm": AddNormOperation,
+    "activation": ActivationOperation,
+    "silu_mul": SiluMulOperation,
+    "add": AddOperation,
 }

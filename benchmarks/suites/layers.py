@@ -21,12 +21,12 @@ from torch import nn
 
 import octavo
 import rivals
-from ceilings import fastest_seconds
+from limits.ceilings import fastest_seconds
 from octavo.lab.bench import (
-    Candidate,
+    LayerCandidate,
     Measurement,
     exact_linear,
-    measure,
+    measure_candidates,
     octavo_candidates,
     random_linear,
 )
@@ -154,7 +154,7 @@ def warm(linear: nn.Linear, chosen: list[rivals.Rival], plan: Plan) -> Iterator[
             yield batch, measurement
 
 
-def candidate_of(rival: rivals.Rival, linear: nn.Linear, copies: int = 1) -> Candidate:
+def candidate_of(rival: rivals.Rival, linear: nn.Linear, copies: int = 1) -> LayerCandidate:
     """If it cannot be built, the candidate raises why when it is run."""
     try:
         with torch.inference_mode():
@@ -165,8 +165,8 @@ def candidate_of(rival: rivals.Rival, linear: nn.Linear, copies: int = 1) -> Can
         def fail(x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(f"cannot be built: {failure}")
 
-        return Candidate(rival.name, fail)
-    return Candidate(rival.name, layers[0] if copies == 1 else rotating(layers))
+        return LayerCandidate(rival.name, fail)
+    return LayerCandidate(rival.name, layers[0] if copies == 1 else rotating(layers))
 
 
 def rotating(layers: list[rivals.Run]) -> rivals.Run:
@@ -186,7 +186,7 @@ def cold(linear: nn.Linear, chosen: list[rivals.Rival], plan: Plan) -> Iterator[
     ours = []
     for scheme in schemes():
         layers: list[rivals.Run] = [octavo.quantized(linear, scheme) for _ in range(copies)]
-        ours += [Candidate(f"octavo {label(scheme)}", rotating(layers), isa) for isa in isas()]
+        ours += [LayerCandidate(f"octavo {label(scheme)}", rotating(layers), isa) for isa in isas()]
     for batch in plan.batches:
         if batch <= COLD_BATCHES:
             x = torch.randn(batch, linear.in_features).to(dtype)
@@ -201,6 +201,10 @@ def last_level_cache() -> int:
     return max(sizes, default=32 << 20)
 
 
-def timed(candidates: list[Candidate], linear: nn.Linear, x: torch.Tensor, plan: Plan) -> list[Measurement]:
+def timed(
+    candidates: list[LayerCandidate], linear: nn.Linear, x: torch.Tensor, plan: Plan
+) -> list[Measurement]:
     exact = exact_linear(linear, x)
-    return measure(candidates, x, exact, rounds=plan.rounds, seconds=plan.seconds, limit=plan.limit)
+    return measure_candidates(
+        candidates, x, exact, rounds=plan.rounds, seconds=plan.seconds, limit=plan.limit
+    )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a layer, a conversion and a load take of memory, as the kernel counts what is resident. Linux only.
 
-Each number comes from a process of its own: `python benchmarks/memory.py layer Int8Dynamic 16` prints one of them.
+Each number comes from a process of its own: `python -m limits.memory layer Int8Dynamic 16`, run in benchmarks/, prints
+one of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 
 import octavo
 
+BENCHMARKS = Path(__file__).resolve().parents[1]
 WIDTH, DEPTH = 4096, 8  # of the model that is converted; a layer alone has the same width
 BATCHES = [1, 16, 256, 1024]
 SCHEMES = {"Int8Dynamic": octavo.Int8Dynamic(), "Int8WeightOnly": octavo.Int8WeightOnly()}
@@ -95,8 +97,10 @@ def loading(scheme: octavo.schemes.Scheme, folder: str) -> dict[str, float]:
 
 
 def in_a_process(*arguments: object) -> dict[str, float]:
-    command = [sys.executable, __file__, *map(str, arguments), str(torch.get_num_threads())]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "limits.memory", *map(str, arguments), str(torch.get_num_threads())]
+    return json.loads(
+        subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def measure(rounds: int = 1) -> list[dict[str, object]]:

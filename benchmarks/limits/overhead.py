@@ -6,9 +6,8 @@ from __future__ import annotations
 import torch
 
 import rivals
-from layers import candidate_of, row_of, schemes
-from octavo.lab.bench import exact_linear, octavo_candidates, random_linear
-from octavo.lab.bench import measure as measure_candidates
+from octavo.lab.bench import exact_linear, measure_candidates, octavo_candidates, random_linear
+from suites.layers import candidate_of, row_of, schemes
 
 
 def measure(only: list[str] | None = None) -> list[dict[str, object]]:

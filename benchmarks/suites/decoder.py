@@ -2,7 +2,7 @@
 """A decoder like Llama with random weights, only its Linears swapped: tokens per second, closeness to fp32, memory.
 
 Its weights are heavy-tailed, as those of trained decoders are: Student's t with 4 degrees of freedom. Nothing is
-downloaded. `python benchmarks/decoder.py NAME` says what the candidate NAME takes in a process of its own.
+downloaded. `python -m suites.decoder NAME`, run in benchmarks/, says what memory the candidate NAME takes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ import transformers
 from torch import nn
 
 import octavo
-from memory import megabytes_of_process
+from limits.memory import megabytes_of_process
 from octavo.runtime.timing import Times, interleaved
-from swapped import CONVERSIONS, FLOOR, candidates, megabytes
+from suites.swapped import CONVERSIONS, FLOOR, candidates, megabytes
 
+BENCHMARKS = Path(__file__).resolve().parents[1]
 CONTEXT, DECODED = 32, 16  # tokens in the cache before, and tokens decoded by one timed call
 PREFILLS = [128, 512]
 FORCED = 256  # tokens whose logits are compared
@@ -119,8 +121,10 @@ def process_memory(name: str, model: nn.Module) -> dict[str, float]:
 
 
 def in_a_process(*arguments: str) -> dict[str, float]:
-    command = [sys.executable, __file__, *arguments]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "suites.decoder", *arguments]
+    return json.loads(
+        subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def memory_of(name: str, folder: str = "") -> dict[str, float]:
