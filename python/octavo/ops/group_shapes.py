@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..base.float_types import FLOAT_DTYPES
-from .shapes import Shape, packed_weight, require
+from .shapes import packed_weight, require
 
 _NUMBERS = (*FLOAT_DTYPES, torch.uint8, torch.int8)
 
@@ -23,7 +23,7 @@ def planes_shape(n: int, k: int, bits: int) -> tuple[int, int, int, int]:
     return (n + 15) // 16, 2 * ((k + 63) // 64), bits, 64
 
 
-def planes(op: str, name: str, tensor: torch.Tensor, n: int, k: int, bits: int) -> None:
+def packed_planes(op: str, name: str, tensor: torch.Tensor, n: int, k: int, bits: int) -> None:
     shape = planes_shape(n, k, bits)
     text = (
         f"{op}: {name} does not hold a weight of {n} x {k} with {bits} bits; need uint8 [{shape[0]}, {shape[1]}, "
@@ -44,7 +44,7 @@ def group_weight(op: str, k: int, weight: tuple[Any, ...]) -> None:
     if bits == 8:
         packed_weight(op, codes, n, k)
     else:
-        planes(op, "codes", codes, n, k, bits)
+        packed_planes(op, "codes", codes, n, k, bits)
     groups = (k + group_size - 1) // group_size if group_size else 1
     strips = (n + 15) // 16
     for name, tensor in (("scale", scale), ("minimum", minimum)):
@@ -104,6 +104,6 @@ def _numbers(
     require(super_scale is None or minimum is None or minimum.dtype == torch.uint8, text)
 
 
-def _has_shape(tensor: torch.Tensor, shape: Shape, text: str) -> None:
+def _has_shape(tensor: torch.Tensor, shape: tuple[int, ...], text: str) -> None:
     for size, expected in zip(tensor.shape, shape, strict=True):
         require(size == expected, text)

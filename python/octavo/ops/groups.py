@@ -214,5 +214,5 @@ def _(planes, n, k):
     shapes.require(n >= 0 and k >= 0, f"unpack_planes: n and k must not be negative, got {n} and {k}")
     bits = planes.shape[2] if planes.dim() == 4 else 0
     group_shapes.plane_bits("unpack_planes", bits)
-    group_shapes.planes("unpack_planes", "planes", planes, n, k, bits)
+    group_shapes.packed_planes("unpack_planes", "planes", planes, n, k, bits)
     return planes.new_empty((n, k))
