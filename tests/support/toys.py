@@ -39,7 +39,7 @@ class Group4(WeightFormat):
     group_size: int = 8
     symmetric: bool = True
 
-    codes: ClassVar[str] = "weight_packed"
+    replaced: ClassVar[tuple[str, ...]] = ("weight_packed",)
 
     @property
     def granularity(self) -> PerGroup:

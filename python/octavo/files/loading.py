@@ -41,7 +41,7 @@ def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     check_values("load", quantized, tensors)
     with undone_on_error(skeleton):
         model = _swap(skeleton, layers)
-        model.load_state_dict(_own_parameters(model, tensors, _codes_of(quantized)), assign=True)
+        model.load_state_dict(_own_parameters(model, tensors, _replaced_in(quantized)), assign=True)
         _fill_left_out_buffers(model, buffers)
         _check_nothing_on_meta(model)
     for layer in quantized.values():
@@ -171,23 +171,25 @@ def _swap(skeleton: nn.Module, layers: dict[str, OurLinear]) -> nn.Module:
     return skeleton
 
 
-def _codes_of(layers: dict[str, QuantLinear]) -> set[str]:
-    """The names of the codes that packing will copy."""
+def _replaced_in(layers: dict[str, QuantLinear]) -> set[str]:
+    """The names of the tensors that packing will copy."""
     weights = {name: layer.scheme.weights for name, layer in layers.items()}
-    return {prefix_of(name) + format.codes for name, format in weights.items() if format.held}
+    return {
+        prefix_of(name) + leaf for name, format in weights.items() if format.held for leaf in format.replaced
+    }
 
 
 def _own_parameters(
-    model: nn.Module, tensors: dict[str, torch.Tensor], packed: set[str]
+    model: nn.Module, tensors: dict[str, torch.Tensor], replaced: set[str]
 ) -> dict[str, torch.Tensor]:
     """Copies, so that the model outlives its file. Names of one tensor get one Parameter: still tied.
 
-    Codes that are `packed`, by name, are not copied: packing, which follows, is their copy.
+    Those that will be `replaced`, by name, are not copied: packing, which follows, is their copy.
     """
     copies: dict[int, nn.Parameter] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in copies:
-            kept = tensor if name in packed else tensor.clone()
+            kept = tensor if name in replaced else tensor.clone()
             copies[id(tensor)] = nn.Parameter(kept, requires_grad=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {

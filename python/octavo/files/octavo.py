@@ -110,8 +110,9 @@ def _row(name: str, tensors: Mapping[str, Entry], layers: Mapping[str, Any]) -> 
     text, format = _text(layers[name]), _format(layers[name])
     if format is None:
         return row(name, tensors, "QuantLinear", text)
-    weights = tensors[main_of(name, tensors, format.codes)].bytes * 8 // format.stored_bits
-    return row(name, tensors, "QuantLinear", text, weights, format.codes)
+    codes = format.replaced[0]
+    weights = tensors[main_of(name, tensors, codes)].bytes * 8 // format.stored_bits
+    return row(name, tensors, "QuantLinear", text, weights, codes)
 
 
 def _format(fields: dict[str, Any]) -> WeightFormat | None:

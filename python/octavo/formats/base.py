@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a weight format is: which codes and scales a weight becomes, and how they lie in memory and in files.
 
-A layer in its canonical form holds the tensors that `tensors` names; files hold the same. Packing moves the codes out
-of the layer's parameters: the buffers that `held` names then hold the kernel's layout of them. No file outside of
-this folder knows what a format's tensors are.
+A layer in its canonical form holds the tensors that `tensors` names; files hold the same. Packing takes those that
+`replaced` names out of the layer, the codes and perhaps their scales: the buffers that `held` names then hold what is
+in them in the kernel's layout. No file outside of this folder knows what a format's tensors are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ Kernel = Callable[..., torch.Tensor]
 class WeightFormat(Config, ABC):
     """How weights are stored. Instances without fields are the usual case."""
 
-    codes: ClassVar[str] = "weight"  # the tensor of the canonical form that packing replaces
     held: ClassVar[tuple[str, ...]] = ("packed",)  # buffers of the packed form
     # What the kernel reads of a layer, and how many outputs lie together: layers whose outputs fill whole strips can
     # lie side by side and be multiplied as one.
@@ -60,6 +59,11 @@ class WeightFormat(Config, ABC):
     def has_zero_points(self) -> bool:
         """Whether code 0 may stand for another value than 0. Such scales cannot be learned."""
         return False
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The tensors of the canonical form that packing replaces, the codes first."""
+        return ("weight",)
 
     # --- the canonical form -----------------------------------------------------------------------------------------
 
@@ -91,11 +95,11 @@ class WeightFormat(Config, ABC):
 
     def part_of(self, name: str) -> str:
         """What the bytes of a layer's tensor are: "codes", "scales", "zero_points" or "other"."""
-        if name == self.codes or name in self.held:
-            return "codes"
         if "scale" in name:
             return "scales"
-        return "zero_points" if "zero_point" in name or "minimum" in name else "other"
+        if "zero_point" in name or "minimum" in name:
+            return "zero_points"
+        return "codes" if name == self.replaced[0] or name in self.held else "other"
 
     # --- from floats ------------------------------------------------------------------------------------------------
 
@@ -109,13 +113,13 @@ class WeightFormat(Config, ABC):
 
     # --- the packed form: here for formats without a kernel, whose codes stay as they are ----------------------------
 
-    def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """The buffers that `held` names, made from the canonical form: copies."""
-        return {"packed": tensors[self.codes].detach().clone()}
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        """The buffers that `held` names, made from the canonical form of a weight [n, k]: copies."""
+        return {"packed": tensors[self.replaced[0]].detach().clone()}
 
-    def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
-        """The codes of the canonical form, from the packed one."""
-        return held["packed"]
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        """The tensors that `replaced` names, in the canonical form, from the packed one."""
+        return {self.replaced[0]: held["packed"]}
 
     # --- the product ------------------------------------------------------------------------------------------------
 

@@ -84,13 +84,13 @@ class Int8(WeightFormat):
         scale, zero_point = ops.choose_qparams(self.granularity.to_rows(weight), -self.qmax, self.qmax, True)
         return QParams(scale, zero_point, -self.qmax, self.qmax, self.granularity)
 
-    def pack(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         codes = tensors["weight"].detach()
-        packed = huge_pages.empty(ops.packed_shape(*codes.shape))
+        packed = huge_pages.empty(ops.packed_shape(n, k))
         return {"column_sum": ops.pack_weight_into(codes, packed), "packed": packed}
 
-    def unpack(self, held: Tensors, n: int, k: int) -> torch.Tensor:
-        return ops.unpack_weight(held["packed"], n, k)
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        return {"weight": ops.unpack_weight(held["packed"], n, k)}
 
     def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
         product = layer.scheme.activations.int8_product

@@ -2,8 +2,8 @@
 """QuantLinear: a linear layer whose weight is quantized. It holds what its weight format says and calls one operator.
 
 It is in one of two states. Canonical: the codes are an ordinary frozen Parameter, so that any loader can fill it.
-Packed: the codes have left the parameters, and buffers hold the kernels' layout of them. The first forward packs, if
-nobody has before. Files only ever see the canonical form, memory holds only one of the two.
+Packed: the codes, with some formats the scales as well, have left it, and buffers hold the kernels' layout of them. The
+first forward packs, if nobody has before. Files only ever see the canonical form, memory holds only one of the two.
 """
 
 from __future__ import annotations
@@ -122,10 +122,14 @@ class QuantLinear(nn.Module):
     def _hold_(self, name: str, tensor: torch.Tensor) -> None:
         """Codes are a Parameter, so that every loader finds them, until they are packed. Other integers are a buffer,
         for integer Parameters would make model.requires_grad_(True) raise."""
-        if tensor.is_floating_point() or name == self.scheme.weights.codes:
+        if tensor.is_floating_point() or name == self._codes_name:
             self.register_parameter(name, frozen(tensor))
         else:
             self.register_buffer(name, tensor)
+
+    @property
+    def _codes_name(self) -> str:
+        return self.scheme.weights.replaced[0]
 
     # `input` is nn.Linear's name for it, so that keyword calls work.
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -146,44 +150,47 @@ class QuantLinear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        return self.scheme.weights.codes not in self._parameters
+        return self._codes_name not in self._parameters
 
     def pack_(self) -> QuantLinear:
         """Goes to the packed state, in place. Does nothing to a layer that is packed or on the meta device."""
         weights = self.scheme.weights
-        codes = self._parameters.get(weights.codes)
+        codes = self._parameters.get(self._codes_name)
         if codes is not None and not codes.is_meta:
             # Inference tensors could not be saved for backward.
             with torch.inference_mode(False), torch.no_grad():
-                for name, tensor in weights.pack(self._weight_tensors()).items():
-                    setattr(self, name, tensor)
-            self._parameters.pop(weights.codes, None)
+                packed = weights.pack(self._weight_tensors(), self.out_features, self.in_features)
+            self._buffers.update(packed)
+            for name in weights.replaced:
+                self._parameters.pop(name, None)
+                self._buffers.pop(name, None)
         return self
 
     def unpack_(self) -> QuantLinear:
         """Goes back to the canonical state, in place: for loaders that set one tensor after the other by name, as
         accelerate's load_checkpoint_and_dispatch does. `load_state_dict` does not need it."""
         if self.is_packed:
-            weights = self.scheme.weights
             with torch.inference_mode(False), torch.no_grad():
-                codes = self.codes()
-                self._buffers.update(dict.fromkeys(weights.held))
-                self._hold_(weights.codes, codes)
+                replaced = self._unpacked()
+                self._buffers.update(dict.fromkeys(self.scheme.weights.held))
+                for name, tensor in replaced.items():
+                    self._hold_(name, tensor)
         return self
 
     def codes(self) -> torch.Tensor:
         """The weight's codes as files have them, int8 [n, k] for octavo.formats.Int8: the Parameter's data, or unpacked
         into a new tensor."""
-        weights = self.scheme.weights
-        codes = self._parameters.get(weights.codes)
-        if codes is None:
-            held: dict[str, Any] = self._buffers
-            return weights.unpack(held, self.out_features, self.in_features)
-        return codes.detach()
+        codes = self._parameters.get(self._codes_name)
+        return self._unpacked()[self._codes_name] if codes is None else codes.detach()
 
     def canonical_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the weight's canonical form, by name; codes that are packed are unpacked into a new tensor."""
-        return {self.scheme.weights.codes: self.codes(), **self._weight_tensors()}
+        """The tensors of the weight's canonical form, by name; those that are packed are unpacked into new ones."""
+        return {**(self._unpacked() if self.is_packed else {}), **self._weight_tensors()}
+
+    def _unpacked(self) -> dict[str, torch.Tensor]:
+        """The tensors that packing has replaced."""
+        held: dict[str, Any] = self._buffers
+        return self.scheme.weights.unpack(held, self.out_features, self.in_features)
 
     def _weight_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the canonical form that are in memory."""
@@ -244,7 +251,7 @@ class QuantLinear(nn.Module):
         if scheme is None or "_parameters" not in self.__dict__:
             return False
         weights = scheme.weights
-        return weights.codes != "weight" or any(buffers.get(name) is not None for name in weights.held)
+        return "weight" not in weights.replaced or any(buffers.get(name) is not None for name in weights.held)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantLinear:
         """.half(), .to(dtype) and the like change the bias and what `.weight` reads as, and both to what the operators
@@ -265,10 +272,10 @@ class QuantLinear(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        key = prefix + self.scheme.weights.codes
         if self.is_packed:
-            destination[key] = self.codes()
+            destination.update({prefix + name: tensor for name, tensor in self._unpacked().items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        key = prefix + self._codes_name
         if self.is_packed or not keep_vars:
             destination[key] = StoredCodes.of(destination[key])
 
@@ -283,23 +290,20 @@ class QuantLinear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """torch would cast floats into codes silently, so dtypes are checked; a refused layer stays as it is."""
-        weights = self.scheme.weights
-        key = prefix + weights.codes
         errors = form_errors(self._expected_state(), state_dict, prefix)
         errors = errors or self.value_errors(state_dict, prefix)
         if errors:
             error_msgs.extend(errors)
             return
         was_packed = self.is_packed
-        if was_packed and key in state_dict:
-            assign = local_metadata.get("assign_to_params_buffers", False)
-            # First, so that the two forms are never both in memory.
-            self._buffers.update(dict.fromkeys(weights.held))
-            form = weights.tensors(self.out_features, self.in_features)[weights.codes]
-            empty = torch.empty(form.shape, dtype=form.dtype, device="meta" if assign else "cpu")
-            self.register_parameter(weights.codes, frozen(empty))
+        given = [prefix + name in state_dict for name in self.scheme.weights.replaced]
+        if was_packed and all(given):
+            self._make_room_(local_metadata.get("assign_to_params_buffers", False))
+        elif was_packed and any(given):
+            self.unpack_()
         elif was_packed and strict:
-            missing_keys.append(key)
+            missing_keys.extend(prefix + name for name in self.scheme.weights.replaced)
+        key = prefix + self._codes_name
         if isinstance(state_dict.get(key), StoredCodes):
             state_dict = {**state_dict, key: state_dict[key].as_subclass(torch.Tensor)}
         super()._load_from_state_dict(
@@ -309,6 +313,15 @@ class QuantLinear(nn.Module):
             self._restore_dtypes()
         if was_packed:
             self.pack_()
+
+    def _make_room_(self, assign: bool) -> None:
+        """Lets go of the packed form for what will be loaded, so that the two are never both in memory."""
+        weights = self.scheme.weights
+        self._buffers.update(dict.fromkeys(weights.held))
+        forms = weights.tensors(self.out_features, self.in_features)
+        for name in weights.replaced:
+            shape, dtype = forms[name].shape, forms[name].dtype
+            self._hold_(name, torch.empty(shape, dtype=dtype, device="meta" if assign else "cpu"))
 
     def _restore_dtypes(self) -> None:
         """load_state_dict(assign=True) takes a bfloat16 scale as it comes."""
