@@ -14,7 +14,7 @@ namespace octavo {
 
 enum class Activation : std::uint8_t { none, relu, gelu, gelu_tanh, silu };
 
-// out[i][j] = activation(x[i][j]), rounded to `type`. out may be x. Strides count elements, here and below.
+// out[i][j] = activation(x[i][j] + bias[j]), rounded to `type`. out may be x. Strides count elements, here and below.
 struct Activate {
   Activation activation;
   const void* x;
@@ -24,6 +24,7 @@ struct Activate {
   void* out;
   std::int64_t out_stride;
   FloatType type;
+  const float* bias = nullptr;  // null: none
 };
 
 // out[i][j] = silu(gate[i][j]) * up[i][j].
@@ -65,6 +66,24 @@ struct Rotate {
   std::int64_t rows, columns, rotated;
   void* out;
   std::int64_t out_stride;
+};
+
+// --- products with weights of 16-bit floats ---
+
+// A product takes at most so many k at a time, so that a tile of rows stays in the L1 cache, and rows of activations lie at a
+// distance that is known when a kernel is compiled, and is no multiple of a power of two, which would share sets of the cache.
+constexpr std::int64_t kHalfBlockK = 512, kHalfRowDistance = kHalfBlockK + 16;
+
+// sums[i][j] = sums[i][j] + the sum over k of x[i][k] * weight[k][j]: one fma for each product, in ascending order of k.
+struct HalfProduct {
+  const float* x;               // rows at a distance of kHalfRowDistance
+  const std::uint16_t* strips;  // H16 (layout.h), from the first k on
+  std::int64_t strip_stride;    // from one strip to the next
+  FloatType type;               // of the weight: bf16 or f16
+  std::int64_t k;               // at most kHalfBlockK
+  std::int64_t rows, strip_count;
+  float* sums;  // each row has whole strips
+  std::int64_t sums_stride;
 };
 
 // --- attention ---
@@ -115,6 +134,7 @@ struct FloatKernelFunctions {
   void (*silu_mul)(const SiluMul&);
   void (*norm)(const Norm&);
   void (*rotate)(const Rotate&);
+  void (*multiply_half)(const HalfProduct&);
 
   void (*attention)(const Attention&);           // products in float32
   void (*attention_few)(const Attention&);       // products in float32 for few queries, where nothing is packed

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a packed weight lies in memory: the layout "S16", which every instruction set reads and drivers/pack.cpp writes.
+// How a packed weight lies in memory: the layouts "S16" of codes and "H16" of 16-bit floats, which every instruction set reads.
+//
+// S16, which drivers/pack.cpp writes.
 //
 // A weight of n rows and k columns, int8, is cut into strips of 16 rows of the weight, which are 16 columns of the
 // product. Each strip is contiguous over all of k:
@@ -15,6 +17,12 @@
 // A line is one zmm operand of vpdpbusd and half a line is one ymm operand. A quarter of a line widens to one ymm of int16,
 // and a whole tile is a B operand of AMX: one layout serves every instruction set. n is padded to a multiple of 16 and k to
 // a multiple of 64 with zero codes.
+//
+// H16, which drivers/half_pack.cpp writes. Strips as above; a strip of k lines of 32 bytes holds one k of all 16 columns in each:
+//
+//   | c0 c1 c2 ... c15 | for k = 0, then for k = 1, ...
+//
+// A line widens to one zmm or two ymm of float32. n is padded to a multiple of 16 with zeros, k is not padded.
 #pragma once
 
 namespace octavo {

@@ -11,6 +11,10 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 
+struct Same {
+  Vector operator()(const Vector& x) const { return x; }
+};
+
 struct Relu {
   Vector operator()(const Vector& x) const { return max(set(0.0f), x); }
 };
@@ -54,7 +58,9 @@ void activate_rows(const Activate& all, const F& f) {
   for (std::int64_t row = 0; row < a.rows; ++row) {
     const std::int64_t from = row * a.x_stride, to = row * a.out_stride;
     each_vector(a.columns, [&](std::int64_t i, std::int64_t lanes) {
-      store<kTo>(a.out, to + i, f(load<kFrom>(a.x, from + i, lanes)), lanes);
+      Vector x = load<kFrom>(a.x, from + i, lanes);
+      if (a.bias) x = x + load<FloatType::f32>(a.bias, i, lanes);
+      store<kTo>(a.out, to + i, f(x), lanes);
     });
   }
 }
@@ -68,10 +74,11 @@ void activate_with(const Activate& a, const F& f) {
 
 inline void activate(const Activate& a) {
   switch (a.activation) {
+    case Activation::relu: return activate_with(a, Relu{});
     case Activation::gelu: return activate_with(a, Gelu{});
     case Activation::gelu_tanh: return activate_with(a, GeluTanh{});
     case Activation::silu: return activate_with(a, Silu{});
-    default: return activate_with(a, Relu{});
+    default: return activate_with(a, Same{});
   }
 }
 

@@ -2,6 +2,7 @@
 // compile-flags: -mavx2 -mfma -mf16c
 // The float operators on pairs of ymm registers.
 #include "activations.h"
+#include "half_product.h"
 #include "isa/float/attention/attention.h"
 #include "isa/float/attention/attention_few.h"
 #include "isa/float/attention/attention_int8.h"
@@ -23,6 +24,7 @@ static constexpr FloatKernel make_table() {
   table.silu_mul = silu_mul;
   table.norm = norm;
   table.rotate = rotate;
+  table.multiply_half = multiply_half;
   table.attention = attention;
   table.attention_few = attention_few;
   table.attention_int8 = attention_int8<CodeWords>;

@@ -2,6 +2,7 @@
 // compile-flags: -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-maybe-uninitialized -Wno-uninitialized
 // The float operators on zmm registers.
 #include "activations.h"
+#include "half_product.h"
 #include "isa/float/attention/attention.h"
 #include "isa/float/attention/attention_few.h"
 #include "norms.h"
@@ -21,6 +22,7 @@ static constexpr FloatKernel make_table() {
   table.silu_mul = silu_mul;
   table.norm = norm;
   table.rotate = rotate;
+  table.multiply_half = multiply_half;
   table.attention = attention;
   table.attention_few = attention_few;
   return table;

@@ -2,6 +2,7 @@
 // compile-flags:
 // The float operators in plain C++: the executable definition of what they do, and the table for CPUs that can run no other.
 #include "activations.h"
+#include "half_product.h"
 #include "isa/float/attention/attention.h"
 #include "isa/float/attention/attention_few.h"
 #include "isa/float/attention/attention_int8.h"
@@ -18,6 +19,7 @@ static constexpr FloatKernel make_table() {
   table.silu_mul = silu_mul;
   table.norm = norm;
   table.rotate = rotate;
+  table.multiply_half = multiply_half;
   table.attention = attention;
   table.attention_few = attention_few;
   table.attention_int8 = attention_int8<CodeWords>;

@@ -66,6 +66,18 @@ inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
   return {load_lanes<kType>(x, i, first(count))};
 }
 
+// 16 adjacent bf16 or f16. One shuffle puts bf16 into the upper halves of the lanes, where widening and shifting are two
+// instructions.
+template <FloatType kType>
+inline Vector widen(const std::uint16_t* halves) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+  if constexpr (kType == FloatType::f16) return {_mm512_cvtph_ps(words)};
+  alignas(64) static constexpr std::uint16_t kPlaces[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                            0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  return {_mm512_castsi512_ps(
+      _mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_load_si512(kPlaces), _mm512_castsi256_si512(words)))};
+}
+
 template <FloatType kType>
 inline void store(void* out, std::int64_t i, const Vector& a, std::int64_t count = 16) {
   store_lanes<kType>(out, i, first(count), a.lanes);

@@ -103,6 +103,12 @@ inline Vector load(const void* x, std::int64_t i, std::int64_t count = 16) {
   return each([&](int lane) { return lane < count ? load_float(x, kType, i + lane) : 0.0f; });
 }
 
+// 16 adjacent bf16 or f16.
+template <FloatType kType>
+inline Vector widen(const std::uint16_t* halves) {
+  return load<kType>(halves, 0);
+}
+
 template <FloatType kType>
 inline void store(void* out, std::int64_t i, const Vector& a, std::int64_t count = 16) {
   for (int lane = 0; lane < 16 && lane < count; ++lane) store_float(out, kType, i + lane, a.lanes[lane]);
