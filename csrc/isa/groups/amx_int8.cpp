@@ -9,7 +9,7 @@
 
 namespace octavo {
 namespace {
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 2048, kPrefetchRows = 0;
 }
 }  // namespace octavo
 

@@ -5,7 +5,7 @@
 
 namespace octavo {
 namespace {
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 2048, kPrefetchRows = 2;
 }
 }  // namespace octavo
 

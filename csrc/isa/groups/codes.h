@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How lines of unsigned bytes come out of packed codes, over the Line of an instruction set: one struct for each form.
 //
-// Each form has kUnits, the units of 16 k in one step, kStepBytes, and each_line: it calls f(line, lines) for the lines of
+// Each form has kUnits, the units of 16 k in one step, kStepBytes, kLargestCode, and each_line: it calls f(line, lines) for the lines of
 // one step, `lines` being one Line for each strip. docs/packed_format.md draws the forms.
 #pragma once
 
@@ -36,7 +36,7 @@ OCTAVO_INLINE inline void with_lines(int line, const Make& make, const Use& use)
 
 // Lines of S16 as they are, unsigned.
 struct Lines {
-  static constexpr int kUnits = 1, kStepBytes = 4 * kLineBytes;
+  static constexpr int kUnits = 1, kStepBytes = 4 * kLineBytes, kLargestCode = 127;
 
   explicit Lines(const GroupCodes&) {}
 
@@ -50,7 +50,7 @@ struct Lines {
 
 // Lines of S16 with signed codes: u = code + 128.
 struct SignedLines {
-  static constexpr int kUnits = 1, kStepBytes = 4 * kLineBytes;
+  static constexpr int kUnits = 1, kStepBytes = 4 * kLineBytes, kLargestCode = 255;
 
   explicit SignedLines(const GroupCodes&) {}
 
@@ -65,7 +65,7 @@ struct SignedLines {
 
 // 4 bits: the low halves of line l are line 2 l, the high halves line 2 l + 1.
 struct Halves {
-  static constexpr int kUnits = 2, kStepBytes = 4 * kLineBytes;
+  static constexpr int kUnits = 2, kStepBytes = 4 * kLineBytes, kLargestCode = 15;
 
   explicit Halves(const GroupCodes&) {}
 
@@ -82,7 +82,7 @@ struct Halves {
 
 // The same with a table of 16 values.
 struct Table {
-  static constexpr int kUnits = 2, kStepBytes = 4 * kLineBytes;
+  static constexpr int kUnits = 2, kStepBytes = 4 * kLineBytes, kLargestCode = 127;
 
   explicit Table(const GroupCodes& codes) : table(load_table(codes.table)) {}
 
@@ -98,7 +98,7 @@ struct Table {
 
 // 2 bits: line l holds the lines 4 l .. 4 l + 3, the first one in the lowest bits.
 struct Quarters {
-  static constexpr int kUnits = 2, kStepBytes = 2 * kLineBytes;
+  static constexpr int kUnits = 2, kStepBytes = 2 * kLineBytes, kLargestCode = 3;
 
   explicit Quarters(const GroupCodes&) {}
 
@@ -118,7 +118,7 @@ struct Quarters {
 // 3 bits: 3 bytes, one of each line, hold the codes of 8 lines. Line 0 holds 0, 1 and the low bits of 2, line 1 holds 3, 4 and
 // the low bits of 5, line 2 holds 6, 7 and the high bits of 2 and 5.
 struct Thirds {
-  static constexpr int kUnits = 2, kStepBytes = 3 * kLineBytes;
+  static constexpr int kUnits = 2, kStepBytes = 3 * kLineBytes, kLargestCode = 7;
 
   explicit Thirds(const GroupCodes&) {}
 

@@ -69,6 +69,34 @@ void write_outputs_of(const GroupProduct& p, int strip, int rows, int strips, co
   with_type(p.type, [&](auto type) { write_outputs_of<decltype(type)::value>(p, strip, rows, strips, outputs); });
 }
 
+// Whether the products of one step can be added in words, which holds twice as many as int32.
+template <class Form>
+constexpr bool kStepFitsWords = kAddsInWords && Form::kLargestCode * 127 * 2 * Form::kUnits * 4 <= 32767;
+
+// Adds the products of one step to the sums.
+template <class Form, int kRows, int kStrips>
+OCTAVO_INLINE inline void multiply_step(const Form& form, const std::uint8_t* const (&at)[kStrips], const char* codes,
+                                        std::ptrdiff_t stride, ColumnSums (&sums)[kRows][kStrips]) {
+  const auto add_products = [&](auto& to) OCTAVO_INLINE {
+    form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
+      each<kRows>([&](auto r) OCTAVO_INLINE {
+        const Four activations = load_four(codes + r * stride + line * kLineK);
+        each<kStrips>([&](auto s) OCTAVO_INLINE { dot(to[r][s], lines[s], activations); });
+      });
+    });
+  };
+  if constexpr (kStepFitsWords<Form>) {
+    WordSums words[kRows][kStrips];
+    each<kRows>([&](auto r) OCTAVO_INLINE { each<kStrips>([&](auto s) OCTAVO_INLINE { clear(words[r][s]); }); });
+    add_products(words);
+    each<kRows>([&](auto r) OCTAVO_INLINE {
+      each<kStrips>([&](auto s) OCTAVO_INLINE { add_words(sums[r][s], words[r][s]); });
+    });
+  } else {
+    add_products(sums);
+  }
+}
+
 // Never inlined, so that g++ assigns registers to one tile at a time.
 template <class Form, int kRows, int kStrips, bool kPlanes>
 [[gnu::noinline]] void multiply_tile(const GroupProduct& p, int strip) {
@@ -94,15 +122,13 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
     });
     const std::int64_t end = unit + p.segment_units < p.units ? unit + p.segment_units : p.units;
     for (; unit < end; unit += Form::kUnits) {
-      form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
-        each<kSumRows>([&](auto r) OCTAVO_INLINE {
-          const Four activations = load_four(codes + r * p.row_stride + line * kLineK);
-          each<kStrips>([&](auto s) OCTAVO_INLINE { dot(sums[r][s], lines[s], activations); });
-        });
-      });
+      multiply_step<Form, kSumRows, kStrips>(form, at, codes, p.row_stride, sums);
       codes += Form::kUnits * kUnitK;
       each<kStrips>([&](auto s) OCTAVO_INLINE {
-        if (p.cold && kRows <= 2) __builtin_prefetch(at[s] + kPrefetchBytes, 0, 2);
+        if (kRows <= kPrefetchRows && p.cold) {
+          each<Form::kStepBytes / kLineBytes>(
+              [&](auto l) OCTAVO_INLINE { __builtin_prefetch(at[s] + kPrefetchBytes + l * kLineBytes, 0, 2); });
+        }
         at[s] += Form::kStepBytes;
       });
     }

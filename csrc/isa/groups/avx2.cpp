@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// compile-flags: -mavx2 -mfma -mf16c -Wno-maybe-uninitialized -Wno-uninitialized
+// vpmaddubsw multiplies unsigned codes by signed activations and adds pairs in int16. With codes of at most 127 a pair is exact;
+// with codes of at most 4 bits, 8 of them can be added before they are widened to int32, which is the fastest way that AVX2
+// has. Codes of 8 bits are multiplied as words, by vpmaddwd, in product_of_words.h.
+//
+// Packed codes are read directly by any number of rows: unpacking them into the cache first was no faster for 4 and 2 bits
+// (Zen 3), only for 3. Weights are prefetched 6 KB ahead.
+#include "lines_avx2.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kPrefetchBytes = 6144, kPrefetchRows = 6;
+
+constexpr bool kAddsInWords = true;
+
+// Sums of pairs of k for 16 columns, int16.
+struct WordSums {
+  __m256i low, high;
+};
+inline void clear(WordSums& words) { words.low = words.high = _mm256_setzero_si256(); }
+
+// One asm statement for both instructions, because g++ 12 otherwise moves accumulators through the stack.
+inline void dot_words(__m256i& sum, __m256i codes, __m256i activations) {
+  __m256i pairs;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(pairs) : "x"(codes), "x"(activations));
+}
+
+inline void dot_bytes(__m256i& sum, __m256i codes, __m256i activations, __m256i ones) {
+  __m256i pairs;
+  asm("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"
+      : "+x"(sum), "=&x"(pairs)
+      : "x"(codes), "x"(activations), "xm"(ones));
+}
+
+inline void dot(WordSums& words, const Line& codes, const Four& activations) {
+  dot_words(words.low, codes.low, activations.bytes);
+  dot_words(words.high, codes.high, activations.bytes);
+}
+
+inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  dot_bytes(sums.low, codes.low, activations.bytes, ones);
+  dot_bytes(sums.high, codes.high, activations.bytes, ones);
+}
+
+inline void add_words(ColumnSums& sums, const WordSums& words) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  sums.low = _mm256_add_epi32(sums.low, _mm256_madd_epi16(words.low, ones));
+  sums.high = _mm256_add_epi32(sums.high, _mm256_madd_epi16(words.high, ones));
+}
+
+}  // namespace
+}  // namespace octavo
+
+#include "product.h"
+#include "product_of_words.h"
+#include "rows.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kRows = 6, kRowsOfPlanes = 3;
+
+template <class Form, int kTileRows>
+void multiply_rows(const GroupProduct& p) {
+  if (!p.planes) return multiply_strips<Form, kTileRows, 1, false>(p);
+  if constexpr (kTileRows <= kRowsOfPlanes) multiply_strips<Form, kTileRows, 1, true>(p);
+}
+
+template <class Form>
+void multiply_form(const GroupProduct& p) {
+  switch (p.m) {
+    case 1: return multiply_rows<Form, 1>(p);
+    case 2: return multiply_rows<Form, 2>(p);
+    case 3: return multiply_rows<Form, 3>(p);
+    case 4: return multiply_rows<Form, 4>(p);
+    case 5: return multiply_rows<Form, 5>(p);
+    default: return multiply_rows<Form, 6>(p);
+  }
+}
+
+void multiply(const GroupProduct& p) {
+  if (p.codes.table) return multiply_form<Table>(p);
+  switch (p.codes.bits) {
+    case 2: return multiply_form<Quarters>(p);
+    case 3: return multiply_form<Thirds>(p);
+    case 4: return multiply_form<Halves>(p);
+    case 8: return multiply_words(p);
+    default: return multiply_form<Lines>(p);
+  }
+}
+
+}  // namespace
+
+extern const GroupKernel group_kernel_scalar;
+
+static constexpr GroupKernel make_table() {
+  GroupKernel table{};
+  table.name = "avx2";
+  table.rank = 10;
+  table.features = kFeatureAvx2 | kFeatureFma | kFeatureF16c;
+  table.base = &group_kernel_scalar;
+  table.largest_byte_code = 127;
+  table.rows = kRows;
+  table.rows_of_planes = kRowsOfPlanes;
+  table.panel_rows = 1 << 30;
+  table.multiply = multiply;
+  table.unpack_strip = unpack_strip;
+  table.quantize_groups = quantize_groups;
+  table.sum_units = sum_units;
+  return table;
+}
+
+extern constexpr GroupKernel group_kernel_avx2 = make_table();
+
+}  // namespace octavo
