@@ -4,6 +4,9 @@
 //
 // As in isa/integer/avx2.cpp, a quarter of a line (4 columns x 4 k) fills a register and is multiplied by 4 activations. Each
 // column has two lanes, which are added at the end of a segment. Two quarters and up to 6 rows take 12 registers.
+//
+// vphaddd leaves 8 columns in the order 0 1 4 5 2 3 6 7. Scales are brought into that order, once for all rows, and outputs out
+// of it when they are finished.
 #pragma once
 
 #include "product.h"
@@ -43,9 +46,20 @@ OCTAVO_INLINE inline void multiply_half_strip(const char* codes, std::ptrdiff_t 
     codes += kUnitK * sizeof(std::int16_t);
     lines += 4 * kLineBytes;
   }
-  each<kTileRows>([&](auto r) OCTAVO_INLINE {
-    sums[r] = _mm256_permute4x64_epi64(_mm256_hadd_epi32(pairs[r][0], pairs[r][1]), 0xd8);
-  });
+  each<kTileRows>([&](auto r) OCTAVO_INLINE { sums[r] = _mm256_hadd_epi32(pairs[r][0], pairs[r][1]); });
+}
+
+// From the order of columns to the order of vphaddd, or back.
+inline Vector reordered(const Vector& a) {
+  const auto half = [](__m256 lanes) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(lanes), 0xd8)); };
+  return {half(a.low), half(a.high)};
+}
+
+inline void reorder(KeptScales<1>& kept, bool has_minimum) {
+  for (int i = 0; i < kKeptSegments; ++i) {
+    kept.scale[i][0] = reordered(kept.scale[i][0]);
+    if (has_minimum) kept.minimum[i][0] = reordered(kept.minimum[i][0]);
+  }
 }
 
 template <int kTileRows>
@@ -59,6 +73,7 @@ template <int kTileRows>
   for (std::int64_t segment = 0; segment < segments; ++segment) {
     if (p.scales.scale_type != Number::none && segment % kKeptSegments == 0) {
       load_scales(p, strip, 1, segment, segments, kept.scale[0], kept.minimum[0]);
+      reorder(kept, p.scales.minimum_type != Number::none);
     }
     const std::int64_t left = p.units - segment * p.segment_units;
     const std::int64_t units = left < p.segment_units ? left : p.segment_units;
@@ -66,16 +81,19 @@ template <int kTileRows>
     multiply_half_strip<kTileRows>(codes, p.row_stride, lines, units, low);
     multiply_half_strip<kTileRows>(codes, p.row_stride, lines + 2 * kQuarterBytes, units, high);
     ColumnSums sums[kTileRows][1];
-    each<kTileRows>([&](auto r) OCTAVO_INLINE {
-      const __m256i first = _mm256_set1_epi32(p.row_start[r * p.segment_stride + segment]);
-      sums[r][0] = {_mm256_add_epi32(low[r], first), _mm256_add_epi32(high[r], first)};
-    });
+    each<kTileRows>([&](auto r) OCTAVO_INLINE { sums[r][0] = {low[r], high[r]}; });
+    if (p.has_start) {
+      each<kTileRows>([&](auto r) OCTAVO_INLINE {
+        const __m256i first = _mm256_set1_epi32(p.row_start[r * p.segment_stride + segment]);
+        sums[r][0] = {_mm256_add_epi32(low[r], first), _mm256_add_epi32(high[r], first)};
+      });
+    }
     add_segment<kTileRows, 1, false>(p, segment, kept, sums, outputs);
     codes += units * kUnitK * static_cast<std::int64_t>(sizeof(std::int16_t));
     lines += units * 4 * kLineBytes;
   }
   Vector finished[kTileRows];
-  each<kTileRows>([&](auto r) OCTAVO_INLINE { finished[r] = outputs[r][0]; });
+  each<kTileRows>([&](auto r) OCTAVO_INLINE { finished[r] = reordered(outputs[r][0]); });
   write_outputs(p, strip, kTileRows, 1, finished);
 }
 

@@ -57,12 +57,19 @@ struct KeptScales {
   Vector scale[kKeptSegments][kStrips], minimum[kKeptSegments][kStrips];
 };
 
-// Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
-// program once, and called rarely, because a call empties all registers.
-[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first,
-                                   std::int64_t segments, Vector* scale, Vector* minimum) {
+// The usual case: floats, one for each segment. They lie one after the other.
+template <FloatType kType>
+void load_float_scales(const GroupScales& scales, int strip, int strips, std::int64_t first, std::int64_t count,
+                       Vector* scale) {
+  for (int s = 0; s < strips; ++s) {
+    const std::int64_t at = number_at(scales, strip + s, first);
+    for (std::int64_t i = 0; i < count; ++i) scale[i * strips + s] = load<kType>(scales.scale, at + i * kStripColumns);
+  }
+}
+
+void load_any_scales(const GroupProduct& p, int strip, int strips, std::int64_t first, std::int64_t count,
+                     Vector* scale, Vector* minimum) {
   const bool has_minimum = p.scales.minimum_type != Number::none;
-  const std::int64_t count = segments - first < kKeptSegments ? segments - first : kKeptSegments;
   for (int s = 0; s < strips; ++s) {
     std::int64_t group = first / p.group_segments, left = p.group_segments - first % p.group_segments;
     for (std::int64_t i = 0; i < count; ++i) {
@@ -75,6 +82,21 @@ struct KeptScales {
       }
     }
   }
+}
+
+// Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
+// program once, and called rarely, because a call empties all registers.
+[[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first,
+                                   std::int64_t segments, Vector* scale, Vector* minimum) {
+  const std::int64_t count = segments - first < kKeptSegments ? segments - first : kKeptSegments;
+  const bool is_plain = !p.scales.super && p.scales.minimum_type == Number::none && p.group_segments == 1;
+  if (is_plain && p.scales.scale_type == Number::f16) {
+    return load_float_scales<FloatType::f16>(p.scales, strip, strips, first, count, scale);
+  }
+  if (is_plain && p.scales.scale_type == Number::f32) {
+    return load_float_scales<FloatType::f32>(p.scales, strip, strips, first, count, scale);
+  }
+  load_any_scales(p, strip, strips, first, count, scale, minimum);
 }
 
 }  // namespace
