@@ -29,11 +29,7 @@ class Dynamic(Activations):
         if self.group_size is not None and not self.symmetric:
             raise ValueError("Dynamic: groups of activations have symmetric codes; use symmetric=True")
 
-    @property
-    def int8_product(self) -> Any:
-        return self._row_by_row if self.group_size is None else None
-
-    def _row_by_row(
+    def int8_product(
         self,
         x: torch.Tensor,
         operands: Int8Operands,
@@ -41,7 +37,21 @@ class Dynamic(Activations):
         activation: str | None = None,
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
-        return ops.linear_dynamic(x, *operands, bias, self.symmetric, activation)
+        if self.group_size is None:
+            return ops.linear_dynamic(x, *operands, bias, self.symmetric, activation)
+        packed, _, weight_scale = operands
+        return ops.linear_groups(
+            x,
+            packed,
+            column_scale=weight_scale.reshape(-1),
+            bias=bias,
+            n=len(weight_scale),
+            bits=8,
+            group_size=0,
+            offset=128,
+            input_group=self.group_size,
+            activation=activation,
+        )
 
     @property
     def signed_codes(self) -> tuple[int, int] | None:

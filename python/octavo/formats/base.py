@@ -34,8 +34,8 @@ class WeightFormat(Config, ABC):
     """How weights are stored. Instances without fields are the usual case."""
 
     held: ClassVar[tuple[str, ...]] = ("packed",)  # buffers of the packed form
-    # What the kernel reads of a layer, and how many outputs lie together: layers whose outputs fill whole strips can
-    # lie side by side and be multiplied as one.
+    # What the kernel reads of a layer, attributes by name: tensors, numbers that add up, or None. And how many outputs
+    # lie together: layers whose outputs fill whole strips can lie side by side and be multiplied as one.
     operands: ClassVar[tuple[str, ...]] = ()
     strip: ClassVar[int] = 1
     has_row_scales: ClassVar[bool] = False  # whether `row_scales` gives them
@@ -146,7 +146,7 @@ class WeightFormat(Config, ABC):
         """The same, f(codes, scale, operands, bias, activation), for x as `ops.add_norm_codes` gives it."""
         return None
 
-    def operands_of(self, layer: Any) -> tuple[torch.Tensor, ...]:
+    def operands_of(self, layer: Any) -> tuple[Any, ...]:
         """What the kernel reads of `layer`, which is packed first if it is not yet."""
         layer.pack_()
         return tuple(getattr(layer, name) for name in self.operands)
@@ -173,6 +173,18 @@ class WeightFormat(Config, ABC):
         returns  this format, or one that differs in what the tensors tell and QuantizationArgs do not
         """
         return self
+
+
+def strips_of(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` [n, groups] as kernels of groups read them, [ceil(n / 16), groups, 16], with zeros after the last one."""
+    n, groups = rows.shape
+    padded = F.pad(rows, (0, 0, 0, -n % 16))
+    return padded.reshape(-1, 16, groups).transpose(1, 2).contiguous()
+
+
+def rows_of(strips: torch.Tensor, n: int) -> torch.Tensor:
+    """The inverse of `strips_of`."""
+    return strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n].clone()
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

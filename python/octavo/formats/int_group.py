@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
+from .. import ops
 from ..base.configs import require_flags, require_group_size, require_int
 from ..base.float_types import FLOAT_DTYPES
+from ..runtime import huge_pages
 from ..tensors.dense_bits import from_words, to_words, words_for
 from ..tensors.fake_quantize import SMALLEST_SCALE
 from ..tensors.forms import TensorForm, equal_to, positive
 from ..tensors.granularity import Granularity, PerChannel, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import Tensors, WeightFormat, differs
+from .base import Kernel, Tensors, WeightFormat, differs, rows_of, strips_of
 
 SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 LEAST_FLOAT16, LEAST_NORMAL_FLOAT16 = 2.0**-24, 2.0**-14
@@ -43,7 +46,9 @@ class IntGroup(WeightFormat):
 
     Float16 reaches from 2^-24 to 65,504. A group whose scale is smaller gets 2^-24, with which a weight is off by at
     most 2^-25, as it is in float16 itself; `qparams` refuses a weight that as a whole is too small or too large.
-    source        the layout: compressed-tensors 0.20.0, `PackedQuantizationCompressor`; docs/numerics.md
+    Packed: `packed`, uint8 planes or, with 8 bits, int8 as Int8 has them; `packed_scale` and `packed_zero_point`
+    (uint8, plus 2^(bits - 1); None if symmetric) in strips [ceil(n / 16), groups, 16]. docs/packed_format.md draws it.
+    source        the layout in files: compressed-tensors 0.20.0, `PackedQuantizationCompressor`; docs/numerics.md
     """
 
     bits: int = 4
@@ -51,8 +56,10 @@ class IntGroup(WeightFormat):
     symmetric: bool = True
     scale_dtype: str = "float16"
 
+    held: ClassVar[tuple[str, ...]] = ("packed", "packed_scale", "packed_zero_point")
+    operands: ClassVar[tuple[str, ...]] = (*held, "out_features")
+    strip: ClassVar[int] = 16
     stored_as: ClassVar[str] = "pack-quantized"
-    replaced: ClassVar[tuple[str, ...]] = ("weight_packed",)
 
     def __post_init__(self) -> None:
         require_int("IntGroup: bits", self.bits)
@@ -76,6 +83,11 @@ class IntGroup(WeightFormat):
     @property
     def has_zero_points(self) -> bool:
         return not self.symmetric
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        both = "weight_packed", "weight_scale"
+        return both if self.symmetric else (*both, "weight_zero_point")
 
     @property
     def qmin(self) -> int:
@@ -121,11 +133,15 @@ class IntGroup(WeightFormat):
         scale = tensors["weight_scale"].detach().float()
         zero_point = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
         if not self.symmetric:
-            columns = tensors["weight_zero_point"].detach().T.contiguous()
-            zero_point = self._signed(from_words(columns, self.bits, n)).T.int()
+            zero_point = self._signed(self._zero_point(tensors, n)).int()
         shape = self.granularity.qparams_shape((n, k))
         q = QParams(scale.reshape(shape), zero_point.reshape(shape), self.qmin, self.qmax, self.granularity)
         return QuantizedTensor(codes, q)
+
+    def _zero_point(self, tensors: Tensors, n: int) -> torch.Tensor:
+        """Unsigned zero points, uint8 [n, groups]."""
+        columns = tensors["weight_zero_point"].detach().T.contiguous()
+        return from_words(columns, self.bits, n).T.contiguous()
 
     def _packed_zero_point(self, zero_point: torch.Tensor) -> torch.Tensor:
         """`zero_point` int8 [n, groups], packed along n."""
@@ -190,6 +206,94 @@ class IntGroup(WeightFormat):
                 f"{self.name}: the weight's largest scale is {largest:g}, and float16 has scales of "
                 f"{ENOUGH_FOR_FLOAT16:.2g} .. 65504 that are fine enough; use scale_dtype='float32'"
             )
+
+    # --- the packed form and the product ----------------------------------------------------------------------------
+
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        codes = from_words(tensors["weight_packed"].detach(), self.bits, k)
+        held = {
+            "packed": self._packed_codes(codes),
+            "packed_scale": strips_of(tensors["weight_scale"].detach()),
+        }
+        if not self.symmetric:
+            held["packed_zero_point"] = strips_of(self._zero_point(tensors, n))
+        return held
+
+    def _packed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        packed = (
+            ops.pack_weight(self._signed(codes))[0] if self.bits == 8 else ops.pack_planes(codes, self.bits)
+        )
+        if packed.is_meta or torch.compiler.is_compiling():
+            return packed
+        return huge_pages.empty(tuple(packed.shape)).view(packed.dtype).copy_(packed)
+
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        packed = held["packed"]
+        if self.bits == 8:
+            codes = self._unsigned(ops.unpack_weight(packed, n, k))
+        else:
+            codes = ops.unpack_planes(packed, n, k)
+        tensors = {
+            "weight_packed": to_words(codes, self.bits),
+            "weight_scale": rows_of(held["packed_scale"], n),
+        }
+        if not self.symmetric:
+            zero_point = self._signed(rows_of(held["packed_zero_point"], n))
+            tensors["weight_zero_point"] = self._packed_zero_point(zero_point)
+        return tensors
+
+    def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
+        reads = layer.scheme.activations.signed_codes
+        if reads is None:
+            return super().multiply(layer, x, activation)
+        input_bits, input_group = reads
+        buffers, parameters = layer._buffers, layer._parameters  # as Int8 does, and for the same reason
+        packed = buffers["packed"]
+        if packed is None:
+            operands = self._operands_on_use(layer)
+        else:
+            operands = packed, buffers["packed_scale"], buffers["packed_zero_point"], layer.out_features
+        return self._product(input_bits, input_group, x, operands, parameters["bias"], activation)
+
+    def kernel(self, activations: Any) -> Kernel | None:
+        if activations.signed_codes is None:
+            return None
+        input_bits, input_group = activations.signed_codes
+        return partial(self._product, input_bits, input_group)
+
+    def _product(
+        self,
+        input_bits: int,
+        input_group: int,
+        x: torch.Tensor,
+        operands: tuple[Any, ...],
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+        inputs: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        packed, scale, zero_point, n = operands
+        return ops.linear_groups(
+            x,
+            packed,
+            scale,
+            minimum=zero_point,
+            bias=bias,
+            n=n,
+            bits=self.bits,
+            group_size=self.group_size or 0,
+            offset=-self.qmin if self.symmetric else 0,
+            input_bits=input_bits,
+            input_group=input_group,
+            activation=activation,
+        )
+
+    def _operands_on_use(self, layer: Any) -> tuple[Any, ...]:
+        """As Int8's."""
+        codes = layer._parameters["weight_packed"]
+        if codes.is_meta or torch.compiler.is_compiling():
+            held = self.pack(layer.canonical_tensors(), layer.out_features, layer.in_features)
+            return *map(held.get, self.held), layer.out_features
+        return self.operands_of(layer)
 
     # --- files ------------------------------------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def linear_groups(
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row.
              Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen
     raises   TypeError for another dtype of x; ValueError for what does not fit
-    source   ours; docs/numerics.md, eq. 60 and 61
+    source   ours; docs/numerics.md, eq. 61 and 62
     """
     if _is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))

@@ -18,7 +18,7 @@ from ...runtime import huge_pages
 from ..linear import QuantLinear, frozen
 
 # The operands of the weight format's product, and the bias.
-Joined = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
+Joined = tuple[tuple[Any, ...], torch.Tensor | None]
 
 
 class SharedInput:
@@ -131,9 +131,12 @@ def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
     return operands, bias
 
 
-def _as_one(layers: Sequence[QuantLinear], name: str) -> torch.Tensor:
-    """The layers' tensors `name` as one, of which they are views afterwards."""
-    parts = [getattr(layer, name).detach() for layer in layers]
+def _as_one(layers: Sequence[QuantLinear], name: str) -> Any:
+    """The layers' tensors `name` as one, of which they are views afterwards; of numbers the sum, of None None."""
+    own: list[Any] = [getattr(layer, name) for layer in layers]
+    if not isinstance(own[0], torch.Tensor):
+        return None if own[0] is None else sum(own)
+    parts = [tensor.detach() for tensor in own]
     together = _whole_of(parts)
     if together is None:  # else another user has joined them, who would have to follow
         together = _joined(parts)
@@ -144,13 +147,14 @@ def _as_one(layers: Sequence[QuantLinear], name: str) -> torch.Tensor:
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """The parts one behind the other: where they are, if they lie so on huge pages, else as a copy."""
-    if parts[0].element_size() != 1:
+    if parts[0].dim() < 4:  # no codes: of others there is little
         return torch.cat(parts)
-    together = huge_pages.joined(parts)
+    codes = [part.view(torch.int8) for part in parts]
+    together = huge_pages.joined(codes)
     if together is None:
-        together = huge_pages.empty((sum(map(len, parts)), *parts[0].shape[1:]))
-        torch.cat(parts, out=together)
-    return together
+        together = huge_pages.empty((sum(map(len, codes)), *codes[0].shape[1:]))
+        torch.cat(codes, out=together)
+    return together.view(parts[0].dtype)
 
 
 def _whole_of(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
