@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -59,6 +59,11 @@ class WeightFormat(Config, ABC):
     def has_zero_points(self) -> bool:
         """Whether code 0 may stand for another value than 0. Such scales cannot be learned."""
         return False
+
+    @property
+    def fixed_scales(self) -> str:
+        """Why scales cannot be learned, in words that go on "the scales ..."; "" if they can."""
+        return ""
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -110,6 +115,10 @@ class WeightFormat(Config, ABC):
     def stored_scale(self, scale: torch.Tensor) -> torch.Tensor:
         """`scale` float32 as the canonical form can hold it, float32 again: codes are chosen with that."""
         return scale
+
+    def stored_qparams(self, q: QParams) -> QParams:
+        """`q` with scales that the canonical form can hold: a method may have changed those of `qparams`."""
+        return replace(q, scale=self.stored_scale(q.scale))
 
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of scales that are learned."""
