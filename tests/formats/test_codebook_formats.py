@@ -2,7 +2,6 @@
 """Codebook formats: the bytes of bitsandbytes and ggml, published errors, odd shapes, extreme weights, files."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,9 @@ from torch import nn
 
 import octavo
 from octavo.formats import FP4, MXFP4, NF4, NVFP4
-from octavo.nn import QuantLinear
 
 DATA = Path(__file__).parents[1] / "data"
 FORMATS = [NF4(), NF4(64, False), NF4(16), FP4(), FP4(128, False), MXFP4(), NVFP4()]
-SCHEMES = [
-    octavo.NF4(),
-    octavo.NF4(32, False, activations="int16"),
-    octavo.FP4(),
-    octavo.MXFP4(activations="int16"),
-    octavo.NVFP4(),
-]
-every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=octavo.schemes.label)
-X = torch.linspace(-2, 2, 5 * 77).reshape(5, 77).sin() * 2
 
 
 def linear(k: int = 77, n: int = 21) -> nn.Linear:
@@ -200,80 +189,3 @@ def test_options_that_do_not_exist_are_refused(options, error, words):
     for kind in (NF4, octavo.FP4):
         with pytest.raises(error, match=words):
             kind(**options)
-
-
-# --- layers ---------------------------------------------------------------------------------------------------------
-
-
-@every_scheme
-def test_training_sees_what_freezing_gives(scheme):
-    m = nn.Sequential(linear())
-    octavo.prepare_(m, scheme)
-    expected = m(X)
-    expected.sum().backward()
-    assert m[0].weight.grad.abs().sum() > 0
-    octavo.freeze_(m)
-    assert isinstance(m[0], QuantLinear) and m[0].scheme == scheme
-    q = scheme.weights.qparams(linear().weight).quantize(linear().weight.detach())
-    assert_bits_equal(m[0].dequantize(), q.dequantize())
-    assert ((m(X) - expected).norm() / expected.norm()).item() < 0.02
-
-
-def test_scales_of_a_block_can_be_learned_unless_they_are_quantized():
-    m = nn.Sequential(linear())
-    octavo.prepare_(m, octavo.NF4(double_quant=False, activations="int16"), learn_scales=True)
-    before = m[0].weight_scale.detach().clone()
-    m(X).square().sum().backward()
-    with torch.no_grad():
-        m[0].weight_scale -= 1e-4 * m[0].weight_scale.grad
-    assert not torch.equal(m[0].weight_scale, before)
-    expected = m[0].fake_quantized_weight()
-    octavo.freeze_(m)
-    assert_bits_equal(m[0].dequantize(), expected)
-    for scheme in (octavo.NF4(), octavo.MXFP4(), octavo.NVFP4()):
-        with pytest.raises(ValueError, match=r"cannot be learned.*NF4\(double_quant=False\)"):
-            octavo.prepare_(nn.Sequential(linear()), scheme, learn_scales=True)
-
-
-@every_scheme
-def test_a_file_brings_back_the_same_bits(scheme, tmp_path):
-    m = octavo.quantized(nn.Sequential(linear()), scheme)
-    octavo.save(m, tmp_path)
-    with torch.device("meta"):
-        skeleton = nn.Sequential(nn.Linear(77, 21))
-    loaded = octavo.load(tmp_path, skeleton)
-    assert loaded[0].scheme == scheme
-    assert_bits_equal(loaded(X), m(X))
-    for name, tensor in m.state_dict().items():
-        assert same(loaded.state_dict()[name], tensor), name
-    bits = octavo.inspect_checkpoint(tmp_path).bits_per_weight
-    assert 4 < bits < 8
-
-
-@pytest.mark.parametrize(
-    "scheme, name, value",
-    [
-        (octavo.NF4(double_quant=False), "weight_absmax", -1.0),
-        (octavo.NF4(), "weight_nested_absmax", math.inf),
-        (octavo.NF4(), "weight_nested_offset", math.nan),
-        (octavo.MXFP4(), "weight_scale", 255),
-        (octavo.NVFP4(), "weight_scale", -1.0),
-        (octavo.NVFP4(), "weight_global_scale", 0.0),
-    ],
-)
-def test_a_layer_refuses_scales_that_are_none(scheme, name, value):
-    layer = octavo.quantized(linear(), scheme)
-    state = layer.state_dict()
-    state[name] = torch.full(state[name].shape, value, dtype=state[name].dtype)
-    with pytest.raises(RuntimeError, match=f"{name} holds"):
-        layer.load_state_dict(state)
-
-
-def test_scales_that_a_method_has_changed_are_stored_as_the_format_can():
-    weight = linear().weight.detach()
-    for format in FORMATS:
-        q = format.qparams(weight)
-        halved = format.stored_qparams(replace(q, scale=q.scale / 2))
-        assert ((halved.scale / q.scale * 2 - 1).abs() <= 1 / 8).all(), format
-        tensors = format.store(halved.quantize(weight))
-        assert torch.equal(format.read(tensors, *weight.shape).scale, halved.scale)

@@ -201,7 +201,7 @@ class CodebookScheme(Scheme, ABC):
             given.get("name") if isinstance(given, Mapping) else given
         )  # the command line has a name for a word
         if word == "int8":
-            return Dynamic(group_size=input_group_size(self.weights.granularity.group_size))
+            return Dynamic(group_size=input_group_size(getattr(self.weights.granularity, "group_size", None)))
         if word == "int16":
             return SixteenBits()
         accepted = "'int8', 'int16' and what octavo.activations has"

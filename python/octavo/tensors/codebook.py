@@ -31,8 +31,8 @@ class Codebook:
     name       as people call it
     values     of the codes 0 .. 15
     ties       what a number halfway between two values becomes: the lower one, the higher one, the one nearer to zero
-    integers   what kernels multiply by, within -64 .. 63 where they are to take 7 bits: integers[code] * step is
-               values[code], exactly or as nearly as the comment at the table says
+    integers   what kernels multiply by, from 7 bits plus an `offset`: integers[code] * step is values[code], exactly or
+               as nearly as the comment at the table says
     step       the value of an integer of 1
     """
 
@@ -51,6 +51,17 @@ class Codebook:
     def zero(self) -> int:
         """The code of 0.0."""
         return int(self.nearest(torch.zeros(1, device="cpu")))
+
+    @property
+    def offset(self) -> int:
+        """What makes `integers` unsigned."""
+        return -min(self.integers)
+
+    @cached_property
+    def unsigned(self) -> torch.Tensor:
+        """`integers` plus the offset, uint8 [16]."""
+        unsigned = [integer + self.offset for integer in self.integers]
+        return torch.tensor(unsigned, dtype=torch.uint8, device="cpu")
 
     @property
     def largest(self) -> float:

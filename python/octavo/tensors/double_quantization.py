@@ -33,6 +33,18 @@ class DoubleQuantized(NamedTuple):
         absmax = self.absmax.repeat_interleave(BLOCK)[: values.numel()]
         return (values * absmax + self.offset).reshape(self.codes.shape)
 
+    def follows_from_scale(self) -> bool:
+        """Whether `codes_of_scale` gives the codes: no two of a block's 256 values are one float32."""
+        return torch.equal(codes_of_scale(self.dequantize(), self.absmax, self.offset), self.codes)
+
+
+def codes_of_scale(scale: torch.Tensor, absmax: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """The lowest codes that stand for `scale`, uint8, of its shape: the inverse of `DoubleQuantized.dequantize`."""
+    values = dynamic_map() * absmax[:, None] + offset
+    blocks = torch.nn.functional.pad(scale.reshape(-1), (0, -scale.numel() % BLOCK)).reshape(-1, BLOCK)
+    codes = torch.searchsorted(values, blocks).clamp_(max=255)
+    return codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape)
+
 
 def double_quantize(scale: torch.Tensor) -> DoubleQuantized:
     """`scale` float32 of any shape, finite.
