@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "drivers/group_linear.h"
+#include "drivers/groups/group_linear.h"
+#include "drivers/groups/planes.h"
 #include "drivers/pack.h"
-#include "drivers/planes.h"
 #include "registry/registry.h"
 #include "support.h"
 #include "threads.h"

@@ -44,12 +44,16 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .methods.equalization import equalize_
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
+    from .schemes.fp4 import FP4
     from .schemes.int4_dynamic import Int4Dynamic
     from .schemes.int4_weight_only import Int4WeightOnly
     from .schemes.int8_dynamic import Int8Dynamic
     from .schemes.int8_static import Int8Static
     from .schemes.int8_weight_only import Int8WeightOnly
     from .schemes.llm_int8 import LLMInt8
+    from .schemes.mxfp4 import MXFP4
+    from .schemes.nf4 import NF4
+    from .schemes.nvfp4 import NVFP4
     from .tensors.granularity import PerChannel, PerGroup, PerTensor, PerToken
     from .tensors.qparams import QParams, QuantizedTensor, choose_qparams, dequantize, quantize
 
@@ -69,12 +73,16 @@ _HOMES = {
     "methods.equalization": ["equalize_"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
+    "schemes.fp4": ["FP4"],
     "schemes.int4_dynamic": ["Int4Dynamic"],
     "schemes.int4_weight_only": ["Int4WeightOnly"],
     "schemes.int8_dynamic": ["Int8Dynamic"],
     "schemes.int8_static": ["Int8Static"],
     "schemes.int8_weight_only": ["Int8WeightOnly"],
     "schemes.llm_int8": ["LLMInt8"],
+    "schemes.mxfp4": ["MXFP4"],
+    "schemes.nf4": ["NF4"],
+    "schemes.nvfp4": ["NVFP4"],
     "tensors.granularity": ["PerChannel", "PerGroup", "PerTensor", "PerToken"],
     "tensors.qparams": ["QParams", "QuantizedTensor", "choose_qparams", "dequantize", "quantize"],
 }
@@ -83,6 +91,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = _version("octavo")
 
 __all__ = [
+    "FP4",
+    "MXFP4",
+    "NF4",
+    "NVFP4",
     "CheckpointContents",
     "Evaluation",
     "FusionReport",

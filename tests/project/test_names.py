@@ -25,6 +25,7 @@ SAME_IDEA = {
     "main": "the start of a program",
     "load": "called as module.load: a checkpoint, the byte language model",
     "write": "called as module.write: safetensors, the manifest",
+    **dict.fromkeys(("NF4", "FP4", "MXFP4", "NVFP4"), "the weight format, and the scheme that users write"),
     "from_dict": "a config of any kind, an observer, a scheme",
 }
 

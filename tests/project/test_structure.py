@@ -41,7 +41,7 @@ FLOORS = [
     ["isa/float/tile"],
     ["isa/float/attention"],
     ["isa/integer", "isa/float", "drivers"],
-    ["isa/groups"],
+    ["isa/groups", "drivers/groups"],
     ["bindings"],
     ["bindings/numpy", "bindings/torch", "tests"],
 ]

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "drivers/group_linear.h"
-#include "drivers/planes.h"
+#include "drivers/groups/group_linear.h"
+#include "drivers/groups/planes.h"
 #include "tensors.h"
 
 namespace octavo {

@@ -40,18 +40,9 @@ class Dynamic(Activations):
         if self.group_size is None:
             return ops.linear_dynamic(x, *operands, bias, self.symmetric, activation)
         packed, _, weight_scale = operands
-        return ops.linear_groups(
-            x,
-            packed,
-            column_scale=weight_scale.reshape(-1),
-            bias=bias,
-            n=len(weight_scale),
-            bits=8,
-            group_size=0,
-            offset=128,
-            input_group=self.group_size,
-            activation=activation,
-        )
+        scale = weight_scale.reshape(-1)
+        weight = ops.GroupWeight(packed, None, None, None, None, scale, len(scale), 8, 0, 128)
+        return ops.linear_groups(x, weight, bias, 8, self.group_size, activation)
 
     @property
     def signed_codes(self) -> tuple[int, int] | None:

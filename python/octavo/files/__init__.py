@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints on disk: one file for each format, what all of them read and write with, and the calls of users."""
 
+from .bitsandbytes import BitsAndBytes
 from .checkpoints import inspect_checkpoint, load, save
 from .compressed_tensors import CompressedTensors
 from .format import FILE_FORMATS, Checkpoint, FileFormat, format_of, model_changed, recognizing
@@ -11,6 +12,7 @@ from .safetensors import Safetensors
 FILE_FORMATS += [
     Octavo(),
     CompressedTensors(),
+    BitsAndBytes(),
     Safetensors(),
 ]  # the last takes every folder that transformers writes
 

@@ -275,7 +275,10 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
 def _schemes_of(format: WeightFormat, activations: dict[str, Any] | None) -> Iterator[Scheme]:
     """Schemes with such weights that may read their input as `activations` say, the shortest name first."""
     kind = "WeightOnly" if activations is None else "Dynamic" if activations.get("dynamic") else "Static"
-    if format.bits < 8 and kind != "Static":
+    own = configs.kinds(Scheme).get(format.name)  # a codebook has a scheme of its own
+    if own is not None:
+        yield from_dict({"name": own.__name__, "activations": "int16" if activations is None else "int8"})
+    elif format.bits < 8 and kind != "Static":
         yield from_dict({"name": f"Int4{kind}"}).with_weights(format)
     options: dict[str, Any] = {"name": f"Int8{kind}", "weights": format.to_dict()}
     if activations is not None:

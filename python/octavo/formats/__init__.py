@@ -11,7 +11,20 @@ from .base import Kernel, WeightFormat, differs
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from .int8 import CoarseInt8, Int8  # noqa: E402  the names that users write
+from .bitsandbytes import FP4, NF4  # noqa: E402  the names that users write
+from .float4 import MXFP4, NVFP4  # noqa: E402
+from .int8 import CoarseInt8, Int8  # noqa: E402
 from .int_group import IntGroup  # noqa: E402
 
-__all__ = ["CoarseInt8", "Int8", "IntGroup", "Kernel", "WeightFormat", "differs"]
+__all__ = [
+    "FP4",
+    "MXFP4",
+    "NF4",
+    "NVFP4",
+    "CoarseInt8",
+    "Int8",
+    "IntGroup",
+    "Kernel",
+    "WeightFormat",
+    "differs",
+]

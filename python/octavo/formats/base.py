@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..base.configs import Config
+from ..runtime import huge_pages
+from ..tensors.codebook import Codebook, CodebookQParams, codebook_qparams
 from ..tensors.forms import TensorForm
-from ..tensors.granularity import Granularity
+from ..tensors.granularity import Granularity, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
 
 Tensors = Mapping[str, torch.Tensor]
@@ -59,6 +62,11 @@ class WeightFormat(Config, ABC):
     def has_zero_points(self) -> bool:
         """Whether code 0 may stand for another value than 0. Such scales cannot be learned."""
         return False
+
+    @property
+    def fixed_scales(self) -> str:
+        """Why scales cannot be learned, in words that go on "the scales ..."; "" if they can."""
+        return ""
 
     @property
     def replaced(self) -> tuple[str, ...]:
@@ -110,6 +118,10 @@ class WeightFormat(Config, ABC):
     def stored_scale(self, scale: torch.Tensor) -> torch.Tensor:
         """`scale` float32 as the canonical form can hold it, float32 again: codes are chosen with that."""
         return scale
+
+    def stored_qparams(self, q: QParams) -> QParams:
+        """`q` with scales that the canonical form can hold: a method may have changed those of `qparams`."""
+        return replace(q, scale=self.stored_scale(q.scale))
 
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of scales that are learned."""
@@ -175,15 +187,173 @@ class WeightFormat(Config, ABC):
         return self
 
 
-def strips_of(rows: torch.Tensor) -> torch.Tensor:
+class GroupFormat(WeightFormat, ABC):
+    """A format of weights in groups that `ops.linear_groups` multiplies. Its operands are buffers, and out_features."""
+
+    strip: ClassVar[int] = 16
+
+    @abstractmethod
+    def group_weight(self, *operands: Any) -> ops.GroupWeight:
+        """The weight as the operator takes it, from what `operands` names."""
+
+    def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
+        kernel = self.kernel(layer.scheme.activations)
+        if kernel is None:
+            return super().multiply(layer, x, activation)
+        *names, _ = self.operands
+        buffers, parameters = layer._buffers, layer._parameters  # as Int8 does, and for the same reason
+        if buffers["packed"] is None:
+            operands = self._operands_on_use(layer)
+        else:
+            operands = *(buffers[name] for name in names), layer.out_features
+        bias = parameters["bias"] if "bias" in parameters else buffers["bias"]
+        return kernel(x, operands, bias, activation)
+
+    def kernel(self, activations: Any) -> Kernel | None:
+        codes = activations.signed_codes
+        return None if codes is None else partial(self._product, *codes)
+
+    def _product(
+        self,
+        input_bits: int,
+        input_group: int,
+        x: torch.Tensor,
+        operands: tuple[Any, ...],
+        bias: torch.Tensor | None,
+        activation: str | None = None,
+        inputs: tuple[torch.Tensor, ...] = (),
+    ) -> torch.Tensor:
+        return ops.linear_groups(x, self.group_weight(*operands), bias, input_bits, input_group, activation)
+
+    def _operands_on_use(self, layer: Any) -> tuple[Any, ...]:
+        """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
+        codes = layer._parameters[self.replaced[0]]
+        if codes.is_meta or torch.compiler.is_compiling():
+            n, k = layer.out_features, layer.in_features
+            held = self.pack(layer.canonical_tensors(), n, k)
+            return *(held.get(name) for name in self.operands[:-1]), n
+        return self.operands_of(layer)
+
+
+@dataclass(frozen=True)
+class CodebookFormat(GroupFormat, ABC):
+    """An index into a table of sixteen values for each weight, and a scale for each block of neighbours in a row.
+
+    `weight_packed` uint8 [n, ceil(k / 2)] holds the indices, two in a byte, that of 0.0 behind an odd last one.
+    The last block of a row may be short. What the scales are is each format's own; docs/numerics.md, eq. 80 to 86.
+
+    Packed: `packed` uint8, planes of 4 bits; `packed_scale` [ceil(n / 16), blocks, 16], the scales in a type that holds
+    them exactly; `packed_column_scale` float32 [n], what a unit of the table's integers is worth.
+    """
+
+    codebook: ClassVar[Codebook]
+    reach: ClassVar[float]  # the largest |weight| of a block, in scales
+    high_first: ClassVar[bool] = False  # whether the first of two indices lies in the high half of its byte
+
+    held: ClassVar[tuple[str, ...]] = ("packed", "packed_scale", "packed_column_scale")
+    operands: ClassVar[tuple[str, ...]] = (*held, "out_features")
+    bits: ClassVar[int] = 4
+    stored_bits: ClassVar[int] = 4
+
+    @property
+    @abstractmethod
+    def granularity(self) -> PerGroup: ...
+
+    @abstractmethod
+    def scale_forms(self, n: int, k: int) -> dict[str, TensorForm]:
+        """The tensors of the scales."""
+
+    @abstractmethod
+    def scale_of(self, tensors: Tensors) -> torch.Tensor:
+        """Float32 [n, blocks], what the tensors stand for."""
+
+    @abstractmethod
+    def packed_scale(self, tensors: Tensors) -> torch.Tensor:
+        """What kernels read as the scales, [n, blocks] of any float type. A scale may have another factor for all."""
+
+    def column_scale(self, tensors: Tensors) -> float | torch.Tensor:
+        """This factor, times the step of the table."""
+        return self.codebook.step
+
+    @abstractmethod
+    def unpacked_scale(self, held: Tensors, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors of the scales that packing has replaced, from what `packed_scale` gave."""
+
+    def stored_qparams(self, q: QParams) -> CodebookQParams:
+        if isinstance(q, CodebookQParams) and q.stored is not None:
+            return q
+        return self.qparams_of(q.scale * self.reach)
+
+    @abstractmethod
+    def qparams_of(self, absmax: torch.Tensor) -> CodebookQParams:
+        """Those for blocks whose largest |weight| is `absmax` float32 [n, blocks]."""
+
+    def tensors(self, n: int, k: int) -> dict[str, TensorForm]:
+        packed = TensorForm((n, -(-k // 2)), torch.uint8, (torch.uint8,))
+        return {"weight_packed": packed, **self.scale_forms(n, k)}
+
+    def store(self, q: QuantizedTensor) -> dict[str, torch.Tensor]:
+        return {"weight_packed": self._joined(q.codes), **(self.stored_qparams(q.qparams).stored or {})}
+
+    def _joined(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes uint8 [n, k], two in a byte."""
+        codes = F.pad(codes, (0, codes.shape[1] % 2), value=self.codebook.zero)
+        high, low = (codes[:, ::2], codes[:, 1::2]) if self.high_first else (codes[:, 1::2], codes[:, ::2])
+        return high << 4 | low
+
+    def _codes(self, tensors: Tensors, k: int) -> torch.Tensor:
+        packed = tensors["weight_packed"].detach()
+        halves = [packed >> 4, packed & 15]
+        return torch.stack(halves if self.high_first else halves[::-1], dim=-1).flatten(1)[:, :k]
+
+    def read(self, tensors: Tensors, n: int, k: int) -> QuantizedTensor:
+        codes = self._codes(tensors, k)
+        stored = {name: tensors[name].detach() for name in self.scale_forms(n, k)}
+        q = codebook_qparams(self.codebook, self.scale_of(stored), self.granularity, stored)
+        return QuantizedTensor(codes, q)
+
+    def qparams(self, weight: torch.Tensor) -> CodebookQParams:
+        absmax = self.granularity.to_rows(weight.detach()).abs().amax(1).float()
+        if torch.compiler.is_compiling():
+            torch._assert_async(absmax.isfinite().all(), f"{self.name}: the weight holds NaN or Inf")
+        elif not absmax.isfinite().all():
+            raise ValueError(f"{self.name}: the weight holds NaN or Inf")
+        return self.qparams_of(absmax.reshape(self.granularity.qparams_shape(weight.shape)))
+
+    # --- the packed form --------------------------------------------------------------------------------------------
+
+    def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        codes = ops.pack_planes(self._codes(tensors, k), 4)
+        if not (codes.is_meta or torch.compiler.is_compiling()):
+            codes = huge_pages.empty(tuple(codes.shape)).view(codes.dtype).copy_(codes)
+        ones = torch.ones(n, dtype=torch.float32, device=codes.device)
+        return {
+            "packed": codes,
+            "packed_scale": to_strips(self.packed_scale(tensors)),
+            "packed_column_scale": ones * self.column_scale(tensors),
+        }
+
+    def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
+        codes = ops.unpack_planes(held["packed"], n, k)
+        scale = from_strips(held["packed_scale"], n)
+        return {"weight_packed": self._joined(codes), **self.unpacked_scale(held, scale)}
+
+    def group_weight(self, *operands: Any) -> ops.GroupWeight:
+        packed, scale, column_scale, n = operands
+        table, offset = self.codebook.unsigned, self.codebook.offset
+        size = self.granularity.group_size
+        return ops.GroupWeight(packed, scale, None, None, table, column_scale, n, 4, size, offset)
+
+
+def to_strips(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [n, groups] as kernels of groups read them, [ceil(n / 16), groups, 16], with zeros after the last one."""
     n, groups = rows.shape
     padded = F.pad(rows, (0, 0, 0, -n % 16))
     return padded.reshape(-1, 16, groups).transpose(1, 2).contiguous()
 
 
-def rows_of(strips: torch.Tensor, n: int) -> torch.Tensor:
-    """The inverse of `strips_of`."""
+def from_strips(strips: torch.Tensor, n: int) -> torch.Tensor:
+    """The inverse of `to_strips`."""
     return strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n].clone()
 
 

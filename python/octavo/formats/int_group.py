@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from ..tensors.fake_quantize import SMALLEST_SCALE
 from ..tensors.forms import TensorForm, equal_to, positive
 from ..tensors.granularity import Granularity, PerChannel, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import Kernel, Tensors, WeightFormat, differs, rows_of, strips_of
+from .base import GroupFormat, Tensors, WeightFormat, differs, from_strips, to_strips
 
 SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 LEAST_FLOAT16, LEAST_NORMAL_FLOAT16 = 2.0**-24, 2.0**-14
@@ -31,7 +30,7 @@ ENOUGH_FOR_FLOAT16 = 2.0**-18
 
 
 @dataclass(frozen=True)
-class IntGroup(WeightFormat):
+class IntGroup(GroupFormat):
     """value = scale * (code - zero_point), with a scale for each `group_size` neighbours in a row.
 
     bits          2 .. 8; codes are signed, -2^(bits - 1) .. 2^(bits - 1) - 1
@@ -213,10 +212,10 @@ class IntGroup(WeightFormat):
         codes = from_words(tensors["weight_packed"].detach(), self.bits, k)
         held = {
             "packed": self._packed_codes(codes),
-            "packed_scale": strips_of(tensors["weight_scale"].detach()),
+            "packed_scale": to_strips(tensors["weight_scale"].detach()),
         }
         if not self.symmetric:
-            held["packed_zero_point"] = strips_of(self._zero_point(tensors, n))
+            held["packed_zero_point"] = to_strips(self._zero_point(tensors, n))
         return held
 
     def _packed_codes(self, codes: torch.Tensor) -> torch.Tensor:
@@ -235,65 +234,17 @@ class IntGroup(WeightFormat):
             codes = ops.unpack_planes(packed, n, k)
         tensors = {
             "weight_packed": to_words(codes, self.bits),
-            "weight_scale": rows_of(held["packed_scale"], n),
+            "weight_scale": from_strips(held["packed_scale"], n),
         }
         if not self.symmetric:
-            zero_point = self._signed(rows_of(held["packed_zero_point"], n))
+            zero_point = self._signed(from_strips(held["packed_zero_point"], n))
             tensors["weight_zero_point"] = self._packed_zero_point(zero_point)
         return tensors
 
-    def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
-        reads = layer.scheme.activations.signed_codes
-        if reads is None:
-            return super().multiply(layer, x, activation)
-        input_bits, input_group = reads
-        buffers, parameters = layer._buffers, layer._parameters  # as Int8 does, and for the same reason
-        packed = buffers["packed"]
-        if packed is None:
-            operands = self._operands_on_use(layer)
-        else:
-            operands = packed, buffers["packed_scale"], buffers["packed_zero_point"], layer.out_features
-        return self._product(input_bits, input_group, x, operands, parameters["bias"], activation)
-
-    def kernel(self, activations: Any) -> Kernel | None:
-        if activations.signed_codes is None:
-            return None
-        input_bits, input_group = activations.signed_codes
-        return partial(self._product, input_bits, input_group)
-
-    def _product(
-        self,
-        input_bits: int,
-        input_group: int,
-        x: torch.Tensor,
-        operands: tuple[Any, ...],
-        bias: torch.Tensor | None,
-        activation: str | None = None,
-        inputs: tuple[torch.Tensor, ...] = (),
-    ) -> torch.Tensor:
+    def group_weight(self, *operands: Any) -> ops.GroupWeight:
         packed, scale, zero_point, n = operands
-        return ops.linear_groups(
-            x,
-            packed,
-            scale,
-            minimum=zero_point,
-            bias=bias,
-            n=n,
-            bits=self.bits,
-            group_size=self.group_size or 0,
-            offset=-self.qmin if self.symmetric else 0,
-            input_bits=input_bits,
-            input_group=input_group,
-            activation=activation,
-        )
-
-    def _operands_on_use(self, layer: Any) -> tuple[Any, ...]:
-        """As Int8's."""
-        codes = layer._parameters["weight_packed"]
-        if codes.is_meta or torch.compiler.is_compiling():
-            held = self.pack(layer.canonical_tensors(), layer.out_features, layer.in_features)
-            return *map(held.get, self.held), layer.out_features
-        return self.operands_of(layer)
+        size, offset = self.group_size or 0, -self.qmin if self.symmetric else 0
+        return ops.GroupWeight(packed, scale, None, zero_point, None, None, n, self.bits, size, offset)
 
     # --- files ------------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,6 @@ from ..observers import Observer
 from ..reference import SMALLEST_SCALE
 from ..tensors.fake_quantize import (
     ESTIMATORS,
-    fake_quantize,
-    first_weight_scale,
-    lsq,
     offset_zero_point,
     positive_scale,
     straight_through,
@@ -160,10 +157,9 @@ class PreparedLinear(nn.Module):
             raise ValueError(
                 f"layer {self.name!r} has NaN or Inf in its weight: training has diverged, or it was loaded so"
             ) from error
-        scale = qparams.scale
         if self.learn_scales:
-            scale = positive_scale(self.weight_scale).reshape(scale.shape)
-        return replace(qparams, scale=self.scheme.weights.stored_scale(scale))
+            qparams = replace(qparams, scale=positive_scale(self.weight_scale).reshape(qparams.scale.shape))
+        return self.scheme.weights.stored_qparams(qparams)
 
     @property
     def quantized_weight(self) -> QuantizedTensor:
@@ -173,15 +169,12 @@ class PreparedLinear(nn.Module):
     def fake_quantized_weight(self) -> torch.Tensor:
         """`quantized_weight` as floats [n, k] in the weight's dtype; gradients reach the weight and a learned scale."""
         q, weight = self.weight_qparams, self.float_weight()
-        rows, zero_point = q.granularity.to_rows(weight), q.zero_point.reshape(-1)
+        rows = q.granularity.to_rows(weight)
         if self.learn_scales:
             learned = self.weight_scale.reshape(-1)
-            rows = lsq(
-                rows, straight_through(learned, self.scheme.weights.stored_scale(learned)), q.qmin, q.qmax
-            )
+            rows = q.learned_rows(rows, straight_through(learned, self.scheme.weights.stored_scale(learned)))
         else:
-            scale = q.scale.reshape(-1)
-            rows = fake_quantize(rows, scale, zero_point, q.qmin, q.qmax, estimator=self.estimator)
+            rows = q.fake_quantize_rows(rows, self.estimator)
         return q.granularity.from_rows(rows, weight.shape)
 
     @property
@@ -273,7 +266,7 @@ class PreparedLinear(nn.Module):
 
     def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
         q = self._range_of(weight)
-        return first_weight_scale(q.granularity.to_rows(weight), q.scale.reshape(-1), q.qmin, q.qmax)
+        return q.first_scale(q.granularity.to_rows(weight))
 
     def _range_of(self, weight: torch.Tensor) -> QParams:
         return self.scheme.method.qparams(self.scheme.weights, weight)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..activations import Activations
+from ..activations import Activations, Dynamic, SixteenBits
 from ..base import configs
 from ..base.configs import Config, label
 from ..base.float_types import FLOAT_DTYPES
@@ -119,12 +119,17 @@ class Scheme(Config, ABC):
     ) -> PreparedLinear:
         """A layer to calibrate and train, which holds the Parameters of `linear`.
 
-        raises   ValueError for another estimator, and for learned scales of a format with zero points
+        raises   ValueError for another estimator, and for learned scales of a format with zero points or fixed scales
         """
         if learn_scales and self.weights.has_zero_points:
             raise ValueError(
                 f"learn_scales: weights of {label(self.weights)} have zero points, which cannot be learned; use "
                 "learn_scales=False or a symmetric format"
+            )
+        if learn_scales and self.weights.fixed_scales:
+            raise ValueError(
+                f"learn_scales: the scales of {label(self.weights)} {self.weights.fixed_scales} and cannot be learned; "
+                "use learn_scales=False or a format with scales of float32, such as NF4(double_quant=False)"
             )
         kind = self.method.prepared(self)
         return kind(
@@ -173,6 +178,34 @@ class GroupScheme(Scheme):
     def with_weights(self, weights: WeightFormat) -> Scheme:
         options = {item.name: getattr(weights, item.name) for item in fields(IntGroup)}
         return replace(self, **options)
+
+
+@dataclass(frozen=True)
+class CodebookScheme(Scheme, ABC):
+    """A scheme of a codebook: its fields are those of the format of its name, and a choice of activations."""
+
+    weights: WeightFormat = field(init=False, repr=False, compare=False)
+    activations: Any = field(default="int8", kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", self.format())
+        super().__post_init__()
+
+    @abstractmethod
+    def format(self) -> WeightFormat:
+        """The weight format that the fields stand for."""
+
+    def read_input(self) -> Activations:
+        given: Any = self.activations
+        word = (
+            given.get("name") if isinstance(given, Mapping) else given
+        )  # the command line has a name for a word
+        if word == "int8":
+            return Dynamic(group_size=input_group_size(getattr(self.weights.granularity, "group_size", None)))
+        if word == "int16":
+            return SixteenBits()
+        accepted = "'int8', 'int16' and what octavo.activations has"
+        return configs.instance(f"{self.name}: activations", Activations, given, accepted)
 
 
 def input_group_size(group_size: int | None) -> int | None:

@@ -102,7 +102,7 @@ def fake_quantize_bias(
     """What the codes of `quantize_bias` stand for, in bias's dtype; the gradient passes straight to bias."""
     codes = quantize_bias(bias, input_scale, weight_scale, k)
     step = input_scale.detach().reshape(()) * weight_scale.detach().reshape(-1)
-    return _StraightThrough.apply(bias, (codes.double() * step.double()).to(bias.dtype))
+    return straight_through(bias, (codes.double() * step.double()).to(bias.dtype))
 
 
 def lsq(
@@ -143,6 +143,22 @@ def lsq(
     return _LSQ.apply(x, scale, offset, zero_point.reshape(-1), qmin, qmax, grad_factor)
 
 
+def straight_through(
+    x: torch.Tensor, values: torch.Tensor, within: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`values`, which are x rounded in some way, with the gradient of x: where `within`, of x's shape, is True, or
+    everywhere.
+
+    source   Bengio et al. 2013 (arXiv:1308.3432), section 4
+    """
+    return x if values is x else _StraightThrough.apply(x, values, within)
+
+
+def scaled_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """`x`, whose gradient is multiplied by `factor`."""
+    return _ScaledGradient.apply(x, factor)
+
+
 def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.Tensor:
     """The scale that LSQ starts from, 2 mean|x| / sqrt(qmax): float32 [1], or [C] for each index of `axis`.
 
@@ -174,11 +190,6 @@ def first_weight_scale(weight: torch.Tensor, covering: torch.Tensor, qmin: int, 
         for scale in candidates
     ]
     return torch.where(errors[1] < errors[0], candidates[1], candidates[0])
-
-
-def straight_through(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """`value`, which is x rounded in some way, with the gradient of x."""
-    return x if value is x else _StraightThrough.apply(x, value)
 
 
 def positive_scale(scale: torch.Tensor) -> torch.Tensor:
@@ -301,21 +312,43 @@ class _FakeQuantizePerToken(torch.autograd.Function):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """`value`, and the gradient of x."""
+    """`values`, and the gradient of x where `within` says so; None: everywhere."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, value):
-        return value.clone()
+    def forward(x, values, within):
+        return values.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        *_, within = inputs
+        ctx.is_clipped = within is not None
+        if within is not None:
+            ctx.save_for_backward(within)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad, None
+        if ctx.is_clipped:
+            (within,) = ctx.saved_tensors
+            grad = grad * within
+        return grad, None, None
+
+
+class _ScaledGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, factor):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.factor = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.factor, None
 
 
 class _LSQ(torch.autograd.Function):

@@ -34,6 +34,11 @@ def positive(scale: torch.Tensor) -> str:
     return "" if is_scale else "values that are no scales: NaN, Inf, 0 or negative ones"
 
 
+def not_negative(scale: torch.Tensor) -> str:
+    is_scale = (scale.isfinite() & (scale >= 0)).all()
+    return "" if is_scale else "values that are no scales: NaN, Inf or negative ones"
+
+
 def finite(values: torch.Tensor) -> str:
     return "" if values.isfinite().all() else "NaN or Inf"
 

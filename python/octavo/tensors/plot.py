@@ -20,10 +20,12 @@ CELL_WIDTH, CELL_HEIGHT = 0.6, 0.34  # inches: room for "-0.0123" in 8 points
 
 @dataclass(frozen=True)
 class Matrices:
-    """What is drawn, all [rows, columns]: `scale` and `zero_point` hold each element's own."""
+    """What is drawn, all [rows, columns]: `steps` are codes in units of their scales, which colours show; `scale` and
+    `zero_point` hold each element's own."""
 
     x: torch.Tensor
     codes: torch.Tensor
+    steps: torch.Tensor
     dequantized: torch.Tensor
     scale: torch.Tensor
     zero_point: torch.Tensor
@@ -33,19 +35,19 @@ class Matrices:
         return Matrices(*(getattr(self, name)[:rows, :columns] for name in self.__dataclass_fields__))
 
 
-def draw(matrices: Matrices, max_rows: int, max_columns: int) -> Any:
-    """A new matplotlib Figure of four panels: x, codes, dequantized, dequantized - x.
+def draw(matrices: Matrices, formula: str, max_rows: int, max_columns: int) -> Any:
+    """A new matplotlib Figure of four panels: x, codes, dequantized by `formula`, dequantized - x.
 
     Raises: ImportError if matplotlib is missing.
     """
     shown = matrices.corner(max_rows, max_columns)
     rows, columns = shown.x.shape
     x, back = shown.x.double(), shown.dequantized.double()
-    error, steps = back - x, shown.codes.long() - shown.zero_point.long()
+    error, steps = back - x, shown.steps
     figure, axes = _panels(rows, columns)
     _panel(axes[0], "x", x, x, _short, _limit(x), "RdBu_r")
     _panel(axes[1], "codes", shown.codes, steps, str, _limit(steps), "PuOr_r")
-    _panel(axes[2], "dequantized = scale * (code - zero_point)", back, back, _short, _limit(x), "RdBu_r")
+    _panel(axes[2], f"dequantized = {formula}", back, back, _short, _limit(x), "RdBu_r")
     title = f"error = dequantized - x, at most {_short(_limit(error))}"
     _panel(axes[3], title, error, error, _signed, _limit(error), "PiYG")
     note = _write_scales(axes[1], shown)

@@ -9,12 +9,13 @@ A granularity (granularity.py) says which elements share one scale.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
+from .fake_quantize import fake_quantize, first_weight_scale, lsq
 from .granularity import Granularity, PerTensor, require_granularity
 from .plot import Matrices, draw
 
@@ -46,6 +47,8 @@ class QParams:
     qmax: int
     granularity: Granularity
 
+    formula: ClassVar[str] = "scale * (code - zero_point)"
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the codes."""
@@ -56,6 +59,11 @@ class QParams:
     @property
     def nbytes(self) -> int:
         return self.scale.nbytes + self.zero_point.nbytes
+
+    @property
+    def words(self) -> str:
+        """Which codes there are, for people."""
+        return f"codes {self.qmin} .. {self.qmax}"
 
     def quantize(self, x: torch.Tensor) -> QuantizedTensor:
         """`x` as codes of these qparams; values out of range take the nearest code, NaN takes zero_point.
@@ -70,18 +78,39 @@ class QParams:
                 f"QParams.quantize: x of shape {tuple(x.shape)} needs scales of shape {expected} with "
                 f"{self.granularity}, these qparams have {tuple(self.scale.shape)}; choose qparams for x"
             )
-        rows = ops.quantize(
-            self.granularity.to_rows(x),
-            self.scale.reshape(-1),
-            self.zero_point.reshape(-1),
-            self.qmin,
-            self.qmax,
-            self.dtype,
-        )
-        return QuantizedTensor(self.granularity.from_rows(rows, x.shape), self)
+        codes = self.quantize_rows(self.granularity.to_rows(x))
+        return QuantizedTensor(self.granularity.from_rows(codes, x.shape), self)
+
+    # Rows, as the granularity makes them: one for each scale. Other kinds of codes differ in these and nothing else.
+
+    def quantize_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The codes of `rows`."""
+        scale, zero_point = self.scale.reshape(-1), self.zero_point.reshape(-1)
+        return ops.quantize(rows, scale, zero_point, self.qmin, self.qmax, self.dtype)
+
+    def dequantize_rows(self, codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """What `codes` stand for."""
+        return ops.dequantize(codes, self.scale.reshape(-1), self.zero_point.reshape(-1), dtype)
+
+    def steps(self, codes: torch.Tensor) -> torch.Tensor:
+        """The same in units of the scales."""
+        return codes.long() - self.zero_point.reshape(-1, 1)
+
+    def fake_quantize_rows(self, rows: torch.Tensor, estimator: str) -> torch.Tensor:
+        """What the codes of `rows` stand for, in the dtype of `rows`, which a gradient reaches."""
+        scale, zero_point = self.scale.reshape(-1), self.zero_point.reshape(-1)
+        return fake_quantize(rows, scale, zero_point, self.qmin, self.qmax, estimator=estimator)
+
+    def learned_rows(self, rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """The same with scales [rows] that learn; those of these qparams do not count."""
+        return lsq(rows, scale, self.qmin, self.qmax)
+
+    def first_scale(self, rows: torch.Tensor) -> torch.Tensor:
+        """The scales [rows] that training starts from, if these qparams cover the range of `rows`."""
+        return first_weight_scale(rows, self.scale.reshape(-1), self.qmin, self.qmax)
 
     def __repr__(self) -> str:
-        return f"QParams({self.granularity}, codes {self.qmin} .. {self.qmax}, scale {_span(self.scale)})"
+        return f"{type(self).__name__}({self.granularity}, {self.words}, scale {_span(self.scale)})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +138,12 @@ class QuantizedTensor:
         return self.codes.nbytes + self.qparams.nbytes
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """scale * (codes - zero_point), rounded once to float32 and then to `dtype` (float32, bfloat16, float16)."""
+        """scale * (codes - zero_point), or scale * value of a codebook, rounded once to float32 and then to `dtype`
+        (float32, bfloat16, float16)."""
         if dtype not in FLOAT_DTYPES:
             raise TypeError(f"dequantize: dtype is {dtype}, accepted are float32, bfloat16 and float16")
         granularity = self.qparams.granularity
-        rows = ops.dequantize(
-            granularity.to_rows(self.codes), self.scale.reshape(-1), self.zero_point.reshape(-1), dtype
-        )
+        rows = self.qparams.dequantize_rows(granularity.to_rows(self.codes), dtype)
         return granularity.from_rows(rows, self.shape)
 
     def plot(self, x: torch.Tensor, *, max_rows: int = 8, max_columns: int = 8) -> Any:
@@ -136,8 +164,12 @@ class QuantizedTensor:
                 f"QuantizedTensor.plot: at least 1 row and column, got {max_rows} and {max_columns}"
             )
         columns = x.shape[-1] if x.dim() else 1
-        tensors = (x, self.codes, self.dequantize(), self._spread(self.scale), self._spread(self.zero_point))
-        return draw(Matrices(*(tensor.reshape(-1, columns) for tensor in tensors)), max_rows, max_columns)
+        granularity = self.qparams.granularity
+        steps = granularity.from_rows(self.qparams.steps(granularity.to_rows(self.codes)), self.shape)
+        scale, zero_point = self._spread(self.scale), self._spread(self.zero_point)
+        tensors = (x, self.codes, steps, self.dequantize(), scale, zero_point)
+        matrices = Matrices(*(tensor.reshape(-1, columns) for tensor in tensors))
+        return draw(matrices, self.qparams.formula, max_rows, max_columns)
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
         """Each element's own scale or zero point, in the tensor's shape."""
@@ -148,7 +180,7 @@ class QuantizedTensor:
     def __repr__(self) -> str:
         return (
             f"QuantizedTensor(shape {list(self.shape)}, {str(self.codes.dtype).removeprefix('torch.')}, "
-            f"{self.qparams.granularity}, codes {self.qparams.qmin} .. {self.qparams.qmax}, "
+            f"{self.qparams.granularity}, {self.qparams.words}, "
             f"scale {_span(self.scale)}, {self.nbytes:,} bytes)"
         )
 

@@ -20,7 +20,7 @@ def qwen3():
     return _made("Qwen3ForCausalLM", "Qwen3Config", **DECODER)
 
 
-def rows_of(report):
+def from_strips(report):
     return [row for row in report.rows if row.step == "rotary"]
 
 
@@ -37,7 +37,7 @@ def test_a_float_model_decodes_the_same_but_for_rounding(make):
     model = make()
     expected = decoded(model, octavo.nn.KVCache(model.config))
     report = octavo.fuse_(model, IDS, attention="float32")
-    assert [row.action for row in rows_of(report)] == ["fused", "fused"], report
+    assert [row.action for row in from_strips(report)] == ["fused", "fused"], report
     for cache in (octavo.nn.KVCache(model.config), None):
         if cache is not None:
             found = decoded(model, cache)
@@ -52,7 +52,7 @@ def test_a_static_cache_is_given_what_the_original_gives_it(make):
     mask = torch.ones(2, 20, dtype=torch.long)
     expected = decoded(model, caches[0], mask)
     report = octavo.fuse_(model, IDS, attention="float32")
-    assert [row.action for row in rows_of(report)] == ["fused", "fused"], report
+    assert [row.action for row in from_strips(report)] == ["fused", "fused"], report
     assert (decoded(model, caches[1], mask) - expected).norm() <= 2**-14 * expected.norm()
 
 
@@ -124,7 +124,7 @@ def test_attention_of_other_arithmetic_is_kept_though_the_example_is_one_token(n
     long = torch.arange(24)[None] % 60 + 1
     expected = model(long).logits
     report = octavo.fuse_(model, {"input_ids": IDS[:1, :1]}, attention="float32")
-    rows = rows_of(report)
+    rows = from_strips(report)
     assert rows and all(row.action == "kept" and reason in row.reason for row in rows), report
     assert (model(long).logits - expected).norm() <= 2**-14 * expected.norm()
 
@@ -237,14 +237,14 @@ def test_what_it_does_not_know_stays_with_the_reason(make, change, reason):
     for layer in model.model.layers:
         change(layer.self_attn)
     report = octavo.fuse_(model, IDS, attention="float32")
-    assert all(reason in row.reason and (row.action == "kept") == bool(reason) for row in rows_of(report)), (
-        report
-    )
+    assert all(
+        reason in row.reason and (row.action == "kept") == bool(reason) for row in from_strips(report)
+    ), report
 
 
 def test_without_octavos_attention_it_stays():
     report = octavo.fuse_(llama(), IDS, attention=None)
-    assert rows_of(report) == []
+    assert from_strips(report) == []
 
 
 def test_a_wrong_replacement_is_noticed():
@@ -261,4 +261,4 @@ def test_a_wrong_replacement_is_noticed():
         attention.__class__ = Doubled
         attention.sliding_window = None
     report = octavo.fuse_(model, IDS, attention="float32")
-    assert [row.action for row in rows_of(report)] == ["kept", "kept"], report
+    assert [row.action for row in from_strips(report)] == ["kept", "kept"], report

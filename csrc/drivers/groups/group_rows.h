@@ -9,8 +9,8 @@
 
 #include "contract/group_kernel.h"
 #include "contract/kernel.h"
+#include "drivers/quantize.h"
 #include "group_linear.h"
-#include "quantize.h"
 
 namespace octavo {
 

@@ -4,7 +4,7 @@
 
 #include "contract/float_kernel.h"
 #include "contract/group_kernel.h"
-#include "linear.h"
+#include "drivers/linear.h"
 
 namespace octavo {
 

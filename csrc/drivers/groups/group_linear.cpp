@@ -8,11 +8,11 @@
 
 #include "base/parallel.h"
 #include "base/scratch.h"
+#include "drivers/pack.h"
+#include "drivers/tiles.h"
 #include "group_rows.h"
 #include "isa/common/half.h"
-#include "pack.h"
 #include "registry/registry.h"
-#include "tiles.h"
 
 namespace octavo {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "contract/group_kernel.h"
-#include "pack.h"
+#include "drivers/pack.h"
 
 namespace octavo {
 
