@@ -52,7 +52,7 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyResult(Tables):
-    """What `octavo.study.run` returns: a row for the float model, then one for each scheme.
+    """What `study.run` returns: a row for the float model, then one for each scheme.
 
     settings   how much was measured: windows, prompts, bytes
     machine    the CPU, versions and threads; they explain the times, and the Python whose sources are the text
@@ -89,7 +89,7 @@ class StudyResult(Tables):
 
     @property
     def footer(self) -> str:
-        """On what machine."""
+        """A line about the machine."""
         cpu, isa, threads = (self.machine[name] for name in ("cpu", "active_isa", "threads"))
         return f"{cpu}, {isa} kernels, torch {self.machine['torch']}; timed with {threads} thread{'s' * (threads > 1)}"
 

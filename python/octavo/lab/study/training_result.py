@@ -46,7 +46,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class TrainingResult(Tables):
-    """What `octavo.training_study.run` returns: rows of the float model, then of each scheme.
+    """What `training_study.run` returns: rows of the float model, then of each scheme.
 
     settings   how much was trained and measured
     machine    the CPU, versions and threads
@@ -66,7 +66,7 @@ class TrainingResult(Tables):
 
     @property
     def footer(self) -> str:
-        """On what machine, and how long it trained."""
+        """A line about the machine, and how long it trained."""
         cpu, isa, torch = (self.machine[name] for name in ("cpu", "active_isa", "torch"))
         taken = {
             training: sum(row.cpu_seconds for row in rows) / len(rows) for training, rows in self._trained()
