@@ -84,7 +84,7 @@ def taken(
     if not _may_be_labels(last, args[0]) or (is_alone and _are_alike(last, args[0])):
         raise ValueError(
             f"{who}: a batch of {described(args, kwargs)} is more than the model takes, which is "
-            f"{_names(places)}. A tuple is one batch: put batches into a list, [(x, labels)] too"
+            f"{_names(places)}. A tuple is one batch: put batches into a list, a single (x, labels) as well"
         )
     return args[:-1], kwargs, "the last value of each batch is taken for labels and not used"
 
