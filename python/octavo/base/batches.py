@@ -17,7 +17,7 @@ from torch import nn
 from .forward_arguments import taken
 
 logger = logging.getLogger("octavo")
-# Objects that have attributes and hold no output.
+# Objects whose attributes are no output of a model.
 OPAQUE = (str, bytes, type, nn.Module, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 
 
@@ -80,7 +80,7 @@ def output_of(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode for all of `models`; every module's training flag comes back as it was."""
+    """Inside, all of `models` are in eval mode; afterwards every module's training flag is what it was."""
     flags = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
@@ -92,11 +92,11 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def float_tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Every floating-point tensor in an output, in order, wherever it is: in tuples, lists, sets, dicts, dataclasses
-    and attributes of any other object, nested or not.
+    """Gives every floating-point tensor in an output, in order: in tuples, lists, sets, dicts, dataclasses and
+    attributes of any other object, nested or not.
 
-    Complex tensors come as pairs of floats, sparse ones dense, nested ones one by one. A key-value cache is what the
-    next call needs and no output: it is not looked into, and neither are modules.
+    Complex tensors are given as pairs of floats, sparse ones as dense ones, nested ones item by item. A key-value
+    cache is no output, but what the next call needs: it is not looked into, and neither are modules.
     """
     yield from _float_tensors(output, set())
 

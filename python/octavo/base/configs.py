@@ -40,7 +40,7 @@ def kinds(base: type[C]) -> dict[str, type[C]]:
 
 
 def spelled(name: str) -> str:
-    """How a name is looked up: "Int8Dynamic", "int8-dynamic" and "int8_dynamic" are one."""
+    """The form in which names are compared: it is the same for "Int8Dynamic", "int8-dynamic" and "int8_dynamic"."""
     return name.replace("-", "").replace("_", "").lower()
 
 
@@ -88,9 +88,9 @@ def instance(what: str, base: type[C], value: Any, examples: str) -> C:
 
 
 def label(config: Config) -> str:
-    """The name and what is not at its default: "Int8Dynamic(symmetric=False)", "Int8Static(MinMax)".
+    """The name and the fields that differ from their defaults: "Int8Dynamic(symmetric=False)", "Int8Static(MinMax)".
 
-    The first field, unless it is a flag, goes without its name, as one writes it.
+    The first field is shown without its name, as one writes it, unless it is a flag.
     """
     own = sorted(_given(config), key=lambda item: bool(item.kw_only))
     needed = {item.name: getattr(config, item.name) for item in own}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floats that layers and operators read and write."""
+"""The floating-point dtypes that layers and operators read and write."""
 
 from __future__ import annotations
 

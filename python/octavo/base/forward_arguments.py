@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a batch a model's forward takes, and what is labels beside it: one rule for every function that runs batches.
+"""Which part of a batch a model's forward takes, and which part is labels: one rule for all functions that run batches.
 
-Data loaders give (x, labels), tokenizers give entries that not every model knows. What forward has no place for is left
-out, and said. A value that forward would take, though it looks like labels, is refused: nobody else can tell.
+Data loaders give (x, labels), and tokenizers give entries that not every model knows. What forward has no place for is
+left out, and a note says so. A value that looks like labels is refused if forward would take it: only the user can
+tell what is meant.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR
 
 
 def parameters_of(model: nn.Module) -> Parameters:
-    """The parameters of forward, of the model itself where torch has wrapped it."""
+    """The parameters of forward. Where torch has wrapped the model, they are those of the model inside."""
     while type(model).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
         inner: Any = getattr(model, "_orig_mod", None)
         model = model.get_submodule("module") if inner is None else inner
@@ -32,14 +33,14 @@ def parameters_of(model: nn.Module) -> Parameters:
 
 
 def positional(parameters: Parameters) -> Parameters | None:
-    """Those that a tuple can fill, in order; None if forward takes any number."""
+    """The parameters that a tuple can fill, in order; None if forward takes any number of arguments."""
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return None
     return [parameter for parameter in parameters if parameter.kind in POSITIONAL]
 
 
 def arguments_by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by their names, as far as forward names them."""
+    """The arguments of a call by their names; those for which forward has no name are left out."""
     places = positional(parameters_of(model)) or []
     return {**{place.name: value for place, value in zip(places, args, strict=False)}, **kwargs}
 
@@ -53,10 +54,10 @@ def taken(
     is_alone: bool = False,
     is_input: bool = False,
 ) -> tuple[tuple, dict[str, Any], str]:
-    """The arguments of the batch that forward takes, and a sentence about what it does not; "" if it takes all.
+    """The part of the batch that forward takes, and a sentence about the rest of it, "" if there is none.
 
     is_alone   the batch was given by itself, not in a list: a tuple then may be meant as several batches
-    is_input   what forward has a place for is known to be no labels
+    is_input   the caller knows that whatever forward has a place for is no labels
     Raises: ValueError for a batch that could be meant in two ways, or of which forward takes nothing.
     """
     parameters = parameters_of(model)
@@ -83,7 +84,7 @@ def taken(
     if not _may_be_labels(last, args[0]) or (is_alone and _are_alike(last, args[0])):
         raise ValueError(
             f"{who}: a batch of {described(args, kwargs)} is more than the model takes, which is "
-            f"{_names(places)}. A tuple is one batch: put batches into a list, [(x, labels)] too"
+            f"{_names(places)}. A tuple is one batch: put batches into a list, a single (x, labels) as well"
         )
     return args[:-1], kwargs, "the last value of each batch is taken for labels and not used"
 
@@ -107,7 +108,7 @@ def _taken_entries(
 
 
 def _looks_like_labels(value: Any, x: Any, place: str) -> bool:
-    """One number for each row of x, or numbers that no mask and no position could be."""
+    """Whether `value` holds one number for each row of x, or numbers that are neither a mask nor positions."""
     if not isinstance(value, torch.Tensor) or not isinstance(x, torch.Tensor):
         return False
     if value.dim() == 0 or x.dim() < 2 or len(value) != len(x) or value.dtype == torch.bool:

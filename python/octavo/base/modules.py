@@ -15,7 +15,7 @@ Places = dict[int, list[tuple[nn.Module, str]]]
 
 
 def places_of(modules: Iterable[nn.Module], model: nn.Module) -> Places:
-    """Where each of `modules` hangs in `model`, by its id: (parent, attribute). Holds none of them."""
+    """Where each of `modules` hangs in `model`: {id of the module: [(parent, attribute), ...]}."""
     places: Places = {id(module): [] for module in modules}
     for parent in model.modules():
         for attribute, child in parent._modules.items():
@@ -25,16 +25,16 @@ def places_of(modules: Iterable[nn.Module], model: nn.Module) -> Places:
 
 
 def replace_at(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
-    """Hangs `module` there."""
+    """Hangs `module` at these places."""
     for parent, attribute in places:
         parent._modules[attribute] = module
 
 
 class Undo:
-    """What every module of a model had: attributes, parameters, buffers, children. Tensors are held, not copied.
+    """Remembers the attributes, parameters, buffers and children of every module. It holds tensors, no copies of them.
 
-    Vectors (the Parameters of norms, biases, scales) get back the values they had as well. Matrices that were changed
-    in place stay changed: there is no room for a copy.
+    Vectors (the Parameters of norms, biases, scales) also get back the values that they had. Matrices that were
+    changed in place stay changed: there is no room for copies of them.
     """
 
     def __init__(self, model: nn.Module):
@@ -50,7 +50,7 @@ class Undo:
         return bool(self._before)
 
     def let_go(self) -> None:
-        """Holds nothing any more, and so undoes nothing any more."""
+        """Forgets everything, so that float weights can be freed; from now on `undo` does nothing."""
         self._before, self._vectors = [], []
 
     def undo(self) -> None:
@@ -68,7 +68,7 @@ class Undo:
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[Undo]:
-    """After an exception `model` is what it was, as far as `Undo` says. Gives the Undo, to be let go before the end."""
+    """After an exception, puts `model` back as far as `Undo` can. Gives the Undo, whose `let_go` gives that up."""
     undo = Undo(model)
     try:
         yield undo

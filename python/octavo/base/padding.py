@@ -17,14 +17,14 @@ from .batches import output_of
 from .forward_arguments import arguments_by_name, parameters_of
 from .hooks import hooked
 
-Masks = list[torch.Tensor]  # bool [batch, length], True at positions that count
+Masks = list[torch.Tensor]  # each is bool [batch, length], True at positions that count
 
 
 class Padding:
-    """Finds the masks of each batch of `model`: among its arguments, or else among those of the modules inside.
+    """Finds the masks of each batch: among the arguments of `model`, or else among the arguments of modules inside it.
 
-    names     of the masks that were found
-    counted, left_out   positions in all masks so far
+    names     the names of the masks that were found
+    counted, left_out   how many positions count in all batches so far, and how many do not
     """
 
     def __init__(self, model: nn.Module):
@@ -38,7 +38,7 @@ class Padding:
         self.length_first = any(not m.batch_first for m in attention)
 
     def masks(self, args: tuple, kwargs: dict[str, Any]) -> Masks:
-        """The masks of a batch. May run the model, so call it in eval mode and without gradients."""
+        """The masks of a batch. This may run the model: call it in eval mode and without gradients."""
         found = _masks_in(arguments_by_name(self.model, args, kwargs))
         if not found and self._looks_inside is not False:
             found = self._masks_inside(args, kwargs)
@@ -55,7 +55,7 @@ class Padding:
     def rows(self, tensor: torch.Tensor, masks: Masks, *, has_channels: bool = False) -> torch.Tensor:
         """`tensor` without the positions that a mask of its shape leaves out; all of it where no mask fits.
 
-        has_channels   the last dimension is no position, as in a layer's output [..., n]
+        has_channels   whether the last dimension holds channels and not positions, as in a layer's output [..., n]
         """
         for view, dims in _layouts(tensor, self.length_first, has_channels):
             shape = view.shape[:dims]
@@ -67,7 +67,7 @@ class Padding:
         return tensor
 
     def notes(self) -> list[str]:
-        """How much was left out, in a sentence, if anything was."""
+        """A sentence about how many positions were left out, if any were."""
         if not self.left_out:
             return []
         names, total = " and ".join(sorted(self.names)), self.counted + self.left_out
@@ -140,7 +140,7 @@ def _lowest(mask: torch.Tensor) -> float:
 def _layouts(
     tensor: torch.Tensor, length_first: bool, has_channels: bool
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Views of `tensor` whose first dimensions, so many, may be those of a mask; the likeliest first."""
+    """Pairs (view of `tensor`, d), the likeliest first: the first d dimensions of the view may be those of a mask."""
     if tensor.dim() == 4 and tensor.shape[2] == tensor.shape[3] and not has_channels:
         yield tensor.movedim(2, 1), 2  # attention [batch, heads, queries, keys]
     if tensor.dim() > 2:

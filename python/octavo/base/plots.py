@@ -7,7 +7,7 @@ from typing import Any
 
 
 def require_pyplot(who: str) -> Any:
-    """matplotlib.pyplot, for `who` draws. Raises: ImportError, which names the remedy, if matplotlib is missing."""
+    """matplotlib.pyplot. Raises: ImportError, which names `who` and the remedy, if matplotlib is missing."""
     try:
         from matplotlib import pyplot
     except ImportError as error:

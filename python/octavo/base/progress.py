@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress bar of whatever takes `progress=True`."""
+"""The progress bar that every function with an argument `progress` shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def with_bar(items: Iterable[Item], title: str, unit: str, progress: bool) -> Iterable[Item]:
-    """`items`, with a tqdm bar that counts them if `progress`."""
+    """Gives `items`; if `progress` is True, a tqdm bar counts them."""
     if not progress:
         return items
     from tqdm.auto import tqdm  # not at the top: in a notebook without ipywidgets its import alone warns

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who else has the memory of a Parameter: other modules of the model, other models, views that somebody keeps.
 
-A Parameter is changed in place, so that an optimizer that has it goes on training it. Whoever else reads the same
-memory would see the change, too.
+A Parameter is changed in place, so that an optimizer goes on training it. Everybody else who reads the same memory
+would see the change, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Span = tuple[int, int]  # the addresses of a tensor's first byte and of the one 
 
 
 def span_of(tensor: torch.Tensor) -> Span | None:
-    """None for what has no memory that could be compared: lazy, meta, sparse, empty, on another device."""
+    """The span of a tensor; None if its memory cannot be compared: lazy, meta, sparse, empty, on another device."""
     if is_lazy(tensor) or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         return None
     if tensor.numel() == 0:
@@ -50,10 +50,10 @@ def sole_owners(model: nn.Module) -> set[nn.Module]:
 
 
 class Holders:
-    """What lives outside of `model` in this process, as far as Python knows it.
+    """The modules and tensors outside of `model` that live in this process, as far as Python knows them.
 
-    is_layer   which modules are layers of a kind that other layers take the places of. One that nobody has as a child
-               was taken out of a model: it is no model, and holds nothing
+    is_layer   tells modules that are replaced by other layers. Such a module that is nobody's child was taken out of
+               a model: it does not count as a holder
     """
 
     def __init__(self, model: nn.Module, is_layer: Callable[[nn.Module], bool] = lambda module: False):
@@ -67,7 +67,7 @@ class Holders:
         kinds = module_kinds | tensor_kinds
         found = [
             item for item in gc.get_objects() if type(item) in kinds
-        ]  # of some 10^6: a lookup for each is quick
+        ]  # there are some 10^6 objects: one lookup for each is quick
         modules: list[Any] = [m for m in found if type(m) in module_kinds and id(m) not in own]
         tensors = [t for t in found if type(t) in tensor_kinds and id(t) not in inside]
         children = {id(child) for module in modules for child in _children_of(module)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells as tables of text and HTML; results that are tables, in Markdown as well and in their place in a document."""
+"""Tables of cells as text and HTML; results that consist of tables, as Markdown too, and written into documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, a name first in each row."""
+    """A table of texts. Each row begins with a name."""
 
     title: str
     header: list[str]
@@ -21,7 +21,7 @@ class Table:
 
     @classmethod
     def of(cls, title: str, columns: dict[str, Callable[[Any], str]], rows: Iterable[Any]) -> Table:
-        """A line for each of `rows`, which have a `name`; `columns` gives each cell its title and its text."""
+        """One line for each of `rows`, which have a `name`; `columns` is {title: function from a row to a text}."""
         cells = [[row.name, *(cell(row) for cell in columns.values())] for row in rows]
         return cls(title, ["scheme", *(name.strip() for name in columns)], cells)
 
@@ -42,7 +42,7 @@ class Table:
 class Tables(ABC):
     """A result that is shown as tables, with a line below them."""
 
-    MARKS: ClassVar[tuple[str, str]]  # around the tables in a document
+    MARKS: ClassVar[tuple[str, str]]  # these lines stand around the tables in a document
 
     @abstractmethod
     def tables(self) -> list[Table]:
@@ -51,7 +51,7 @@ class Tables(ABC):
     @property
     @abstractmethod
     def footer(self) -> str:
-        """On what machine, and how."""
+        """A line about the machine, and about how the figures were measured."""
 
     def __str__(self) -> str:
         return "\n\n".join([*map(str, self.tables()), self.footer])
@@ -86,7 +86,10 @@ def percent(value: float) -> str:
 
 
 def as_text(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Rows of cells in columns, under `header` and a line. right: titles of columns of numbers, whose ends align."""
+    """The rows as columns of text under `header` and a line.
+
+    right   titles of the columns that hold numbers: they are aligned at their right ends
+    """
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
@@ -105,7 +108,11 @@ def as_html(
     caption: str = "",
     styles: Sequence[str] = (),
 ) -> str:
-    """The same as a table of HTML. caption: an element; styles: an attribute for the cells of each column."""
+    """The same rows as a table of HTML.
+
+    caption   an HTML element
+    styles    for each column, the attribute of its cells
+    """
 
     def line(cells: Sequence[str], tag: str) -> str:
         styled = zip(cells, styles or [""] * len(cells), strict=True)

@@ -13,7 +13,7 @@ def print_json(value: Any) -> None:
 
 
 def strict(value: Any) -> Any:
-    """The same with strings for Inf and NaN, at any depth."""
+    """`value` with strings in the places of Inf and NaN, at any depth."""
     if isinstance(value, dict):
         return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables in a terminal, as wide as it is: too narrow a one loses columns first, then folds cells."""
+"""Tables that fit the terminal: if it is too narrow, columns are left out first, and then cells are folded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def print_table(
     right: Sequence[str] = (),
     spare: Sequence[str] = (),
 ) -> None:
-    """Prints `rows` under `header`. Columns in `right` stand right; those in `spare` go if the terminal is narrow."""
+    """Prints `rows` under `header`. Columns in `right` are aligned right; columns in `spare` may be left out."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -17,7 +17,7 @@ def positive_count(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes: a number above 0 and KB, MB, GB, in thousands as on disks, or nothing. Raises: as `positive`."""
+    """Bytes: a number above 0, perhaps with KB, MB or GB, which are powers of 1000. Raises: as `positive_count`."""
     found = re.fullmatch(r"([0-9]{1,15})(KB|MB|GB|)", text.upper())
     if not found or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 500MB")
@@ -32,7 +32,7 @@ def scheme_names() -> list[str]:
 
 
 def scheme_name(text: str) -> str:
-    """`text` as `scheme_names` has it: case and underscores do not matter. Raises: as `positive`."""
+    """`text` as `scheme_names` has it: case and underscores do not matter. Raises: as `positive_count`."""
     spelled = {name.replace("-", ""): name for name in scheme_names()}
     name = spelled.get(text.lower().replace("-", "").replace("_", ""))
     if name is None:

@@ -66,7 +66,7 @@ def _number(text: str) -> float | int:
 
 
 def _bits(value: float | int, format: NumberFormat) -> BitPattern | None:
-    """What the format makes of the value: its largest one if need be, None for NaN where there is none."""
+    """The value in the format, at most its largest value; None for NaN if the format has none."""
     from octavo.dtypes import bits
 
     if math.isnan(value) and not format.has_nan:

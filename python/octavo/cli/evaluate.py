@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _data(reference: Any, tokenizer: Any, text: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What `evaluate` is given: running text in windows for a causal language model, else lines."""
+    """The data for `evaluate`: running text in windows for a causal language model, else lines."""
     import torch
 
     from octavo.evaluation import Prompts, windows

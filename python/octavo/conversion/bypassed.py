@@ -18,7 +18,7 @@ from torch import nn
 
 from ..nn.replacements import replacement_of
 
-# What can be asked of a weight without its values.
+# What can be asked of a weight without reading its values.
 FORM = {
     "data_ptr",
     "device",
@@ -99,7 +99,7 @@ class _Uses(ast.NodeVisitor):
 
 
 def _child_of(node: ast.AST) -> str:
-    """`name` if the node is `self.name`."""
+    """`name` if the node is the expression `self.name`, else None."""
     is_child = (
         isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
     )
@@ -107,5 +107,5 @@ def _child_of(node: ast.AST) -> str:
 
 
 def _weight_of(node: ast.AST) -> str:
-    """`name` if the node is `self.name.weight`."""
+    """`name` if the node is the expression `self.name.weight`, else None."""
     return _child_of(node.value) if isinstance(node, ast.Attribute) and node.attr == "weight" else ""

@@ -2,7 +2,7 @@
 """Replaces the linear layers of a model by quantized ones and reports on every layer: prepare_ to freeze_ in one call.
 
 Everything is looked at before anything is changed, and until the first layer is frozen everything can be undone, so
-that bad input leaves the model as it was. Layers are then frozen one by one: in place the peak is the model plus one.
+that bad input leaves the model as it was. Layers are then frozen one by one: the peak is the model plus one layer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def quantize_(
 ) -> QuantizationReport:
     """Quantizes the linear layers of `model` in place and reports on every module with weights.
 
-    Linear layers are those of nn.Linear and of the other classes in nn/replacements.py, such as GPT-2's Conv1D.
+    Linear layers are the layers of nn.Linear and of the other classes in nn/replacements.py, such as GPT-2's Conv1D.
 
     scheme             a scheme, its class, or {pattern: scheme or None}: the first match decides, None keeps float
     data               for schemes that calibrate: one batch or an iterable of them, as `compare` takes; the model runs
@@ -83,7 +83,7 @@ def quantized(
     filter_fn: LayerFilter | None = None,
     progress: bool = False,
 ) -> nn.Module:
-    """A quantized copy of `model`, which stays untouched; the arguments are those of `quantize_`.
+    """A quantized copy of `model`, which stays untouched. The arguments are the same as for `quantize_`.
 
     The weights that are quantized are never copied as floats. `model` may be a bare linear layer.
     """
@@ -105,7 +105,7 @@ def quantized(
 
 
 def copied(who: str, model: nn.Module, copies: dict[int, object]) -> nn.Module:
-    """copy.deepcopy(model, copies), with tensors that can be trained. `who` asks, for the error.
+    """copy.deepcopy(model, copies), whose tensors can be trained. Errors name the function `who`.
 
     raises   ValueError, which names the tensors, if torch cannot copy some
     """

@@ -39,10 +39,10 @@ GB = 10**9
 
 @dataclass(frozen=True, repr=False)
 class FolderReport(QuantizationReport):
-    """The report of a folder: also what became of everything that is no layer.
+    """The report of a folder, which also says what became of everything that is no layer.
 
-    unknown    names of tensors that were copied although the model has no place for them, such as those of more layers
-               than config.json speaks of
+    unknown    names of tensors that were copied although the model has no place for them, such as tensors of more
+               layers than config.json speaks of
     left_out   {file or folder of the source that was not copied: why}
     """
 
@@ -50,7 +50,7 @@ class FolderReport(QuantizationReport):
     left_out: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As of `QuantizationReport`, and both fields."""
+        """What `QuantizationReport.to_dict` gives, and the two fields of this class."""
         return {**super().to_dict(), "unknown": self.unknown, "left_out": self.left_out}
 
     @property
@@ -88,8 +88,8 @@ def quantize_folder(
     exclude      patterns of layers to keep float, as in `octavo.quantize_`
     shard_size   bytes of tensors in one file, more only if one layer is larger
     The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied.
-    All other files come along, those of subfolders too, but for weights in formats that nothing here reads, code and
-    hidden files; the report names what does not. `octavo.load(output)` reads the result.
+    All other files are copied, also from subfolders, but for weights in formats that nothing here reads, code and
+    hidden files; the report names what is left out. `octavo.load(output)` reads the result.
 
     Raises: FileNotFoundError for a missing file; ImportError if transformers is missing; ValueError for a damaged,
     incomplete, unsafe or already quantized checkpoint, for NaN or Inf in a weight, for a scheme that needs data, and if
@@ -160,7 +160,7 @@ def _some(names: Iterable[str]) -> str:
 
 @dataclass
 class _Part:
-    """Tensors that are written together: those of a layer that is quantized, or one that stays as it is."""
+    """Tensors that are written together: all those of a quantized layer, or one tensor that stays as it is."""
 
     name: str  # of the tensor in the source, a weight if there is a layer
     layout: dict[str, torch.Tensor]  # by the names to write, on meta
@@ -215,7 +215,7 @@ def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, Stored]) 
 
 
 def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | None]:
-    """Names of the weight and, if there is one, of the bias."""
+    """The names in the file of a layer's weight and, if it has one, of its bias."""
     wanted = ["weight"] if bias_of(layer.module) is None else ["weight", "bias"]
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
     if len(found) < len(wanted):

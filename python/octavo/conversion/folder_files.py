@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a model's folder that are no weights of it: what goes along into a quantized folder, and what does not.
+"""The files in a model's folder that hold no weights of it: which of them are copied into a quantized folder.
 
 Tokenizers have files of any name (source.spm, bpe.codes), and a folder may hold more modules in subfolders, as those of
 sentence-transformers do. So everything is copied but for a few kinds, and each of these is reported with its reason.
@@ -18,14 +18,14 @@ from typing import Any
 from ..files import safetensors
 from ..files.format import PICKLES
 
-# The same weights in formats of others, or what a training leaves; large, and float.
+# Other formats of the same weights, or what a training leaves behind: large files of floats.
 OTHER_FORMATS = {
     *(".h5", ".msgpack", ".npz", ".ot"),
     *(".onnx", ".onnx_data", ".gguf", ".ggml", ".tflite", ".pb", ".mlmodel"),
     *PICKLES,
 }
 CODE = {".py", ".pyc", ".so", ".sh"}
-# Written anew, or of octavo.save: beside new weights they would be taken for theirs.
+# These are written anew, or belong to octavo.save: beside new weights they would be taken for theirs.
 WRITTEN, STALE = {"config.json", safetensors.INDEX}, {"octavo.json", "buffers.safetensors"}
 MODULES = "modules.json"  # where sentence-transformers lists the parts of a model
 

@@ -2,7 +2,7 @@
 """Looks at every module with weights and decides what is to be done with it; changes nothing.
 
 What can go wrong goes wrong here, before any layer is replaced. A plan is a list of layers, each with the scheme that
-will serve it or the reason why it stays; what was done to it becomes its rows of the report.
+will serve it, or with the reason why it stays float. The report has a row for each of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Decision = tuple[Scheme | None, str]  # the scheme that serves a module, or None
 
 @dataclass
 class Layer:
-    """A module with weights, by all its names, and what is to be done with it: without a scheme, nothing."""
+    """A module with weights, all its names, and the scheme that it gets; without a scheme it stays as it is."""
 
     names: list[str]
     module: Any
@@ -53,7 +53,7 @@ class Layer:
         return self.names[0]
 
     def becomes(self, module: nn.Module, action: str) -> None:
-        """Takes note that `module` stands in its place now."""
+        """Notes that `module` has taken the place of the layer."""
         assert self.scheme is not None
         self.module = module
         size = bytes_of_module(module, set())
@@ -78,7 +78,7 @@ def plan_quantization(model: nn.Module, selection: Selection) -> list[Layer]:
 
 
 def plan_skeleton(model: nn.Module, selection: Selection) -> list[Layer]:
-    """As `plan_quantization`, of a model on the meta device: dtypes and values are left to whoever has them."""
+    """As `plan_quantization`, for a model on the meta device: the caller must look at dtypes and values."""
     names_of = _names_of(model)
     selection.check_patterns([name for names in names_of.values() for name in names])
     owners, bypassed = _owners(names_of), bypassed_layers(model)
@@ -88,7 +88,7 @@ def plan_skeleton(model: nn.Module, selection: Selection) -> list[Layer]:
 
 
 def plan_freezing(model: nn.Module) -> list[Layer]:
-    """Every prepared layer has its scheme, everything else stays."""
+    """A plan in which every prepared layer keeps its scheme and everything else stays as it is."""
 
     def decide(module: nn.Module, names: list[str]) -> Decision:
         if isinstance(module, PreparedLinear):
@@ -100,7 +100,7 @@ def plan_freezing(model: nn.Module) -> list[Layer]:
 
 
 def report_of(layers: list[Layer]) -> QuantizationReport:
-    """The rows of all layers; a warning is logged if there are nothing but kept ones."""
+    """The report of all layers. If all of them were kept, a warning is logged."""
     report = QuantizationReport([row for layer in layers for row in layer.rows()])
     reasons = sorted({row.reason for row in report.rows})
     if not (report.quantized or report.prepared or reasons == ["already quantized"]):
@@ -177,7 +177,7 @@ def _decide(
 
 
 def _reason_for_kind(module: nn.Module) -> str:
-    """With a remedy if the class is none of torch's and holds matrices, as experts do."""
+    """Why modules of this class are kept, with a remedy if it is not torch's and holds matrices, as experts do."""
     is_own = not type(module).__module__.startswith("torch.nn.")
     has_matrix = any(
         value is not None and not is_lazy(value) and value.dim() >= 2 for value in module._parameters.values()

@@ -116,7 +116,7 @@ def prepare_layers(model: nn.Module, layers: list[Layer], **options: Any) -> Non
 
 
 def prepare_layer(layer: Layer, **options: Any) -> PreparedLinear:
-    """The prepared form of one layer, which the plan now names instead of the float one."""
+    """Makes the prepared form of one layer, and notes it in the plan instead of the float layer."""
     assert layer.scheme is not None
     with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be saved for backward
         prepared = layer.scheme.prepare_linear(layer.module, **options)
@@ -180,7 +180,7 @@ def require_ready(layers: list[Layer]) -> None:
 
 
 def _require_calibrated(layers: list[PreparedLinear]) -> None:
-    """Raises ValueError, which names them, if some are not calibrated."""
+    """Raises ValueError with the names of the layers that are not calibrated, if there are any."""
     missing = [layer for layer in layers if not layer.is_calibrated]
     try:
         for layer in missing:
@@ -243,7 +243,7 @@ def freeze_layers(
 
 
 def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
-    """One attempt. It may have been interrupted at any point before."""
+    """Attempts once to freeze a layer. An attempt before may have been interrupted at any point."""
     module = layer.module
     if isinstance(module, PreparedLinear):
         at = places[id(module)]

@@ -12,7 +12,7 @@ from ..base.tables import as_html, as_text
 
 @dataclass(frozen=True)
 class Row:
-    """One module.
+    """What was done with one module.
 
     name           where it sits in the model, "" for the model itself
     kind           class before the conversion
@@ -77,7 +77,7 @@ class QuantizationReport:
 
     @property
     def _unit(self) -> tuple[str, int]:
-        """The unit of all sizes, and its bytes: the largest in which the whole model is no fraction."""
+        """The unit of all sizes and its bytes: the largest unit of which the whole model has at least one."""
         return ("MB", 10**6) if max(self.bytes_before, self.bytes_after) >= 10**6 else ("kB", 10**3)
 
     def _header(self) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class QuantizationReport:
         )
 
     def _mostly_float(self) -> str:
-        """A count of layers says little where one kind without a scheme holds most of the model: that is named."""
+        """What the summary adds if most bytes stay float, for then the number of layers says little; else ""."""
         kept: dict[str, int] = {}
         for row in self.kept:
             kept[row.kind] = kept.get(row.kind, 0) + row.bytes_before
@@ -122,5 +122,5 @@ class QuantizationReport:
 
 
 def _amount(count: int, unit: int) -> str:
-    """`count` bytes in units: three digits after the point, or all of them where nothing else would be left."""
+    """`count` bytes in units, with three digits after the point, or with more where these would be zeros."""
     return f"{count / unit:.{6 if 0 < count < unit / 1000 else 3}f}"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One value in one format, bit by bit: as text, and in colours in a notebook.
 
-The colours are those of most textbooks: sign red, exponent green, fraction blue.
+The colours are the same as in most textbooks: sign red, exponent green, fraction blue.
 """
 
 from __future__ import annotations

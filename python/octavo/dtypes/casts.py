@@ -107,7 +107,7 @@ def _encode_float(x: torch.Tensor, format: NumberFormat, saturate: bool) -> torc
 
 
 def _nearest_code(x: torch.Tensor, format: NumberFormat) -> torch.Tensor:
-    """The code of x >= 0, finite, float64, as if the exponent had no upper end."""
+    """The code of x, finite, >= 0 and float64, as if the exponent could be as large as it likes."""
     exponent = torch.frexp(x).exponent.long() - 1  # x = 2^exponent * 1.something
     # Zero and subnormals have the step of the smallest normals.
     exponent = torch.where(x == 0, 1 - format.bias, exponent.clamp(min=1 - format.bias))

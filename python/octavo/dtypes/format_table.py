@@ -61,7 +61,7 @@ class FormatTable:
 
 
 def table() -> FormatTable:
-    """All formats of FORMATS compared.
+    """Compares all formats of FORMATS.
 
     "integers to": all integers from 0 to this one are exact; "7B, GB": memory of 7 billion weights, 10^9 bytes to a GB.
     Source: ours; the figures follow from each format's bits (`NumberFormat`).
@@ -100,5 +100,5 @@ def _cells(format: NumberFormat) -> tuple[str, ...]:
 
 
 def _short(value: float | int) -> str:
-    """Whole numbers below 10^8 as they are, the rest with 5 significant digits."""
+    """`value` as text: whole numbers below 10^8 with all digits, others with 5 significant digits."""
     return f"{int(value):,}" if value == int(value) and abs(value) < 1e8 else f"{value:.5g}"

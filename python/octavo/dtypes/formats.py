@@ -147,7 +147,7 @@ def find_format(format: str | torch.dtype | NumberFormat) -> NumberFormat:
 
 
 def _ieee(name: str, bits: int, exponent_bits: int) -> NumberFormat:
-    """A format as IEEE 754 makes them: the largest exponent means Inf and NaN."""
+    """A format of the IEEE 754 kind, in which the largest exponent means Inf and NaN."""
     bias = (1 << (exponent_bits - 1)) - 1
     return NumberFormat(name, bits, 1, exponent_bits, bits - 1 - exponent_bits, bias, True, True)
 

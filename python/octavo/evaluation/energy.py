@@ -27,7 +27,7 @@ class Rapl:
         self._last = self._counters()
 
     def joules(self) -> float:
-        """Since the last call, or since this object was made. A counter may wrap around once in between."""
+        """The joules since the last call, or since this object was made. A counter may wrap around once in between."""
         before, self._last = self._last, self._counters()
         spent = 0
         for start, end, limit in zip(before, self._last, self._ranges, strict=True):

@@ -154,7 +154,7 @@ class _Run:
         return [] if self.kind == "language_model" else self._padding.masks(call.args, call.kwargs)
 
     def _logits_mask(self, logits: torch.Tensor, call: Call, masks: Masks) -> torch.Tensor | None:
-        """The positions that count: of text, and not labelled -100."""
+        """The positions that count: they hold text, and their label is not -100."""
         fitting = [
             mask for mask in (call.mask, *masks) if mask is not None and mask.shape == logits.shape[:-1]
         ]
@@ -189,7 +189,7 @@ def _both(x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> tuple[
 def _checked(
     reference: nn.Module, model: nn.Module, kind: str, resources: str | Sequence[str]
 ) -> tuple[str, ...]:
-    """The resources asked for. Raises for what is wrong before any model runs."""
+    """The resources that were asked for. Raises, before any model runs, for arguments that are wrong."""
     for name, module in (("reference", reference), ("model", model)):
         if not isinstance(module, nn.Module):
             raise TypeError(f"evaluate: {name} is {type(module).__name__}, a torch.nn.Module is needed")

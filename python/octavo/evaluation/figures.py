@@ -32,7 +32,7 @@ class Figure:
     reference_path: str = ""
 
     def value(self, evaluation: Any) -> float | None:
-        """None if it was not measured."""
+        """The figure's value; None if it was not measured."""
         return _at(evaluation, self.path)
 
     def reference_value(self, evaluation: Any) -> float | None:
@@ -48,7 +48,7 @@ class Figure:
         return (self.text.replace(".3g", ",.0f") if is_large else self.text).format(value)
 
     def bar_share(self, evaluation: Any) -> float | None:
-        """The bar's length, 0 to 1; None for no bar."""
+        """The length of the bar, 0 to 1; None if the figure has no bar."""
         value, reference = self.value(evaluation), self.reference_value(evaluation)
         if value is None or not self.bar or math.isnan(value):
             return None

@@ -27,7 +27,7 @@ BATCH = 16  # prompts of one length that run together: bounds the logits that ex
 
 @dataclass(frozen=True)
 class Prompts:
-    """What to complete, and how far.
+    """The prompts to complete, and how far.
 
     ids          token ids: a sequence of int64 tensors [length], of lists of int, or one tensor [prompts, length]
     new_tokens   tokens to write after each prompt
@@ -172,7 +172,7 @@ def offers_cache(model: nn.Module) -> bool:
 
 
 class _Follower:
-    """What is known after each token of each prompt."""
+    """Collects the figures of each prompt, token by token."""
 
     def __init__(self, prompts: Prompts) -> None:
         self.prompts = prompts
@@ -225,7 +225,7 @@ def _token(end_token: int | None) -> int:
 
 
 def _groups(prompts: list[torch.Tensor]) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Prompts of one length together, and where each stands in the list: no padding is ever needed."""
+    """Groups of prompts of one length, with their numbers in the list, so that no padding is needed."""
     by_length: dict[int, list[int]] = {}
     for index, ids in enumerate(prompts):
         by_length.setdefault(len(ids), []).append(index)

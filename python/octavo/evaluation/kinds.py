@@ -106,7 +106,7 @@ def _language_call(args: tuple, kwargs: dict[str, Any]) -> Call:
 
 
 def _but_last(name: str, value: Any, ids: torch.Tensor) -> Any:
-    """`value` without what it holds for the last of the tokens, if it holds something for each."""
+    """`value` without its entry for the last token, if it has one entry for each token."""
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value
     length, is_mask = ids.shape[1], "mask" in name
@@ -218,7 +218,7 @@ def _kind_with_token_logits(reference: nn.Module, call: Call) -> tuple[str, str]
 
 
 def _holds_hidden_states(output: Any) -> bool:
-    """Whether a model with a head is excluded, and hidden states or a sentence's vector are in the output."""
+    """Whether hidden states or sentence vectors are in the output, and no logits."""
     is_tensor_or_has_logits = isinstance(output, torch.Tensor) or hasattr(output, "logits")
     return not is_tensor_or_has_logits and _vectors_name(output) is not None
 
@@ -266,7 +266,7 @@ def is_causal(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
 
 
 def _kind_with_labels(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[str, str] | None:
-    """None: the labels are numbers and no classes, and say nothing about the kind."""
+    """The kind of a model whose batch has labels; None if they are real numbers, which say nothing about the kind."""
     given = _labels_in(kwargs) if kwargs else args[-1]
     if isinstance(given, torch.Tensor) and given.is_floating_point():
         return None
@@ -298,7 +298,7 @@ def _are_tokens(call: Call, logits: torch.Tensor) -> bool:
 
 
 def _are_classes(labels: torch.Tensor, logits: torch.Tensor) -> bool:
-    """Whether each label is a class of `logits`, which may be those of the first rows only."""
+    """Whether each label is a class of `logits`. The logits may be of the first rows only."""
     given = labels if labels.dim() == 1 else labels[labels != NO_TARGET]
     in_range = bool(((0 <= given) & (given < logits.shape[-1])).all())
     return in_range and labels[: len(logits)].shape == logits.shape[:-1]
@@ -334,7 +334,7 @@ def _looks_like_logits(output: Any, ids: torch.Tensor) -> bool:
 
 
 def _some_rows(inputs: Any) -> Any:
-    """The first rows of every tensor, all that finding out takes; all rows if tensors have others than the batch's."""
+    """The first rows of every tensor, which are enough here; all rows if tensors have different numbers of rows."""
     rows = {len(tensor) for tensor in _tensors(inputs) if tensor.dim() > 1} - {1}
     return _first_rows(inputs, rows.pop()) if len(rows) == 1 else inputs
 

@@ -89,7 +89,7 @@ def _options(name: str, rows: list[LayerSensitivity]) -> list[LayerSensitivity]:
 
 
 def _undominated(choices: Iterable[Any]) -> list[Any]:
-    """Those that no other beats in bytes and figure, one of equals: bytes rise, figures fall."""
+    """The options that no other one beats in bytes and figure, one of equal ones; bytes rise and figures fall."""
     kept: list[Any] = []
     for each in sorted(choices, key=lambda each: (each.packed_bytes, each.figure)):
         if not kept or each.figure < kept[-1].figure:
@@ -98,7 +98,7 @@ def _undominated(choices: Iterable[Any]) -> list[Any]:
 
 
 def _summed(rows: Iterable[LayerSensitivity]) -> tuple[int, float]:
-    """Bytes and figures, one after the other as `_exact` adds them: a sum that is named as possible must be."""
+    """The sums of bytes and of figures, added in the order of `_exact`: a sum that errors call possible must be so."""
     packed_bytes, figure = 0, 0.0
     for row in rows:
         packed_bytes, figure = packed_bytes + row.packed_bytes, figure + row.figure

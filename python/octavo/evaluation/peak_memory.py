@@ -51,7 +51,7 @@ def _run(path: Path) -> tuple[int, int]:
 
 
 def highest() -> int:
-    """Bytes: the highest resident memory of this process so far. Raises: OSError off Linux."""
+    """The highest resident memory of this process so far, in bytes. Raises: OSError if this is not Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

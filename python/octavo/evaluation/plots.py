@@ -18,7 +18,7 @@ KLDS = {
 
 
 def plot_evaluation(evaluation: Any, ax: Any) -> Any:
-    """Divergences on a logarithmic axis, or cosines."""
+    """Draws divergences on a logarithmic axis, or cosines."""
     ax = new_axes("Evaluation.plot", 7, 2.6) if ax is None else ax
     if evaluation.distribution is not None:
         _plot_distribution(evaluation.distribution, ax)
@@ -29,7 +29,7 @@ def plot_evaluation(evaluation: Any, ax: Any) -> Any:
 
 
 def plot_generation(generation: Any, ax: Any) -> Any:
-    """The divergence at each new token, and the share of completions that are still the same text."""
+    """Draws the divergence at each new token, and the share of completions that are still the same text."""
     ax = new_axes("Generation.plot", 7, 2.6) if ax is None else ax
     count = len(generation.kld_by_position)
     positions = range(1, count + 1)

@@ -80,7 +80,7 @@ class Resources:
 
 
 def memory_of(model: nn.Module) -> Memory:
-    """Where a model's bytes are. It adds up to `octavo.compare`'s bytes."""
+    """What a model's bytes hold. They add up to the bytes that `octavo.compare` gives."""
     counts = {"codes": 0, "scales": 0, "zero_points": 0, "other": 0}
     seen: set[int] = set()
     for module in model.modules():
@@ -203,7 +203,7 @@ def _decoding(models: Mapping[str, nn.Module], prompts: Prompts) -> dict[str, fl
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    """Octavo's layers have a scheme and know their codes."""
+    """Whether `module` is a quantized layer: it has a scheme and knows its codes."""
     return hasattr(module, "scheme") and callable(getattr(module, "codes", None))
 
 

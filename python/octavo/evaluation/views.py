@@ -50,7 +50,7 @@ def headline(evaluation: Any) -> str:
 
 
 def evaluation_text(evaluation: Any) -> str:
-    """A table of fixed width."""
+    """The evaluation as a table of text."""
     lines = [headline(evaluation)]
     table = sections(evaluation)
     rows = [row for group in table.values() for row in group]
@@ -66,7 +66,7 @@ def evaluation_text(evaluation: Any) -> str:
 
 
 def evaluation_markdown(evaluation: Any) -> str:
-    """A heading and a table of GitHub's Markdown."""
+    """The evaluation as a heading and a table of Markdown."""
     lines = [
         f"**Octavo evaluation**: {headline(evaluation)}",
         "",
@@ -80,7 +80,7 @@ def evaluation_markdown(evaluation: Any) -> str:
 
 
 def evaluation_html(evaluation: Any) -> str:
-    """A table with a bar beside what has a scale; it takes the notebook's colours, light or dark."""
+    """The evaluation as a table of HTML, with bars, in the notebook's colours, light or dark."""
     cell = "style='text-align:{};padding:1px 12px 1px {}px;white-space:nowrap;border:0'"
     parts = [f"<div style='margin:4px 0'><b>{html.escape(headline(evaluation))}</b></div>", "<table>"]
     for title, group in sections(evaluation).items():
@@ -114,7 +114,7 @@ def _row(figure: Figure, evaluation: Any) -> FigureRow:
 
 
 def _error(figure: Figure, evaluation: Any) -> str:
-    """The standard error of the figures that have one."""
+    """The figure's standard error as text; "" if it has none."""
     if figure.name not in ("kld", "ln_perplexity_ratio"):
         return ""
     value = getattr(evaluation.distribution, f"{figure.name}_standard_error")

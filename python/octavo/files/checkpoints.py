@@ -19,7 +19,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Writes `model` to `folder`, which is made if missing; its other files stay as they are.
 
     The files take their places all at once when all are complete, so an interrupted save, even one that was killed,
-    leaves the old checkpoint or the new one (files.py says how). What a killed save left behind is removed by the next
+    leaves the old checkpoint or the new one (disk.py says how). What a killed save left behind is removed by the next
     one. Packed codes are unpacked, all at once, while the file is written.
 
     Raises: TypeError if model is not a module or folder is not a path; ValueError if folder is "", if the model holds

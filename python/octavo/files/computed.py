@@ -32,7 +32,7 @@ def transient_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def may_be_missing(model: nn.Module, missing: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Values of those of `missing` that transformers does not want from a file, if they can be computed.
+    """The values of those `missing` names that transformers does not expect in a file, if they can be computed.
 
     It keeps a list of such names for each class. Whole numbers, such as indices of positions, were in no older file.
     """
@@ -48,14 +48,14 @@ def may_be_missing(model: nn.Module, missing: Iterable[str]) -> dict[str, torch.
 
 
 def may_be_left_over(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of `names`, in a file, that transformers passes over without a word, or that `model` computes itself."""
+    """Which `names` in a file transformers passes over without a word, or `model` computes itself."""
     patterns = _patterns(model, "_keys_to_ignore_on_load_unexpected")
     buffers = dict(model.named_buffers(remove_duplicate=False))
     return {name for name in names if name in buffers or any(pattern.search(name) for pattern in patterns)}
 
 
 def values(model: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Those of `names`, parameters and buffers of `model`, that its classes compute. `model` stays as it is."""
+    """Values of those parameters and buffers in `names` that the classes of `model` compute; `model` is not changed."""
     leaves_of: dict[str, list[str]] = {}
     for name in names:
         owner, _, leaf = name.rpartition(".")
@@ -91,7 +91,7 @@ def _initialized(root: Any, module: nn.Module, leaves: list[str], beginning: int
 
 
 def _without_values(module: nn.Module) -> dict[int, Any]:
-    """For deepcopy: tensors of `module` become ones on the meta device, configs stay the objects they are."""
+    """A memo for deepcopy, by which tensors of `module` get onto the meta device and configs are not copied."""
     memo: dict[int, Any] = {}
     for inner in module.modules():
         for parameter in inner._parameters.values():

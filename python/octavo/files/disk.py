@@ -165,7 +165,7 @@ def save_into(folder: Path, names: Sequence[str]) -> Iterator[Path]:
 def scratch(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
     """A new folder in `folder`, with eight letters and digits between `prefix` and `suffix`, removed in the end.
 
-    Others of such names, whose writers were killed, are removed first: a lock tells them from those of living ones.
+    Folders of such names whose writers were killed are removed first; the lock of a living writer keeps its folder.
     """
     pattern = re.compile(f"{re.escape(prefix)}[a-z0-9_]{{8}}{re.escape(suffix)}")
     for other in folder.iterdir():
@@ -186,7 +186,7 @@ def scratch(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
 
 
 def _made(folder: Path) -> list[Path]:
-    """Makes `folder` and says what that added, innermost first."""
+    """Makes `folder`; returns the folders that were added for it, the innermost one first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _lock(folder: Path, wait: bool) -> int | None:
 
 
 def _to_disk(path: Path) -> None:
-    """Returns when the file, or the list of what is in the folder, is on the disk."""
+    """Waits until the file, or the list of the folder's contents, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

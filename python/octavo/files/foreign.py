@@ -28,7 +28,7 @@ def _row(name: str, tensors: Mapping[str, Entry], entry: Mapping[str, Any]) -> C
 
 
 def _is_quantized(owner: str, tensors: Mapping[str, Entry]) -> bool:
-    """A weight of integers or fp8 with something beside it that scales it."""
+    """Whether the layer has a weight of integers or fp8, and a tensor that scales it."""
     main = main_of(owner, tensors)
     narrow = tensors[main].dtype in ("I8", "U8", "I32") or tensors[main].dtype.startswith(("F8", "F4"))
     scaled = any(word in name for name in tensors for word in ("scale", "absmax", "SCB"))

@@ -23,7 +23,7 @@ _KINDS = {0: "scalar", 1: "vector", 2: "matrix", 3: "convolution", 4: "convoluti
 
 
 class Entry(NamedTuple):
-    """What a file's header says of a tensor. `dtype` is the name that safetensors has for it; octavo may have none."""
+    """What a file's header says of a tensor. `dtype` is safetensors' name for it, which octavo need not know."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class CheckpointContents:
 
     @property
     def bytes(self) -> int:
-        """Of all tensors, each counted once."""
+        """The bytes of all tensors, each of which counts once."""
         return sum(layer.bytes for layer in self.layers)
 
     @property
@@ -77,7 +77,7 @@ class CheckpointContents:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of the quantized layers together, None if there are none or one does not tell."""
+        """The bits per weight of all quantized layers together; None if there are none, or if a file does not tell."""
         bits = [layer.bits_per_weight for layer in self.quantized]
         weights = [layer.weights for layer in self.quantized]
         if not weights or None in weights or None in bits:
@@ -193,5 +193,5 @@ def _cells(layer: CheckpointLayer) -> tuple[str, ...]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """layers.2 before layers.10."""
+    """A key that sorts layers.2 before layers.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

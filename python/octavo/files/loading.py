@@ -51,7 +51,7 @@ def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
 
 
 def check_values(function: str, layers: dict[str, QuantLinear], state: dict[str, Any]) -> None:
-    """What a format writes `load` takes: both ask the layers whether the values can be theirs. Raises: ValueError."""
+    """Asks the layers whether their values are possible; saving and loading call it alike. Raises: ValueError."""
     for name, layer in layers.items():
         for error in layer.value_errors(state, prefix_of(name)):
             raise ValueError(f"{function}: {error}")
@@ -116,7 +116,7 @@ def _unfilled_layers(skeleton: nn.Module, checkpoint: Checkpoint) -> dict[str, O
 
 
 def _weight_dtype(name: str, checkpoint: Checkpoint, linear: Any) -> torch.dtype:
-    """What the weight of a layer read as when it was saved. Where no file says it, as the bias, else the skeleton's."""
+    """The dtype of the layer's weight when it was saved; if no file tells, the dtype of the bias or of the skeleton."""
     if checkpoint.dtypes is not None:
         return checkpoint.dtypes.get(name, torch.float32)
     bias = checkpoint.tensors.get(f"{prefix_of(name)}bias")
@@ -172,7 +172,7 @@ def _swap(skeleton: nn.Module, layers: dict[str, OurLinear]) -> nn.Module:
 
 
 def _replaced_in(layers: dict[str, QuantLinear]) -> set[str]:
-    """The names of the tensors that packing will copy."""
+    """The names of the tensors that packing copies anyway."""
     weights = {name: layer.scheme.weights for name, layer in layers.items()}
     return {
         prefix_of(name) + leaf for name, format in weights.items() if format.held for leaf in format.replaced

@@ -81,7 +81,7 @@ class Octavo(FileFormat):
         )
 
     def write(self, model: nn.Module, folder: Path) -> None:
-        """Raises: as `octavo.save`."""
+        """Writes the folder. Raises: as `octavo.save`."""
         state = model.state_dict(keep_vars=True)
         tensors, aliases = _without_duplicates(state)
         modules = dict(model.named_modules(remove_duplicate=False))

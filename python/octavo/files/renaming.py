@@ -44,7 +44,7 @@ class Conversions:
         return name if converter is None else None
 
     def converted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The model's tensors, by its names, of those of a file for which `renamed` is None, by the file's names."""
+        """The model's tensors, by its names, that are made of the file's tensors for which `renamed` is None."""
         pending: dict[str, Any] = {}
         for stored in sorted(tensors, key=_natural):  # experts are stacked in the order of their numbers
             name, converter, source = self._target(stored)
@@ -90,7 +90,7 @@ class Conversions:
 def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
 
-    A model's names may be newer ones, or have a prefix that those of its base model lack.
+    A model's names may be newer ones, or have a prefix that the names of its base model lack.
     """
     conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
     prefix = getattr(skeleton, "base_model_prefix", "") + "."
@@ -127,7 +127,7 @@ def by_name_of(
 
 
 def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:
-    """Names of the skeleton's tensors that are not among `tensors`; those of `layers` are not looked for."""
+    """Names of the skeleton's tensors that are not among `tensors`; tensors of `layers` are not looked for."""
     return {
         name for name in skeleton.state_dict().keys() - set(tensors) if name.rpartition(".")[0] not in layers
     }

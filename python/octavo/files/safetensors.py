@@ -174,7 +174,7 @@ def require_files(folder: Path) -> None:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files to inspect: those of the model, or all if none of them has the name that a model's file has.
+    """The files to inspect: the model's files, or all files if none has the name that a model's file has.
 
     Raises: as `weight_map`.
     """
@@ -210,7 +210,7 @@ def fingerprint(path: Path) -> str:
 def write(
     path: Path, layout: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
 ) -> None:
-    """Writes `tensors`, (name, tensor) in any order, which are those of `layout`: meta tensors will do there.
+    """Writes `tensors`, pairs (name, tensor) in any order. `layout` has the same names; its tensors may be on meta.
 
     Raises: ValueError if a tensor is not as in `layout`, or missing; the file then has no header.
     Source: the safetensors format; checksums are ours, in its metadata.
@@ -295,7 +295,7 @@ def _checksums(file: Any, path: Path) -> dict[str, str]:
         return {}
     checksums = parse_json(text, f"{path}: the list of checksums")
     if checksums.keys() != set(file.keys()):
-        raise ValueError(f"{path}: the checksums are not those of its tensors; damaged file")
+        raise ValueError(f"{path}: the checksums do not match its tensors; damaged file")
     return checksums
 
 

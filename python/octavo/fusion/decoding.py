@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of transformers inside of the given one, writing two tokens with their cache, as generation does.
+"""Lets the models of transformers inside the given one write two tokens with their cache, as generation does.
 
-The user's example is a whole text, in which no cache takes part. A replacement that loses the cache, or puts a token at
-a wrong place of it, would be noticed by nobody before the text it writes is read.
+The user's example is a whole text, for which no cache is used. Without this check, a replacement that loses the cache,
+or puts a token into a wrong place of it, would be noticed only when somebody reads what the model writes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPT, STEPS = 6, 2
 class Decoding:
     """A model, and tokens for it: ids [batch, PROMPT + STEPS] or embeddings [batch, PROMPT + STEPS, k].
 
-    outputs   what it gave for the prompt and for each token after it, before anything was fused
+    outputs   what the model gave for the prompt and for each token after it, before anything was fused
     """
 
     model: nn.Module
@@ -36,7 +36,7 @@ class Decoding:
     outputs: list[list[torch.Tensor]] = field(default_factory=list)
 
     def run(self) -> list[list[torch.Tensor]]:
-        """The floating-point tensors of its output for the prompt, and then for each token."""
+        """Runs the model on the prompt and then on each token; returns the first float tensor of each output."""
         cache, outputs = None, []
         for part in self.tokens.split([PROMPT, *[1] * STEPS], dim=1):
             given = {self.name: part, cache_parameter(self.model.forward): cache, "use_cache": True}
@@ -51,7 +51,7 @@ class Decoding:
 
 
 def decodings(model: nn.Module, run: Any) -> list[Decoding]:
-    """One for each outermost model that writes with a cache; `run` runs `model` on the example."""
+    """A Decoding for each outermost model that writes with a cache; `run` runs `model` on the example."""
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return []
@@ -84,7 +84,7 @@ def _first_calls(models: list[nn.Module], run: Any) -> dict[nn.Module, tuple[tup
 
 
 def _tokens(args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tokens of a call, repeated to the length that is needed. A first argument without a name is input_ids."""
+    """(name, tokens) of a call, repeated to the length that is needed. An argument without a name is input_ids."""
     for name in TOKENS:
         given = kwargs.get(name, args[0] if args and name == TOKENS[0] else None)
         if isinstance(given, torch.Tensor) and given.dim() >= 2 and given.shape[1]:
@@ -95,7 +95,7 @@ def _tokens(args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[str, torch.Te
 
 
 def _runs(decoding: Decoding) -> bool:
-    """Whether the model decodes like this, as it is; keeps what it gave."""
+    """Whether the model decodes like this before anything is fused; keeps what it gave in `outputs`."""
     try:
         decoding.outputs = decoding.run()
     except Exception:  # a model that wants more than tokens, or cannot write with a cache

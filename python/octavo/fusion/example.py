@@ -21,7 +21,7 @@ class Example:
     batches    the arguments of each call: [(args, kwargs), ...], at least one
     proofs     what the steps found out about modules' paths (paths.py)
     outputs    floating-point tensors of each batch's output, of the model as it was when the example was made
-    others     batches that are made from those (perturbed.py), and the model's outputs for them
+    others     batches that are made from the given ones (perturbed.py), and the model's outputs for them
     decodings  models in it that write with a cache, and what they wrote then
     """
 
@@ -42,7 +42,7 @@ class Example:
         return [self._outputs(args, kwargs) for args, kwargs in self.batches]
 
     def run_others(self) -> list[list[torch.Tensor]]:
-        """The same for the other batches."""
+        """Does the same with the other batches."""
         return [self._outputs(args, kwargs) for args, kwargs, _ in self.others]
 
     def _outputs(self, args: tuple, kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -54,7 +54,7 @@ class Example:
     def _other(
         self, args: tuple, kwargs: dict[str, Any]
     ) -> list[tuple[tuple, dict[str, Any], list[torch.Tensor]]]:
-        """One batch that the model takes, if it takes any."""
+        """The first of the perturbed batches that the model takes, with its outputs; an empty list if it takes none."""
         for other in perturbed(args, kwargs):
             try:
                 return [(*other, self._outputs(*other))]

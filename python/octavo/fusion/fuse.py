@@ -35,7 +35,7 @@ from .verify import compare_outputs, failure, verify
 
 _log = logging.getLogger("octavo")
 
-RECORD = "octavo_fusion"  # attribute of a fused model: its Changes
+RECORD = "octavo_fusion"  # the attribute in which a fused model keeps its Changes
 
 
 def fuse_(
@@ -108,7 +108,7 @@ def run_steps(model: nn.Module, example: Any, steps: Sequence[Step], min_cosine:
 def _apply(
     candidates: list[Candidate], changes: Changes, example: Example, min_cosine: float
 ) -> OutputFigures | None:
-    """Lets those without a reason do their changes; takes them back if the model's output moved too far."""
+    """Applies the candidates that have no reason against them; takes them back if the model's output moved too far."""
     accepted = [candidate for candidate in candidates if not candidate.reason]
     if not accepted:
         return None

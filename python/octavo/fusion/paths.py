@@ -3,7 +3,7 @@
 
 A module is exported, and its graph may hold smooth operators only, such as sums, products and powers, and no condition
 on sizes. Two such formulas that agree on random inputs agree everywhere. A limit, a comparison or a rounding is another
-path that no example need take: a module with one of those is left alone.
+path, which no example need take: a module with such an operator is left alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def other_paths(module: nn.Module, inputs: dict[str, Any], proofs: Proofs, *, ki
         proofs[key] = _look(module, inputs, kinks, without=NUMBERS)
     if not any(name in proofs[key] for name in NUMBERS):
         return proofs[key]
-    # It asks for its number in the model: each is looked at with the number it has.
+    # The module reads its number in the model: modules of every number are looked at.
     key = structure_of(module, with_numbers=True), kinds
     if key not in proofs:
         proofs[key] = _look(module, inputs, kinks, without=())
@@ -75,7 +75,7 @@ def _named(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operator(node: Any) -> str:
-    """Its name; "" for what is none, and for operators of Octavo, whose formula is known."""
+    """The name of the node's operator; "" if it has none, and for operators of Octavo, whose formula is known."""
     if node.op != "call_function":
         return ""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -85,7 +85,7 @@ def _operator(node: Any) -> str:
 
 
 def _rounds(node: Any) -> bool:
-    """Whether it makes whole numbers of others: a division or a conversion may."""
+    """Whether the operator rounds to whole numbers, as a division or a conversion may do."""
     value, sources = node.meta.get("val"), [source.meta.get("val") for source in node.all_input_nodes]
     to_integers = isinstance(value, torch.Tensor) and not value.is_floating_point()
     from_floats = any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in sources)

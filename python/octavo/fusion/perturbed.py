@@ -16,7 +16,7 @@ LENGTH = 24  # tokens of a text that is made longer
 
 
 def perturbed(args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[tuple, dict[str, Any]]]:
-    """Other arguments for the same call, the ones that tell most first: a model may not take the first ones."""
+    """Gives other arguments for the same call, the most telling ones first: a model may refuse some of them."""
     flat = [*args, *kwargs.values()]
     texts = [x.shape for x in flat if _is_text(x)]
     names = list(kwargs)
@@ -27,6 +27,7 @@ def perturbed(args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[tuple, dict
 
 
 def _is_text(value: Any) -> bool:
+    """Whether `value` is [batch, length] of whole numbers: token ids, positions, or a mask."""
     return isinstance(value, torch.Tensor) and value.dim() == 2 and not _is_float(value)
 
 
@@ -35,6 +36,7 @@ def _is_float(x: torch.Tensor) -> bool:
 
 
 def _other(value: Any, text: torch.Size | None, times: int, generator: torch.Generator) -> Any:
+    """Another value of the same kind: floats get noise; tokens are repeated and mixed; a mask hides more."""
     if not isinstance(value, torch.Tensor) or value.is_complex() or not value.numel():
         return value
     if value.is_floating_point():
@@ -49,7 +51,7 @@ def _other(value: Any, text: torch.Size | None, times: int, generator: torch.Gen
 
 
 def _padded(mask: torch.Tensor) -> torch.Tensor:
-    """A mask that also hides the last third of the first text."""
+    """`mask`, in which also the last third of the first text is hidden."""
     mask = mask.clone()
     mask[0, mask.shape[1] - mask.shape[1] // 3 :] = 0
     return mask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fuse_ did at each place it looked at, or why it did nothing, and how far that is from the model before."""
+"""What fuse_ did at each place, or why it did nothing there, and how far the model's output moved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ..evaluation.comparison_result import OutputFigures
 
 @dataclass(frozen=True)
 class FusionRow:
-    """One place.
+    """What was done at one place of the model.
 
     step     "attention", "gated", "activations", "norms", ...
     name     where it sits in the model, "" for the model itself
     kind     class of what was there
     action   "fused" or "kept"
     reason   why it was kept
-    error    largest |difference| of what it gives on the example's tensors, of the same input; None: not compared
+    error    largest |difference| between the replacement and the original, both given the same tensors of the
+             example; None: they were not compared
     """
 
     step: str

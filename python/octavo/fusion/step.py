@@ -19,7 +19,7 @@ from torch import nn
 from ..base.modules import places_of
 from .example import Example
 
-# Reasons to keep what stands there, whatever the step.
+# Reasons to keep a module, whatever the step is.
 MODULE_HAS_HOOKS = "has hooks: remove them, fuse, and register them on the new module"
 ROOT = "the model itself cannot be replaced in place: put it into another module"
 
@@ -27,11 +27,11 @@ ACCELERATE = "accelerate has put hooks around its forward: fuse before you dispa
 
 
 def own_forward(module: nn.Module) -> str:
-    """Why a module is kept whose forward was set on the object."""
+    """The reason to keep a module whose forward was set on the object."""
     return ACCELERATE if hasattr(module, "_hf_hook") else "has a forward of its own"
 
 
-# Largest difference allowed for each element, of its dtype and shape or a number: bound(expected, *args, **kwargs).
+# bound(expected, *args, **kwargs): the largest difference that is allowed, one for each element or one for all.
 Bound = Callable[..., torch.Tensor | float]
 
 
@@ -40,7 +40,7 @@ class Step(Protocol):
 
     @property
     def name(self) -> str:
-        """As the report shows it."""
+        """The step's name, as the report shows it."""
 
     def find(self, model: nn.Module, example: Example) -> list[Candidate]:
         """All places that were looked at, in the model's order; `model` is as it was afterwards.
@@ -63,7 +63,7 @@ class ModuleStep(ABC):
         """Fills in `candidate`: what would stand in the place of `module`, or the reason to keep it."""
 
     def find(self, model: nn.Module, example: Example) -> list[Candidate]:
-        """As `Step.find`."""
+        """Looks at every module that `concerns` this step, in the model's order."""
         found = []
         for name, module in model.named_modules():
             if self.concerns(module):
@@ -116,14 +116,14 @@ class Changes:
     done: list[tuple[Any, str, Any, Any]] = field(default_factory=list)
 
     def replace(self, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-        """Hangs `new` wherever `old` hangs in `model`, in old's training mode."""
+        """Puts `new` wherever `old` is in `model`, in the training mode of `old`."""
         new.train(old.training)
         for parent, attribute in places_of([old], model)[id(old)]:
             self.done.append((parent, attribute, old, new))
             parent._modules[attribute] = new
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """An attribute of an object that is no module, parameter or buffer itself."""
+        """Sets an attribute whose value is no module, parameter or buffer."""
         self.done.append((owner, name, vars(owner).get(name, _MISSING), value))
         vars(owner)[name] = value
 

@@ -16,9 +16,9 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 def structure_of(module: nn.Module, with_numbers: bool) -> Any:
-    """Equal for modules that differ in their weights only, and perhaps in their numbers in the model.
+    """A value that is equal for modules which differ only in their weights, and perhaps in their numbers in the model.
 
-    Objects count by their identity, so it may be compared only while these modules exist.
+    Other objects in it are compared by identity: compare such values only while the modules exist.
     """
     return tuple(
         (name, type(child), _settings(child, with_numbers)) for name, child in module.named_modules()
@@ -26,7 +26,7 @@ def structure_of(module: nn.Module, with_numbers: bool) -> Any:
 
 
 def comparable(value: Any) -> Any:
-    """Plain values by themselves, tensors by their kind, other objects by identity."""
+    """What stands for `value` in comparisons: a plain value itself, the kind of a tensor, the id of another object."""
     if isinstance(value, tuple):
         return tuple(map(comparable, value))
     if isinstance(value, torch.Tensor):
@@ -35,7 +35,7 @@ def comparable(value: Any) -> Any:
 
 
 def _settings(module: nn.Module, with_numbers: bool) -> Any:
-    """Shapes and everything else a module keeps in attributes."""
+    """The shapes of a module's tensors, and everything else that it keeps in attributes."""
     if isinstance(module, QuantLinear):
         has_bias = module.bias is not None
         return module.in_features, module.out_features, has_bias, module.scheme, module.activation

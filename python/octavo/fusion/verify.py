@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A replacement held against the original on the example's tensors, before it takes its place; and the model's output.
+"""Compares a replacement with the original on the example's tensors before it is put in, and whole models' outputs.
 
 A hook hands what a module is called with to the replacement as well, and another one compares what both give. So the
 original's tensors are all that the replacement is judged by, and errors of other places do not add up.
@@ -48,7 +48,7 @@ def verify(candidates: list[Candidate], example: Example) -> None:
 def compare_outputs(
     expected: list[list[torch.Tensor]], found: list[list[torch.Tensor]]
 ) -> tuple[OutputFigures | None, str]:
-    """How far a model's outputs are from those before, and why they cannot be compared, if they cannot."""
+    """How far a model's outputs have moved; None and the reason if they cannot be compared."""
     figures = ErrorAccumulator()
     for before, after in zip(expected, found, strict=True):
         if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
@@ -62,7 +62,7 @@ def compare_outputs(
 
 
 def relative(factor: float) -> Bound:
-    """A bound of `factor` of each element's magnitude."""
+    """The bound that allows `factor` times the magnitude of each element."""
     return lambda expected, *args, **kwargs: factor * expected.float().abs()
 
 
@@ -138,7 +138,7 @@ class _CandidateProbe:
             self.reason = f"differs by {largest:.1e} on {self.place}, more than rounding explains"
 
     def run_trials(self) -> None:
-        """The original on values of the step's own, if the example reaches it."""
+        """Runs the original on the step's own values, if the example reaches it."""
         self.place = "random inputs"
         assert self.candidate.reads is not None
         for args in self.candidate.trials:
@@ -155,6 +155,6 @@ class _CandidateProbe:
 
 
 def failure(error: Exception) -> str:
-    """One line for the report."""
+    """The error as one line for the report."""
     lines = str(error).strip().splitlines() or [""]
     return f"the replacement raises {type(error).__name__}: {lines[0]}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of transformers' models and folders."""
+"""What Octavo knows of the models and folders of transformers."""

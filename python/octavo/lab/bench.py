@@ -84,7 +84,7 @@ def bench(
     rounds: int = 11,
     on_layer: Callable[[LayerResult], None] = lambda result: None,
 ) -> BenchResult:
-    """Int8Dynamic and Int8WeightOnly against torch's fp32 and quantize_dynamic, float32 in and out.
+    """Times Int8Dynamic and Int8WeightOnly against torch's fp32 and quantize_dynamic, with float32 in and out.
 
     shapes, batches   (in_features, out_features) and rows of x; the defaults take less than a minute
     on_layer          called with each result as soon as it is there
@@ -115,7 +115,7 @@ def measure_candidates(
     seconds: float = 0.02,
     limit: float = 1.0,
 ) -> list[Measurement]:
-    """Every candidate on `x`, in turns (`octavo.timing.interleaved`). One that raises is kept, with its failure."""
+    """Times all candidates on `x` in turns (`runtime.timing.interleaved`). One that raises is kept with its failure."""
     errors: dict[int, float] = {}
     failures: dict[int, str] = {}
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def random_linear(in_features: int, out_features: int, dtype: torch.dtype = torc
 
 
 def exact_linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """In float64."""
+    """What the layer gives for x, computed in float64."""
     return x.double() @ linear.weight.double().T + linear.bias.double()
 
 
@@ -170,7 +170,7 @@ def quantize_dynamic(model: nn.Module, engine: str = "x86", per_channel: bool = 
 
 
 def quantize_dynamic_(model: nn.Module, engine: str = "x86", per_channel: bool = False) -> Any:
-    """By torch.ao, in place: 7 bits under x86, one scale for all of x; the fastest int8 of eager PyTorch."""
+    """Quantizes in place by torch.ao, the fastest int8 of eager PyTorch: 7 bits under x86, one scale for all of x."""
     torch.backends.quantized.engine = engine
     ao = torch.ao.quantization
     config = ao.per_channel_dynamic_qconfig if per_channel else ao.default_dynamic_qconfig

@@ -130,7 +130,7 @@ class _Text:
         self.ids = torch.cat([batch["input_ids"].flatten() for batch in self.batches])
 
     def of_shape(self, sentences: int, tokens: int) -> dict[str, torch.Tensor]:
-        """Running text cut to full rows, for timing."""
+        """Running text that is cut into full rows, for timing."""
         ids = self.ids[torch.arange(sentences * tokens) % len(self.ids)].reshape(sentences, tokens)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -222,7 +222,5 @@ def _latency_lines(encoders: list[EncoderResult]) -> list[str]:
 def _worst_lines(name: str, comparison: Comparison) -> list[str]:
     lines = [f"{name}: the three layers with the largest error"]
     for layer in comparison.worst(3):
-        lines.append(
-            f"  {layer.name:<55} SQNR {layer.sqnr_db:6.2f} dB, of its own {layer.local_sqnr_db:6.2f} dB"
-        )
+        lines.append(f"  {layer.name:<55} SQNR {layer.sqnr_db:6.2f} dB, alone {layer.local_sqnr_db:6.2f} dB")
     return lines

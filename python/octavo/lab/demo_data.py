@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# Written in Python, importable everywhere and without side effects; varied in subject.
+# These modules are written in Python, can be imported everywhere without side effects, and vary in subject.
 MODULES = (
     "argparse", "ast", "base64", "bisect", "calendar", "collections", "configparser", "contextlib", "copy",
     "csv", "dataclasses", "difflib", "email.message", "enum", "fnmatch", "fractions", "functools", "getpass",
@@ -49,7 +49,7 @@ def _first_sentences(module_name: str) -> list[str]:
         if own and not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
             paragraph = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
             sentence = re.split(r"(?<=\.)\s", paragraph)[0]
-            # Prose only: a capital, a full stop, some words, no code.
+            # A sentence of prose has a capital, a full stop and some words, and no code.
             if re.fullmatch(r"[A-Z][^<>{}=*`]+\.", sentence) and 6 <= len(sentence.split()) <= 60:
                 found.append(sentence)
     return found
@@ -85,7 +85,7 @@ def load_digits(seed: int = 0) -> Digits:
 
 def train_digit_classifier(digits: Digits, epochs: int = 30, seed: int = 0) -> nn.Module:
     """A 64-128-128-10 perceptron trained for some seconds; the same for the same seed and torch."""
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay theirs
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not used up
         torch.manual_seed(seed)
         model = nn.Sequential(
             nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)

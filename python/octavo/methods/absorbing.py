@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one answer to "may this layer be changed, or absorb a factor?", for everybody who asks.
 
-A layer may if it computes what its class says, from Parameters that it holds itself. Pruning, parametrizations, weight
-norm, hooks and a forward on the instance put something between the Parameters and the output, so a change of the
-Parameters would do something else than it should.
+A layer may be changed if it computes what its class says, from Parameters that it holds itself. Pruning,
+parametrizations, weight norm, hooks and a forward on the instance put something between the Parameters and the output,
+so a change of the Parameters would do something else than it should.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def reason_to_stay(module: nn.Module) -> str:
 
 
 def reason_to_keep_bias(module: nn.Module) -> str:
-    """Why another value of `module`'s bias would not be added to the output of `module` as it is; "" if it would.
+    """Why the output of `module` would not follow a change of its bias; "" if it would.
 
     What happens to the input or to the weight does not matter here.
     """
@@ -60,12 +60,12 @@ def may_absorb(module: nn.Module) -> bool:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """A float layer of a registered class or a prepared one, and no subclass, which might compute something else."""
+    """Whether `module` is a float layer of a registered class or a prepared one. Subclasses may compute otherwise."""
     return is_plain(module) or type(module) in PREPARED
 
 
 def is_norm_like(module: nn.Module) -> bool:
-    """A module of its own with a weight [k], perhaps a bias [k], and nothing else: LayerNorm, RMSNorm and their kin."""
+    """Whether `module` has a weight [k], perhaps a bias [k], and nothing else, as LayerNorm and RMSNorm have."""
     parameters = {name: p for name, p in module._parameters.items() if p is not None}
     has_more = bool(module._modules or any(b is not None for b in module._buffers.values()))
     vectors = all(not is_lazy(p) and p.dim() == 1 and not p.is_meta for p in parameters.values())
@@ -73,7 +73,7 @@ def is_norm_like(module: nn.Module) -> bool:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """A forward on the instance, another way to call it, or, for a linear layer, another forward in its class."""
+    """Whether the instance itself has a forward or a __call__, or the class of a linear layer another forward."""
     if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
         return True
     return has_other_forward(module)
@@ -86,6 +86,6 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Hooks of torch.nn.modules.module, which see the inputs and outputs of every module of the process."""
+    """Whether torch.nn.modules.module has hooks, which see the inputs and outputs of every module of the process."""
     names = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
     return any(getattr(torch_module, name, None) for name in (*names, "_global_backward_pre_hooks"))

@@ -2,7 +2,7 @@
 """What a method is: which codes are chosen for a weight, and what is learned from data first.
 
 A method is at work from `prepare_` to `freeze_`. It may bring a class of prepared layers that watches the input, it is
-told of each run over the data, and it has the last word on the frozen layer. A frozen layer knows nothing of it, unless
+told of each run over the data, and it finishes the frozen layer. A frozen layer does not know its method, unless
 something is left to be done in every call, such as a rescaling that no other layer could absorb.
 """
 
@@ -37,11 +37,11 @@ class Method(Config):
         return 1 if self.needs_data or scheme.activations.needs_data else 0
 
     def prepared(self, scheme: Any) -> type[PreparedLinear]:
-        """The class of a layer on the way; instances are made with an `observer`."""
+        """The class of the prepared layers; instances are made with an `observer`."""
         return scheme.activations.prepared
 
     def layer(self, scheme: Any) -> type[QuantLinear]:
-        """The class of a frozen layer whose scheme still names this method."""
+        """The class of frozen layers whose scheme still names this method, because something is left to be done."""
         return scheme.activations.layer
 
     @classmethod
@@ -49,8 +49,8 @@ class Method(Config):
     def watching(cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool) -> Iterator[None]:
         """Inside, `model` runs on batches while `layers`, all prepared for methods of this class, watch.
 
-        in_place   other layers that change keep their Parameters, which an optimizer may have; False: they get others,
-                   because the Parameters are another model's, too
+        in_place   True: other layers that change keep their Parameters, which an optimizer may have; False: they get
+                   new ones, because another model has the same Parameters
         """
         yield
 
@@ -59,7 +59,7 @@ class Method(Config):
         return weights.qparams(weight)
 
     def choose_codes(self, prepared: Any) -> QuantizedTensor:
-        """The codes of the layer's weight, from what was learned of its input. Here: those that training has seen."""
+        """The codes of the weight, chosen with what was learned of the input. Here: the codes that training saw."""
         return prepared.quantized_weight
 
     def frozen_scheme(self, prepared: Any) -> Any:
@@ -67,7 +67,7 @@ class Method(Config):
         return prepared.scheme
 
     def finish_(self, layer: Any, prepared: Any) -> None:
-        """Gives the frozen `layer` what is left to be done in every call."""
+        """Tells the frozen `layer` what is left to be done in every call."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias correction: what rounding adds to an output on average is taken off the bias.
+"""Bias correction: what rounding adds to an output on average is subtracted from the bias.
 
 Rounding errors of a weight are small and of both signs, but inputs are not centred: their mean times the errors is a
 shift of each output, the same for all rows. It costs nothing to remove.
@@ -83,7 +83,7 @@ def correct_bias_(
 def _factors(
     model: nn.Module, reference: nn.Module, layers: dict[str, Any], batches: list[Batch]
 ) -> Callable[[str], Factors]:
-    """Those by which each layer was rescaled. Raises: ValueError, when asked for a layer of which they are unknown."""
+    """A function that gives the factors by which a layer was rescaled, and raises ValueError if they are unknown."""
     rescaling = Rescaling(
         reference, model, {name: (reference.get_submodule(name), layer) for name, layer in layers.items()}
     )
@@ -103,14 +103,14 @@ def _factors(
 
 
 class _Batches:
-    """Batches, and which positions of each count."""
+    """The batches, and for each of them the positions that count."""
 
     def __init__(self, reference: nn.Module, batches: list[Batch]):
         self._padding = Padding(reference)
         self._batches = [(*batch, self._padding.masks(*batch)) for batch in batches]
 
     def means(self, model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, _Mean]:
-        """Of those of `layers` that ran on a row at least, in the order in which they did first."""
+        """The mean outputs of the `layers` that saw at least one row, in the order in which they first ran."""
         means: dict[str, _Mean] = {}
         for args, kwargs, masks in self._batches:
 
@@ -123,7 +123,7 @@ class _Batches:
 
 
 class _Mean:
-    """Of each output over all rows that a layer gives, float64."""
+    """The mean of each output over all rows that a layer gives, in float64."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -170,7 +170,7 @@ def _require_plain(layers: dict[str, Any]) -> None:
 
 
 def _writable(model: nn.Module, layers: dict[str, Any]) -> set[str]:
-    """The layers whose bias nobody else has: it keeps the Parameter, which an optimizer may train."""
+    """The layers whose bias belongs to nobody else: it is changed in place, for an optimizer may train it."""
     owners, holders = sole_owners(model), Holders(model, is_plain)
     return {
         name
@@ -180,7 +180,7 @@ def _writable(model: nn.Module, layers: dict[str, Any]) -> set[str]:
 
 
 def _subtract_(layer: Any, shift: torch.Tensor, reference: Any, *, in_place: bool) -> None:
-    """`in_place`: nobody else has the Parameter. Else there is a new one, for the old one may be another model's."""
+    """Subtracts `shift` from the bias: in place, or as a new Parameter, because another model may have the old one."""
     is_static = isinstance(layer, StaticQuantLinear)
     old = layer.float_bias() if is_static else layer.bias
     if old is None:

@@ -2,8 +2,9 @@
 """Cross-layer equalization: a ReLU lets positive factors through, so they can move from one linear layer to the next.
 
 relu(x / s) = relu(x) / s for s > 0: rows of the first weight are divided by s, the same columns of the second are
-multiplied by it, and the model computes what it did. With s so that both get the same range for each channel between
-them, neither has rows or columns that a scale for the whole tensor would starve.
+multiplied by it, and the model computes what it did. s is chosen so that both weights
+get the same range in each channel between them. Then neither has rows or columns that are too small for a scale of the
+whole tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SWEEPS, SETTLED = 20, 0.01  # a layer in the middle of a chain is in two pairs: 
 
 @dataclass(frozen=True)
 class EqualizedPair:
-    """`first` and those that read its output through a ReLU, or directly, by name."""
+    """The names of a layer and of the layers that read its output, directly or through a ReLU."""
 
     first: str
     second: tuple[str, ...]
@@ -82,7 +83,7 @@ Pair = tuple[nn.Module, Sequence[nn.Module]]
 
 
 def _equalize_pair_(first: Any, second: Sequence[Any]) -> float:
-    """Returns how far s was from 1 at most."""
+    """Equalizes one pair; returns the largest distance of s from 1."""
     second_absmax = torch.stack([matrix_of(layer).abs().amax(0) for layer in second]).amax(0)
     s = equalizing_scales(matrix_of(first).abs().amax(1), second_absmax)
     _move_(first, second, s)
@@ -90,7 +91,7 @@ def _equalize_pair_(first: Any, second: Sequence[Any]) -> float:
 
 
 def _move_(first: Any, second: Sequence[Any], s: torch.Tensor) -> None:
-    """`first` gives its output divided by `s`, and `second` multiply it by `s`."""
+    """Divides the output of `first` by `s` and multiplies the input weights of `second` by `s`."""
     matrix_of(first).div_(s[:, None])
     if (bias := bias_of(first)) is not None:
         bias.div_(s)
@@ -99,7 +100,7 @@ def _move_(first: Any, second: Sequence[Any], s: torch.Tensor) -> None:
 
 
 def _linears(model: nn.Module) -> dict[Any, str]:
-    """The layers that can take part, by name: plain ones whose parameters are nobody else's."""
+    """The layers that can take part, by name: plain layers whose Parameters belong to nobody else."""
     owners, holders = sole_owners(model), Holders(model, is_plain)
     return {
         module: name
@@ -124,7 +125,7 @@ def _found(model: nn.Module, linears: list[Any], data: Any) -> list[Pair]:
 
 
 class _Trial:
-    """A pair that moves powers of two between its weights."""
+    """A trial of one pair: powers of two move between its weights."""
 
     def __init__(self, pair: Pair, number: int):
         self.pair, self.number = pair, number

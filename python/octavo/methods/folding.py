@@ -29,7 +29,7 @@ class Fold(Protocol):
     """Something that can be tried on a model."""
 
     def try_(self) -> bool:
-        """Moves powers of two; False if that cannot be done."""
+        """Moves powers of two between the weights; returns False if that cannot be done."""
 
     def undo_(self) -> None:
         """Puts everything back."""
@@ -39,9 +39,10 @@ AnyFold = TypeVar("AnyFold", bound=Fold)
 
 
 def proven(model: nn.Module, folds: Sequence[AnyFold], replay: Replay) -> list[AnyFold]:
-    """Those of `folds` with which the calls in `replay` give what they gave without.
+    """The folds with which the calls in `replay` give what they gave without folds.
 
-    All are tried at once, and if that fails by halves, at most MOST_RUNS times; what is not shown to be right is left.
+    All folds are tried at once, and if that fails by halves, in at most MOST_RUNS runs. A fold that is not shown to be
+    right is left out.
     """
     tolerance, runs = _tolerance(model), 0
 
@@ -70,7 +71,7 @@ def proven(model: nn.Module, folds: Sequence[AnyFold], replay: Replay) -> list[A
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Relative: sums of k products may be added in another order in each of the layers, eq. 58."""
+    """The relative tolerance: each layer may add its sums of k products in another order, eq. 58."""
     columns = {
         id(p): (matrix_of(module) if is_plain_linear(module) else p).shape[-1]
         for module in model.modules()
@@ -81,7 +82,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def powers_of_two(k: int, seed: int) -> torch.Tensor:
-    """Float32 [k], of both signs of the exponent, and the same for the same seed."""
+    """Random powers of two, float32 [k], above and below 1; the same ones for the same seed."""
     generator = torch.Generator("cpu").manual_seed(seed)
     exponents = torch.randint(
         -LARGEST_EXPONENT, LARGEST_EXPONENT + 1, (k,), generator=generator, device="cpu"
@@ -90,7 +91,7 @@ def powers_of_two(k: int, seed: int) -> torch.Tensor:
 
 
 class Change:
-    """New values for the Parameters of `module`, and the way back.
+    """Gives the Parameters of `module` new values, and can put the old ones back.
 
     in_place   write into the Parameters; else new ones take their places, for somebody else has the old ones
     """
@@ -135,12 +136,12 @@ def _times(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 
 
 def _times_one_more(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """Of Gemma's norm, which multiplies by 1 + weight."""
+    """The new weight of a norm like Gemma's, which multiplies by 1 + weight."""
     return (1 + weight) / s - 1
 
 
 class Divided:
-    """`producer` on the way to giving its output divided by s [k], on the last axis.
+    """Makes `producer` give its output divided by s [k] on the last axis.
 
     calls   arguments that the model calls it with, on the meta device; without any, rows [16, k] are tried
     """
@@ -155,7 +156,7 @@ class Divided:
         self.change: Change | None = None
 
     def find_form(self) -> bool:
-        """Whether dividing by powers of two is understood, so that `by_` will do it."""
+        """Whether the way in which `producer` is divided by powers of two was found, so that `by_` can do it."""
         if self.is_linear:
             return True
         for form in (_times, _times_one_more):
@@ -167,7 +168,7 @@ class Divided:
         return False
 
     def exact(self, s: torch.Tensor) -> torch.Tensor:
-        """Powers of two `s`, but for channels in which the new weight would have to be rounded: 1."""
+        """The powers of two `s`, with 1 for channels in which the new weight would have to be rounded."""
         if self.form is not _times_one_more:
             return s
         weight = self.producer.weight.detach()
@@ -179,7 +180,7 @@ class Divided:
         return torch.where(is_exact & s.isfinite(), s, 1.0)
 
     def by_(self, s: torch.Tensor) -> bool:
-        """Divides by `s`; False, and nothing is changed, if the output is then another than it should be.
+        """Divides the output by `s`. Returns False, and changes nothing, if the output then is not what it should be.
 
         The output of a norm is tried; what a linear layer computes is known.
         """
@@ -201,6 +202,7 @@ class Divided:
         return is_right
 
     def _divided_matrix(self, s: torch.Tensor) -> torch.Tensor:
+        """The weight of a linear producer whose outputs are divided by s, as its Parameter holds it."""
         return weight_of(self.producer, matrix_of(self.producer).detach() / s[:, None])
 
     def undo_(self) -> None:
@@ -247,7 +249,7 @@ def _filled(value: Any, generator: torch.Generator) -> Any:
 
 @contextmanager
 def undone(folds: Sequence[Any]) -> Iterator[None]:
-    """After an exception `folds` are undone, the last one first."""
+    """After an exception, undoes `folds`, the last one first."""
     try:
         yield
     except BaseException:

@@ -39,7 +39,7 @@ class _RecordedCall:
     modules: set[nn.Module] = field(default_factory=set)  # those inside
 
     def run(self) -> list[torch.Tensor]:
-        """Once more, with the same random numbers; what the call changes in the module's state is put back."""
+        """Makes the call again with the same random numbers, and puts back what it changes in the module's state."""
         args, kwargs = _copied((self.args, self.kwargs))  # caches grow while they are used
         with torch.random.fork_rng(devices=[]), _state_kept(self.module), torch.no_grad():
             torch.set_rng_state(self.random_state)
@@ -63,7 +63,7 @@ class Replay:
         self._open: _RecordedCall | None = None
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The outermost module is called."""
+        """Is told that the outermost module is called."""
         self._open = None
         signature = (id(module), _signature((args, kwargs)))
         if len(self.calls) >= MOST_CALLS or signature in self._seen:
@@ -79,14 +79,14 @@ class Replay:
         self._open = _RecordedCall(module, args, kwargs, torch.get_rng_state(), autocast)
 
     def add(self, module: nn.Module, output: Any) -> None:
-        """A module inside, one that is a model by itself, gives `output`, which must stay the same, too."""
+        """Is told that a module inside, which is a model by itself, gives `output`: this must stay the same, too."""
         if self._open is not None:
             with torch.inference_mode(False), torch.no_grad():
                 self._open.inside += _samples(output, FEW_ELEMENTS)
             self._open.modules.add(module)
 
     def end(self, output: Any) -> None:
-        """The outermost module gives `output`."""
+        """Is told that the outermost module gives `output`."""
         if self._open is not None:
             with torch.inference_mode(False), torch.no_grad():
                 self._open.outputs = _samples(output, MOST_ELEMENTS)
@@ -148,7 +148,7 @@ def _copied(value: Any) -> Any:
 
 
 def _signature(value: Any) -> Any:
-    """Equal for arguments with the same shapes, dtypes and flags, hashable."""
+    """A hashable value that is equal for arguments with the same shapes, dtypes and flags."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, Mapping):
@@ -162,7 +162,7 @@ def _signature(value: Any) -> Any:
 
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards attributes, lists and buffers of `model` are what they were: observers have seen nothing."""
+    """Puts back attributes, lists and buffers of `model` afterwards, as if observers had seen nothing."""
     references = [
         (entries, dict(entries))
         for module in model.modules()

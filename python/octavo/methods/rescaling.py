@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By which factors the layers of a model are rescaled against the float model that it was made from.
+"""Finds the factors by which the layers of a model are rescaled against the float model that it was made from.
 
 SmoothQuant's folding and `equalize_` move factors from one layer to another. The whole model computes what it did, but
 a layer may read x / a and give y / b where its counterpart reads x and gives y, and nothing in a file says so.
@@ -66,7 +66,7 @@ UNCHANGED = Factors()
 
 
 class Rescaling:
-    """The factors of each quantized layer; None for a layer whose factors cannot be told.
+    """Finds the factors of each quantized layer; None if the factors of a layer cannot be told.
 
     pairs   {name: (layer of the reference, quantized or prepared layer of the model)}
     """
@@ -111,7 +111,7 @@ class Rescaling:
         return self._pairs[name].factors
 
     def notes(self) -> list[str]:
-        """What a reader of figures must know, in sentences."""
+        """Sentences for the reader of the figures."""
         rescaled = [name for name, pair in self._pairs.items() if pair.factors and not pair.factors.are_ones]
         trained = [name for name, pair in self._pairs.items() if pair.differs and pair.factors]
         notes = {
@@ -167,7 +167,7 @@ class _Pair:
     # --- weights ----------------------------------------------------------------------------------------------------
 
     def _is_made_of_it(self) -> bool:
-        """Whether the layer's weight is what its scheme makes of its counterpart's, as that is."""
+        """Whether the layer's weight is what its scheme makes of the counterpart's weight without any factor."""
         weight, target = self._weights(UNCHANGED)
         rounded = _rounded(self.layer, target)[1]
         return bool((weight - rounded).norm() <= ROUNDING * target.norm())
@@ -183,7 +183,7 @@ class _Pair:
         return bool((weight - target).square().sum() <= bound)
 
     def _weights(self, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's weight [n, k] times `output`, and its counterpart's times `input`: equal but for rounding."""
+        """The layer's weight [n, k] times `output`, and its counterpart's times `input`; they differ by rounding."""
         weight, target = _weight(self.layer), _weight(self.reference)
         weight = weight if factors.output is None else weight * factors.output[:, None]
         return weight, target if factors.input is None else target * factors.input
@@ -233,11 +233,11 @@ class _Pair:
 
     @property
     def _noise(self) -> float:
-        """What a factor of 1 may come out as: 1 + this, or 1 - this."""
+        """How far from 1 a factor of 1 may come out, because of rounding."""
         return max(1e-5, 4 * _eps(self.reference))
 
     def _completed(self, a: torch.Tensor) -> torch.Tensor:
-        """`a`, with the channels that no row showed taken from the weights."""
+        """`a`, in which the factors of channels that were 0 in all rows are found from the weights."""
         is_live = a != 0
         if is_live.all():
             return a
@@ -265,7 +265,7 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(layer: Any) -> torch.Tensor:
-    """What a layer multiplies its input by, as it comes: float32 [n, k]."""
+    """The matrix by which a layer multiplies its input, float32 [n, k], with the factors that it applies itself."""
     if not isinstance(layer, OurLinear):
         weight = matrix_of(layer)
     elif isinstance(layer, PreparedLinear):

@@ -2,8 +2,8 @@
 """SmoothQuant's step between calibration and quantizing: chooses s for each layer and finds who divides by it.
 
 Layers that read the same output of a norm or a linear layer share one s, and that producer gives its output divided by
-s from then on: two small tensors change, no layer computes more. Other layers get an s of their own and divide
-themselves. Either way the float model computes what it did.
+s from then on: two small tensors change, no layer computes more. Each other layer has an s for itself and divides its
+input by it. Either way the float model computes what it did.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s
 
 @contextmanager
 def smoothing(model: nn.Module, calibrated: Sequence[nn.Module], *, in_place: bool = True) -> Iterator[None]:
-    """Inside, the layers `calibrated` of `model` are; on leaving, those of SmoothQuant that saw a batch are smoothed.
+    """Watches the layers in `calibrated`; on exit smooths those that saw data and have SmoothQuant as their method.
 
-    in_place   linear layers that absorb an s keep their Parameters, which an optimizer may have; False: they get
-               others, because the Parameters are another model's, too
+    in_place   True: linear layers that absorb an s keep their Parameters, which an optimizer may have; False: they
+               get new ones, because another model has the same Parameters
     raises   ValueError if a scheme's `fold` names what is not there. After an error no layer is smoothed
     """
     layers = [m for m in calibrated if isinstance(m, PreparedSmoothed) and not m.is_smoothed]
@@ -74,7 +74,7 @@ def _found_groups(trace: Trace) -> list[Group]:
 
 
 def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[Group]:
-    """Those that the layers' schemes name."""
+    """The groups that the schemes of the layers name."""
     modules = dict(model.named_modules(remove_duplicate=False))
     groups = []
     for fold in dict.fromkeys(_method(layer).fold for layer in layers):
@@ -99,7 +99,7 @@ def _told_groups(model: nn.Module, layers: Sequence[PreparedSmoothed]) -> list[G
 
 
 def _candidates(model: nn.Module, groups: Sequence[Group], in_place: bool) -> list[_SmoothFold]:
-    """The groups that can be tried: nobody else has the producer, and no module divides or multiplies twice."""
+    """The groups that can be tried: the producer belongs to nobody else; none divides twice or multiplies twice."""
     owners, holders = sole_owners(model), None
     producers: set[nn.Module] = set()
     taken: set[nn.Module] = set()
@@ -140,7 +140,7 @@ def _method(layer: Any) -> Any:
 
 
 class _SmoothFold:
-    """The producer of a group divides by s, its layers multiply their weights by it."""
+    """One fold: the producer of a group divides its output by s, and the layers multiply their weights by s."""
 
     def __init__(self, group: Group, number: int, *, in_place: bool):
         self.layers: list[Any] = group.consumers
@@ -163,7 +163,7 @@ class _SmoothFold:
             self.tried.pop().end_trial_()
 
     def smooth_(self) -> None:
-        """For good, if the producer does as it should."""
+        """Folds for good, if the producer gives what it should."""
         s = choose_smoothing(self.layers)
         largest = max((layer.input_absmax / s).max() for layer in self.layers)
         fits = largest <= torch.finfo(self.divided.producer.weight.dtype).max / 2  # float16 ends early

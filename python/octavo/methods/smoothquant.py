@@ -81,7 +81,7 @@ class SmoothQuant(Method):
             yield
 
     def frozen_scheme(self, prepared: Any) -> Any:
-        """Without SmoothQuant if what comes before gives smoothed inputs; else the layer smooths them itself."""
+        """The scheme without SmoothQuant if another module smooths the inputs; else the layer smooths them itself."""
         return replace(prepared.scheme, method=RoundToNearest()) if prepared.is_folded else prepared.scheme
 
     def finish_(self, layer: Any, prepared: Any) -> None:

@@ -30,7 +30,7 @@ from .replay import Replay
 
 __all__ = ["Group", "Source", "Trace", "is_norm_like", "traced"]
 
-# Functions that read no values, and those that may give their argument back as it is.
+# Functions that read no values; below, functions that may give their argument back as it is.
 QUESTIONS = {
     "__get__",
     "size",
@@ -83,7 +83,7 @@ class Trace:
     replay: Replay = field(default_factory=Replay)
 
     def groups(self) -> list[Group]:
-        """In the order in which the producers ran. A layer is in one group at most."""
+        """The groups, in the order in which the producers ran. A layer is in one group at most."""
         result = []
         for source in () if self.is_lost else self.sources.values():
             through_relu = set(source.consumers.values())
@@ -112,8 +112,10 @@ def traced(
     layers: Sequence[nn.Module],
     is_producer: Callable[[nn.Module], bool] = may_absorb,
 ) -> Iterator[Trace]:
-    """Inside, runs of `model` are watched; `layers` are the modules whose inputs are asked for, and
-    `is_producer` says whose output is followed.
+    """Inside, runs of `model` are watched.
+
+    layers        the modules whose inputs are asked for
+    is_producer   says whether the output of a module is followed
 
     Scripted and compiled modules hide what they do: with one in the model, nothing is found.
     """
@@ -204,7 +206,7 @@ class _Watcher(TorchFunctionMode):
             source.may_be_read = True
 
     def _mark_returned(self, module: nn.Module, tensor: torch.Tensor) -> None:
-        """What a module with other weights than the producer's gives is the output of a model that may be called."""
+        """Notes what a module returns. If it has more weights than the producer, it is a model that others may call."""
         source, _ = self.known.get(tensor, (None, False))
         if source is not None and source.producer is not module:
             if module in self.hooked or not self.weighted[module] <= {source.producer}:
@@ -218,7 +220,7 @@ class _Watcher(TorchFunctionMode):
             self._mark_may_be_read(tensor)
 
     def _end(self, output: Any) -> None:
-        """What the outermost module gives is in the user's hands, and so is what is still there when it is done."""
+        """Notes that the user has the output of the outermost module, and may have what is still alive after it."""
         for tensor in float_tensors(output):
             self._mark_other_use(tensor)
         for tensor in () if torch.is_grad_enabled() else list(self.known):  # a graph keeps tensors, too
@@ -227,7 +229,7 @@ class _Watcher(TorchFunctionMode):
             self.trace.replay.end(output)
 
     def mark_kept(self) -> None:
-        """Tensors that something in Python refers to, in an attribute or a list, are read by somebody, some day."""
+        """Notes that tensors to which something in Python refers, an attribute or a list, may be read one day."""
         kept = list(self.known)
         if kept:
             ids = {id(tensor): tensor for tensor in kept}

@@ -2,7 +2,7 @@
 """How far an approximation is from its reference, in numbers: tensors, distributions, vectors, decisions.
 
 Each file holds one kind of figure. An accumulator takes batches and keeps a few numbers per token or vector at most,
-never the logits; the figures of many batches are those of the batches put together. Formulas: docs/numerics.md.
+never the logits; the figures of many batches are the figures of all batches put together. Formulas: docs/numerics.md.
 """
 
 from .distribution import Distribution, DistributionAccumulator, kld

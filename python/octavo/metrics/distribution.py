@@ -4,7 +4,7 @@
 Both models see the same tokens; their logits at one position are two distributions over the vocabulary. Three float64
 numbers and a few flags are kept for each token, so medians are exact, errors are paired and the order or size of
 batches changes nothing; the logits are gone after `update`. A token whose logits hold NaN or +inf, or nothing above
--inf, has figures of NaN and makes those of the whole NaN: nothing is dropped.
+-inf, has figures of NaN and makes all figures of the whole NaN: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_TARGET = -100  # as torch.nn.functional.cross_entropy and transformers mark i
 
 @dataclass(frozen=True)
 class Distribution:
-    """Predicted distributions against the reference's; all of KLD, negative log likelihood and errors in nats.
+    """How a model's predicted distributions differ from the reference's. KLD, log likelihoods and errors are in nats.
 
     tokens                        positions compared
     kld                           mean over tokens of KL(reference || model), and its standard error, median, 99th and
@@ -269,7 +269,7 @@ def _mean(values: torch.Tensor) -> float:
 
 
 def _standard_error(values: torch.Tensor) -> float:
-    """Of the mean; NaN for fewer than two values."""
+    """The standard error of the mean; NaN for fewer than two values."""
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 

@@ -67,7 +67,7 @@ class ForcedAccumulator:
         self._dropped.append((1.0 - log_p.exp().sum(-1)).clamp(min=0.0).reshape(-1))
 
     def klds(self) -> torch.Tensor:
-        """Over the whole vocabulary, for each position so far, in the order seen: float64 [positions], nats."""
+        """The divergence over the whole vocabulary at each position, in the order seen: float64 [positions], nats."""
         return self._all.klds()
 
     def rejections(self) -> torch.Tensor:

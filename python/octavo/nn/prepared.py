@@ -56,8 +56,8 @@ class PreparedLinear(nn.Module):
                    that has them keeps training them
     observer       for schemes whose input scale is found by calibration, else None
     estimator      the gradient of rounding: "clipped" is 0 where a value is out of range, "pure" is 1 everywhere
-    learn_scales   scales become Parameters and are trained with the rest; that of the input starts at its calibrated
-                   value, those of the weight as `first_weight_scale` says
+    learn_scales   scales become Parameters and are trained with the rest; the input's scale starts at its calibrated
+                   value, the weight's scales as `first_weight_scale` says
     raises         ValueError for another estimator, TypeError for a layer of another class
 
     The state_dict has `weight` and `bias` as the float layer has them, with an observer its state, `input_scale` [1]
@@ -147,7 +147,7 @@ class PreparedLinear(nn.Module):
 
     @property
     def weight_qparams(self) -> QParams:
-        """Those of the weight as it is now: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
+        """The QParams of the present weight: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
         weight = self.float_weight()
         try:
             qparams = self._range_of(weight)
@@ -179,7 +179,7 @@ class PreparedLinear(nn.Module):
 
     @property
     def input_qparams(self) -> QParams:
-        """Those of the calibrated input, per tensor. Raises: ValueError if no batch has been seen."""
+        """The QParams of the calibrated input, per tensor. Raises: ValueError if no batch has been seen."""
         self.require_calibrated()
         scale = positive_scale(self.input_scale)
         if self.input_offset is None:

@@ -88,7 +88,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def has_other_forward(module: nn.Module) -> bool:
-    """Whether a subclass of a registered class computes by a forward of its own."""
+    """Whether `module` is of a subclass of a registered class, and the subclass has another forward."""
     kinds = type(module).__mro__
     registered: Any = next((each for each in kinds if _full_name(each) in REGISTRY), None)
     return registered is not None and getattr(type(module), "forward", None) is not registered.forward

@@ -141,6 +141,7 @@ class PreparedSmoothed(PreparedChannels):
         return self.weight_matrix.float() * self.smoothing
 
     def smoothed_input(self, x: torch.Tensor) -> torch.Tensor:
+        """x / smoothing; x itself if the module before already gives it so."""
         if torch.compiler.is_compiling():  # a graph must not depend on the value; x * 1 is x
             return x.float() * torch.where(self.is_folded, 1.0, self.input_multiplier)
         return x if self.is_folded else x.float() * self.input_multiplier

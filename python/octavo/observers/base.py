@@ -29,7 +29,7 @@ Range = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class ObserverConfig(Config, ABC):
-    """A method with its options: plain values, compared by value, that a scheme can hold and a file can name."""
+    """The choice of an observer and its options. A scheme can hold it, and a file can name it."""
 
     @abstractmethod
     def make(self, axis: int | None = None) -> Observer:
@@ -37,7 +37,7 @@ class ObserverConfig(Config, ABC):
 
 
 class Observer(nn.Module, ABC):
-    """Sees batches by `update` and gives `qparams` for all of them.
+    """Is shown batches by `update`, and gives the `qparams` for all of them.
 
     Buffers: low and high float32 [c], the range so far (c is 1 per tensor, 0 before the first batch per channel), and
     batches int64, how many were counted. Empty batches are ignored. A batch with NaN or Inf is ignored as a whole,
@@ -61,7 +61,7 @@ class Observer(nn.Module, ABC):
         self._allocate(1 if self.axis is None else channels)
 
     def _allocate(self, rows: int) -> None:
-        """Makes the buffers for `rows` ranges and nothing seen."""
+        """Makes the buffers for `rows` ranges, of which nothing was seen yet."""
         self.register_buffer("low", torch.zeros(rows, device="cpu"))
         self.register_buffer("high", torch.zeros(rows, device="cpu"))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device="cpu"))
@@ -148,7 +148,7 @@ class Observer(nn.Module, ABC):
         self._has_warned = True
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Observer:
-        """Moves with the model, but keeps float32: `model.bfloat16()` must not round the range."""
+        """Moves the buffers with the model, but keeps them float32: `model.bfloat16()` must not round the range."""
 
         def keep_bits(t: torch.Tensor) -> torch.Tensor:
             return fn(t.view(torch.int32)).view(torch.float32) if t.is_floating_point() else fn(t)

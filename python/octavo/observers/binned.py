@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A histogram that grows without moving a single count: bins are powers of two wide and aligned to zero.
 
-When a value falls outside, bins become twice as wide and neighbours are added in pairs, as often as needed. So the
-counts are at every moment those of all values in the present bins: exact, the same for any order and any cut into
-batches. (Histograms over [min, max], as torch.ao and ONNX Runtime keep them, must share counts out at every growth.)
+When a value falls outside, bins become twice as wide and neighbours are added in pairs, as often as needed. So all
+counts are exact at every moment, whatever the order of the values and however they were cut into batches.
+(Histograms over [min, max], as torch.ao and ONNX Runtime keep them, must share counts out at every growth.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .base import Observer, ObserverConfig, Range
 
 CHUNK = 1 << 16  # elements binned at a time: their indices stay in the cache
-_SMALLEST_EXPONENT = -126  # of a width: 2^126, its inverse, is still a float32
+_SMALLEST_EXPONENT = -126  # the smallest width is 2^-126, because its inverse is still a float32
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bins:
         return max(-self.low, self.high)
 
     def full_range(self, symmetric: bool) -> tuple[float, float]:
-        """What codes must cover to clip nothing."""
+        """The range that codes must cover so that nothing is clipped."""
         return (-self.largest, self.largest) if symmetric else (min(self.low, 0.0), max(self.high, 0.0))
 
     def edges(self) -> torch.Tensor:
@@ -85,8 +85,8 @@ class BinnedConfig(ObserverConfig):
 class BinnedObserver(Observer):
     """Keeps the histogram of every row; the config chooses from it.
 
-    Buffers besides those of Observer: counts int64 [c, 4 bins], of which the middle is 0, and exponent int32 [c]: the
-    bins of row i are 2^exponent[i] wide.
+    Buffers, beside those that every observer has: counts int64 [c, 4 bins], of which the middle is 0, and exponent
+    int32 [c]: the bins of row i are 2^exponent[i] wide.
     """
 
     config: BinnedConfig
@@ -123,9 +123,7 @@ class BinnedObserver(Observer):
         most = bins_of_a_side.bit_length() - 1  # log2: so many doublings make one bin of all bins of a side
         exponent = torch.maximum(self.exponent, power - most)
         doublings = exponent - self.exponent
-        for done in range(
-            most
-        ):  # further ones would leave all counts in the two middle bins, where they then are
+        for done in range(most):  # after that all counts are in the two middle bins, and stay there
             rows = doublings > done
             if not rows.any():
                 break
@@ -143,7 +141,7 @@ class BinnedObserver(Observer):
         return lows, highs
 
     def bins_of(self, row: int = 0) -> Bins:
-        """The histogram of one row, from its smallest value or 0 to its largest value or 0."""
+        """The histogram of one row. It begins at the smallest value or at 0 and ends at the largest value or at 0."""
         middle = 2 * self.config.bins
         occupied = self.counts[row].nonzero()
         start, stop = min(int(occupied[0]), middle), max(int(occupied[-1]) + 1, middle)

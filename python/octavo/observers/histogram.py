@@ -53,9 +53,9 @@ def cut(counts: torch.Tensor, codes: int) -> tuple[int, int]:
 
 
 def _narrowing(cumulative: list[float]) -> Iterator[tuple[int, int]]:
-    """Ever smaller ranges (first bin, last bin), of which each cuts off one more quantile at one end.
+    """Ranges (first bin, last bin) that get ever smaller: each cuts off one more quantile at one end.
 
-    That is the end at which the bin of its next quantile is further inward.
+    It is cut off at the end whose next quantile lies more bins inward.
     """
     lower, upper = _quantiles()
     a, b = 0, 0  # how many quantiles each end has cut off

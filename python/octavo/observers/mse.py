@@ -41,7 +41,7 @@ class MSE(BinnedConfig):
         fine = torch.linspace(-1, 1, self.steps, dtype=torch.float64, device="cpu") / self.steps
 
         def better(kept: torch.Tensor, end: slice, tried: torch.Tensor) -> torch.Tensor:
-            """The best of `kept` [2], what is kept of the low and the high end, and of it with `tried` at `end`."""
+            """The best of `kept` [2], the shares of the low and the high end, and of `kept` with `tried` at `end`."""
             candidates = kept.repeat(len(tried) + 1, 1)
             candidates[1:, end] = tried.clamp(bins.width / bins.largest, 1)[:, None]  # at least one bin
             low, high = (candidates * full).unbind(1)

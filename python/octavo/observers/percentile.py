@@ -41,6 +41,6 @@ class Percentile(BinnedConfig):
 
 
 def _bins_holding(counts: torch.Tensor, fraction: float) -> int:
-    """How many bins from the first hold `fraction` of all counts; at least one."""
+    """How many of the first bins it takes to hold `fraction` of all counts; at least one."""
     cumulative = counts.cumsum(0)
     return int(torch.searchsorted(cumulative, fraction * cumulative[-1])) + 1

@@ -43,7 +43,7 @@ class MovingAverage(ObserverConfig):
 
 
 class _RangeObserver(Observer):
-    """The range is the state."""
+    """An observer that keeps a range and nothing else."""
 
     def _choose_range(self, symmetric: bool, qmin: int, qmax: int) -> Range:
         return self.low.clone(), self.high.clone()

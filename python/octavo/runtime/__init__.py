@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: which instruction set runs, memory of malloc and on huge pages, and how time is taken."""
+"""What concerns the machine: the active instruction set, malloc, huge pages, and how times are measured."""

@@ -40,7 +40,7 @@ def cpu_info() -> CpuInfo:
 
 
 class _Choice:
-    """What one `with` block asked for; two blocks may ask for the same."""
+    """The instruction set that one `with` block asked for; two blocks may ask for the same one."""
 
     def __init__(self, name: str):
         self.name = name
@@ -48,7 +48,7 @@ class _Choice:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Runs the kernels of one instruction set inside a `with` block, in the whole process; then the previous choice.
+    """Inside a `with` block, the whole process runs the kernels of one instruction set; afterwards the previous choice.
 
     Blocks of several threads may overlap and end in any order: of those still open, the one entered last holds in all
     threads, and after the last of them the automatic choice.

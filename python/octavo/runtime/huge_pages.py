@@ -50,7 +50,7 @@ def _ordinary(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """One tensor over all of `tensors`, joined along their first axis, if they lie one behind the other; else None."""
+    """One tensor over the memory of `tensors`, along the first axis, if they lie one behind another; else None."""
     first, total = tensors[0], sum(tensor.numel() for tensor in tensors)
     end = first.data_ptr()
     for tensor in tensors:
@@ -67,7 +67,10 @@ def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def _tensor(chunk: mmap.mmap, offset: int, count: int) -> tuple[torch.Tensor, Any]:
-    """`count` bytes of the chunk, and an object that lives exactly as long as their storage, and holds the chunk."""
+    """An int8 tensor of `count` bytes of the chunk, and an object that lives as long as the tensor's storage does.
+
+    The object holds the chunk, so a chunk lives as long as any tensor in it.
+    """
     room = (ctypes.c_int8 * count).from_buffer(chunk, offset)
     return torch.frombuffer(room, dtype=torch.int8), room
 
@@ -81,7 +84,7 @@ def _give_back(chunk: mmap.mmap, offset: int, count: int) -> None:
 
 
 def _place(count: int) -> tuple[mmap.mmap, int]:
-    """Room for `count` bytes: the chunk, and where in it."""
+    """Finds room for `count` bytes; returns the chunk and the offset in it."""
     global _chunk, _used
     with _lock:
         chunk = _chunk() if _chunk is not None else None
@@ -93,7 +96,7 @@ def _place(count: int) -> tuple[mmap.mmap, int]:
 
 
 def _new_chunk(size: int) -> tuple[mmap.mmap, int]:
-    """At least `size` bytes, and where the first huge page begins."""
+    """A new chunk of at least `size` bytes, and the offset of its first huge page."""
     chunk = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chunk.madvise(mmap.MADV_HUGEPAGE)
     _chunks.add(chunk)

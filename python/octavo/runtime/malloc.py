@@ -14,8 +14,8 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc accepts no more
 def keep_memory(megabytes: int = 512) -> bool:
     """Lets malloc keep up to `megabytes` of freed memory, and serve buffers up to 32 MB from it.
 
-    For models that run again and again in one process: MiniLM at 8 x 128 tokens takes a sixth less time. It concerns
-    the whole process, PyTorch's own buffers most of all, and lasts until it ends. The same from outside:
+    This is for models that run again and again in one process: MiniLM at 8 x 128 tokens takes a sixth less time. It
+    concerns the whole process, above all the buffers of PyTorch, until the process ends. From outside it is done by:
     GLIBC_TUNABLES=glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=536870912
 
     returns  True if malloc took it; False if the C library is not glibc, where nothing is done

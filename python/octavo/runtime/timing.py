@@ -91,7 +91,7 @@ def _context(
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """torch computes with `count` threads in the block, and with as many as before after it."""
+    """Inside, torch computes with `count` threads; afterwards with as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -101,7 +101,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def page_faults(run: Callable[[], object], calls: int = 5) -> float:
-    """Page faults of one call: what malloc gives back to the kernel after one call, the next must fetch again."""
+    """How many page faults one call takes: the next call must fetch again what malloc gave back to the kernel."""
     run()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(calls):

@@ -31,7 +31,7 @@ MASKS = ("attention_mask", "attn_mask", "mask")
 
 
 class Blocks:
-    """The blocks of a ModuleList -> FusedBlock."""
+    """Replaces each block of a ModuleList by a FusedBlock."""
 
     name = "blocks"
 
@@ -80,7 +80,7 @@ class _Plans:
     def __init__(self, precision: str | None):
         self.precision = precision
         self.known: dict[Any, _Plan | str] = {}
-        # Whether blocks that only differ in their own number may compute differently.
+        # Whether blocks that differ only in their number in the model may compute differently.
         self.with_numbers = False
 
     def look_at_numbers(self, calls: dict[nn.Module, _SeenCall]) -> None:
@@ -185,7 +185,7 @@ def _compute(fused: FusedBlock, *args: Any, **kwargs: Any) -> Any:
 
 
 def _repeated(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """The items of every ModuleList of one class, with children of their own, and their names."""
+    """The items, with their names, of every ModuleList whose items are of one class and have children."""
     for name, modules in model.named_modules():
         if not isinstance(modules, nn.ModuleList) or len({type(block) for block in modules}) != 1:
             continue
@@ -214,14 +214,14 @@ def _block_call(block: nn.Module, call: _SeenCall) -> BlockCall:
 
 
 def _of_slots(guards: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
-    """Guards of a program: the shape of an input is the shape of its slot."""
+    """The guards of a program, in which the shape of an input becomes the shape of its slot."""
     for slot, name in enumerate(names):
         guards = tuple(guard.replace(f"{{{name}}}", f"slots[{slot}].shape") for guard in guards)
     return guards
 
 
 def _tuple_size(output: Any) -> int:
-    """0 for a tensor; the size of a tuple of a tensor and nothing else but None."""
+    """0 for a tensor; for a tuple that holds a tensor first and then nothing but None, its size."""
     if isinstance(output, torch.Tensor):
         return 0
     known = isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor)
@@ -231,7 +231,7 @@ def _tuple_size(output: Any) -> int:
 
 
 def _structure(block: nn.Module, call: _SeenCall, with_numbers: bool) -> Any:
-    """Equal for blocks that differ in their weights only, and perhaps in their numbers, and are called alike."""
+    """A value that is equal for blocks which are called alike and differ only in weights, and perhaps in number."""
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
     kinds = tuple((name, type(value), comparable(value)) for name, value in values.items())
     return structure_of(block, with_numbers), kinds, type(call.output)

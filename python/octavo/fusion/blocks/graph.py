@@ -26,7 +26,7 @@ from ...nn.fused.shared_input import SharedInput
 from ...nn.replacements import features_of, is_plain
 
 _SIZE = re.compile(r"L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
-Shape = tuple[Any, ...]  # ints, and sympy expressions for what is open
+Shape = tuple[Any, ...]  # sizes are ints, or sympy expressions of the batch size and the length
 
 
 class NotUnderstood(Exception):
@@ -35,7 +35,7 @@ class NotUnderstood(Exception):
 
 @dataclass(eq=False)
 class Node:
-    """One value: which operator gives it, from which others."""
+    """One value of the graph: the operator that gives it, and the values that the operator reads."""
 
     op: str
     inputs: tuple[Node, ...] = ()
@@ -64,7 +64,7 @@ class Exported:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """A linear layer of any kind: an operation of the fused block calls it."""
+    """Whether `module` is a linear layer of any kind, which is called by an operation of the fused block."""
     return isinstance(module, QuantLinear) or is_plain(module)
 
 
@@ -95,7 +95,7 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
 
 
 class _LinearLeaf(nn.Module):
-    """Stands for a linear layer while a block is exported: the same shapes and attributes, no weight to speak of."""
+    """Stands for a linear layer while a block is exported: the same shapes and attributes, but no real weight."""
 
     def __init__(self, layer: Any):
         super().__init__()
@@ -128,7 +128,7 @@ class _CallWithTensors(nn.Module):
 
 
 def _tensors(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Those among the arguments, in their order; items of a tuple as "name.0", "name.1", ..."""
+    """The tensors among the arguments, in their order; items of a tuple are called "name.0", "name.1", ..."""
     result = {}
     for name, value in arguments.items():
         items = {name: value}
@@ -139,6 +139,7 @@ def _tensors(arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _filled(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """`value` with the next of `tensors` in the place of each tensor in it."""
     if isinstance(value, torch.Tensor):
         return next(tensors)
     if isinstance(value, tuple | list):
@@ -147,7 +148,7 @@ def _filled(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
 
 
 def _skeleton(module: nn.Module, leaves: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """A copy that shares all parameters, in which linear layers are leaves."""
+    """A copy of `block` that shares its parameters; in the places of linear layers it has leaves."""
     leaves = {} if leaves is None else leaves
     if is_leaf(module):
         return leaves.setdefault(module, _LinearLeaf(module))
@@ -162,7 +163,7 @@ def _skeleton(module: nn.Module, leaves: dict[nn.Module, nn.Module] | None = Non
 
 
 def _at_least_two_items(tensors: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-    """With one item, the batch size would be taken for a constant. The first input is made two; others broadcast."""
+    """Makes two items of a batch of one, whose size torch.export would take for a constant. Other inputs broadcast."""
     for number, tensor in enumerate(tensors.values()):
         alone = number == 0 and tensor.dim() == 3 and tensor.shape[0] == 1
         yield torch.cat([tensor, tensor]) if alone else tensor

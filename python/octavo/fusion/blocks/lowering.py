@@ -62,7 +62,7 @@ def _name(fx: FxNode) -> str:
 
 
 def _require_float32(fx: FxNode) -> None:
-    """So that a conversion to float32 changes nothing."""
+    """Raises NotUnderstood unless all floats are float32: then a conversion to float32 changes nothing."""
     for node in (fx, *fx.all_input_nodes):
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
@@ -144,11 +144,13 @@ def _transpose(shape: Shape, x: Node, a: int, b: int) -> Node | None:
 
 @_rule("permute")
 def _permute(shape: Shape, x: Node, dims: list[int]) -> Node | None:
+    """Only the permutation that exchanges length and heads, as `_transpose` does."""
     return _transpose(shape, x, 1, 2) if list(dims) == [0, 2, 1, 3] else None
 
 
 @_rule("unsqueeze")
 def _unsqueeze(shape: Shape, x: Node, dim: int) -> Node | None:
+    """one_more(x): an axis beside heads, along which keys are repeated; for_all_heads(x): an axis for the heads."""
     if len(x.shape) == 4 and dim == 2:
         return Node("one_more", (x,), shape)
     return Node("for_all_heads", (x,), shape) if len(x.shape) == 3 and dim == 1 else None
@@ -156,6 +158,7 @@ def _unsqueeze(shape: Shape, x: Node, dim: int) -> Node | None:
 
 @_rule("expand")
 def _expand(shape: Shape, x: Node, *args: Any, **options: Any) -> Node | None:
+    """expanded(x): heads of keys or values, of which several queries read each; `_view` makes repeated(x) of it."""
     if shape == x.shape:
         return x
     if x.op == "one_more" and shape[:2] + shape[3:] == x.shape[:2] + x.shape[3:]:
@@ -329,7 +332,7 @@ def _octavo_rope(shape: Shape, q: Node, k: Node, cos: Node, sin: Node) -> list[N
 
 
 def _attention(qkv: tuple[Node, Node, Node], mask: Any, causal: bool, scale: float | None) -> Node | None:
-    """[batch, length, heads * head_dim], as the operator gives it."""
+    """The node of the whole attention, [batch, length, heads * head_dim]; None if it is not understood."""
     q, k, v = qkv
     if k.op == v.op == "repeated":
         k, v = k.inputs[0], v.inputs[0]

@@ -22,7 +22,7 @@ from ...nn.fused.shared_input import can_be_joined
 from ..steps.interface import is_native_size
 from .graph import Node, NotUnderstood
 
-HIDDEN = ("heads", "rope")  # emitted by the attention that reads them
+HIDDEN = ("heads", "rope")  # the attention that reads these nodes emits them
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Pattern:
 
 
 def find_pattern(output: Node, block: nn.Module, inputs: list[str], precision: str | None) -> Pattern:
-    """The operations that compute `output` from `inputs`, names in the order of slots. Raises: NotUnderstood."""
+    """The operations that compute `output`. `inputs` are the names of the first slots. Raises: NotUnderstood."""
     emitter = _Emitter(output, block, inputs, precision)
     for node in emitter.order:
         emitter.emit(node)
@@ -79,7 +79,7 @@ def _bound(operation: OperationOutline, block: nn.Module) -> BlockOperation:
 
 
 class _Emitter:
-    """Slots are not reused yet: every value has its own."""
+    """Emits the operations of one graph. Every value has a slot of its own; `_with_few_slots` reuses them later."""
 
     def __init__(self, output: Node, block: nn.Module, inputs: list[str], precision: str | None):
         self.output, self.block, self.precision = output, block, precision
@@ -152,7 +152,7 @@ class _Emitter:
         return users[0] if len(users) == 1 and users[0].op == "activation" else None
 
     def _read_by(self, layer: nn.Module, x: Node) -> tuple[int, ...]:
-        """Slots of x's codes and scale for a layer that can use them, else of x."""
+        """The slots that the layer reads: those of x's codes and scale if it can use them, else the slot of x."""
         if x in self.codes and _is_dynamic(layer, symmetric=True):
             return self.codes[x]
         return (self.slots[x],)
@@ -218,8 +218,10 @@ def _norm_options(node: Node) -> dict[str, Any]:
 
 
 def _is_dynamic(layer: Any, symmetric: bool | None = None) -> bool:
-    """A layer that a kernel multiplies and whose activations are dynamic; codes are passed only to layers whose
-    activations are symmetric."""
+    """Whether a kernel multiplies the layer and its activations are dynamic.
+
+    symmetric   True: whether it also takes codes, which only layers with symmetric activations do
+    """
     if type(layer) is not QuantLinear:
         return False
     weights, activations = layer.scheme.weights, layer.scheme.activations
@@ -242,9 +244,9 @@ def _in_order(output: Node) -> list[Node]:
 
 
 def _batched(emitter: _Emitter) -> dict[int, int]:
-    """Slot -> axes of the inputs if the first axis of each is the batch, or 1; nothing if one is of another kind.
+    """{slot: number of axes} of the inputs if the first axis of each is the batch, or 1; else an empty dict.
 
-    That is so for masks of 4 axes, as attention reads them, and for 3 axes everywhere else.
+    A mask that attention reads then has 4 axes, and every other input has 3.
     """
     result = {}
     for node in emitter.order:
@@ -257,7 +259,7 @@ def _batched(emitter: _Emitter) -> dict[int, int]:
 
 
 def _with_few_slots(operations: Sequence[OperationOutline], input_count: int, output: int) -> Pattern:
-    """A slot is reused once its tensor was read for the last time, which frees the tensor as well."""
+    """The pattern, in which a slot is reused once its tensor was read for the last time; that frees the tensor, too."""
     last = {
         slot: number
         for number, operation in enumerate(operations)

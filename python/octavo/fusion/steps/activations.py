@@ -29,7 +29,7 @@ PROBE = torch.cat([torch.linspace(-12, 12, 193), torch.tensor([-1e4, -100.0, 100
 
 
 class ActivationFunctions:
-    """Linear, then activation -> Linear with an activation."""
+    """Replaces a quantized layer and the activation after it by the layer with that activation."""
 
     name = "activations"
 
@@ -82,7 +82,7 @@ def _candidates(
     sources: set[Source | None],
     proofs: Proofs,
 ) -> list[Candidate]:
-    """One for each quantized layer that `module` reads: all of them are fused, or none."""
+    """A candidate for each quantized layer that `module` reads: all of them are fused, or none."""
     producers = {source.producer for source in sources if source is not None}
     layers = [layer for layer in names if layer in producers]
     kind = type(module).__name__
@@ -114,7 +114,7 @@ def _obstacle(layer: Any, module: nn.Module, sources: set[Source | None]) -> str
 
 
 def _bound(layer: nn.Module, expected: torch.Tensor, input: torch.Tensor) -> torch.Tensor:
-    """Half-precision modules round what the layer gives, and on the way; the layer rounds once, at the end."""
+    """The bound for half precision: modules round the layer's output and in between, the fused layer rounds once."""
     y = expected.float().abs()
     if expected.dtype == torch.float32:
         return FLOAT32_ERROR * y.clamp(min=1.0)

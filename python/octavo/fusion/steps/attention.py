@@ -27,7 +27,7 @@ DIFFERS = "differs on the example by more than rounding explains"
 
 
 class Attention:
-    """Models of transformers -> attention implementation "octavo"."""
+    """Gives models of transformers the attention implementation "octavo"."""
 
     name = "attention"
 
@@ -94,7 +94,7 @@ def _use(model: Any, name: str, changes: Changes) -> None:
 
 
 def _watch(model: Any, precision: str, example: Example) -> tuple[float | None, str]:
-    """Runs torch's SDPA through the interface with ours beside it: the largest difference, and a reason to keep."""
+    """Runs torch's SDPA through the interface and ours beside it: the largest difference and a reason to keep."""
     calls: list[float | str] = []
     forms: set[tuple] = set()
 
@@ -133,7 +133,10 @@ def _watch(model: Any, precision: str, example: Example) -> tuple[float | None, 
 def _on_random(
     module: Any, query: torch.Tensor, key: torch.Tensor, precision: str, options: dict[str, Any]
 ) -> Iterator[float | str]:
-    """The differences for random heads: all keys, one query, and a mask that hides some keys and all from one query."""
+    """The differences for random heads: with all keys, with one query, and with a mask that hides some keys.
+
+    From one query the mask hides all keys.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def random(heads: int, length: int) -> torch.Tensor:
@@ -150,10 +153,10 @@ def _on_random(
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor, precision: str) -> float | str:
-    """The largest one; DIFFERS if all together are more than rounded products explain.
+    """The largest difference; DIFFERS if all of them together are more than rounded products explain.
 
-    Those are off by 3e-3 of the result in bfloat16 and 1.5e-2 in int8, for usual scores; a bound of about ten times
-    that, for unusual ones, is judgement.
+    For usual scores, rounded products are off by 3e-3 of the result in bfloat16 and by 1.5e-2 in int8. A bound of about
+    ten times that leaves room for unusual ones; how much it must be is judgement.
     """
     rounding = 4 * torch.finfo(expected.dtype).eps
     expected, found = expected.float(), found.float()

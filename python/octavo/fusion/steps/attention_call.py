@@ -45,13 +45,13 @@ class Run:
     output: Any = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As a cache that holds a few tokens already."""
+        """Stands in for the `update` of a cache that holds a few tokens already."""
         self.updates.append(((keys, values, *args), kwargs))
         self.cached = tuple(_random(*x.shape[:2], _PAST + x.shape[2], x.shape[3]) for x in (keys, values))
         return self.cached
 
     def attend(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
-        """As transformers' AttentionInterface."""
+        """Stands in for a function of transformers' AttentionInterface."""
         names = ("query", "key", "value", "attention_mask")
         kwargs.update(zip(names, args, strict=False))
         given = tuple(kwargs.pop(name) for name in names)
@@ -62,7 +62,7 @@ class Run:
 
 
 def read_call(module: Any) -> AttentionCall:
-    """How `module` is called and calls. Raises: NotUnderstood."""
+    """How `module` is called, and how it calls its cache and the attention function. Raises: NotUnderstood."""
     call = _signature(module)
     run = recorded(module, call)
     given = {**run.given, **dict(zip(("cos", "sin"), run.given["position_embeddings"], strict=True))}
@@ -80,7 +80,7 @@ def read_call(module: Any) -> AttentionCall:
 
 
 def inputs_of(module: Any, call: AttentionCall) -> Iterator[dict[str, Any]]:
-    """What the module takes, with a cache and without one, to look at the formula it computes by."""
+    """Arguments for the module, without a cache and with one, with which its formula can be looked at."""
     run = _inputs(module, call, 1.0, 0)
     options = {name: value for name, value in run.options.items() if isinstance(value, torch.Tensor)}
     for cache, keys in ((None, _LENGTH), (_Doubling(), 2 * _LENGTH)):
@@ -89,7 +89,7 @@ def inputs_of(module: Any, call: AttentionCall) -> Iterator[dict[str, Any]]:
 
 
 class _Doubling:
-    """A cache that holds what it is given already."""
+    """A cache that already holds the very keys and values that it is given."""
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return torch.cat([keys, keys], 2), torch.cat([values, values], 2)
@@ -159,7 +159,7 @@ def _random(*shape: int) -> torch.Tensor:
 
 @contextmanager
 def _attending_by(module: Any, attend: Any) -> Iterator[None]:
-    """`module` calls this attention function; its config is a copy meanwhile, others hold the same one."""
+    """Inside, `module` calls the attention function `attend`; it has a copy of its config, which others share."""
     config = module.config
     register_attention(_STAND_IN, attend)
     module.config = copy.copy(config)
@@ -186,7 +186,7 @@ def _check(run: Run, result: Any) -> None:
 
 
 def _template(value: Any, given: dict[str, Any], options: dict[str, Any]) -> Any:
-    """`value` with what came from the call replaced by its name."""
+    """`value`, in which everything that came from the call is replaced by the name it had there."""
     for name, argument in {**given, **options}.items():
         if value is argument:
             return Given(name)

@@ -21,12 +21,12 @@ from ..step import MODULE_HAS_HOOKS, Candidate, Changes, ModuleStep
 from ..verify import FLOAT32_ERROR
 from .activations import activation_of
 
-SIZES = (1.0, 16.0)  # of random inputs: the activation is no straight line for any of them
+SIZES = (1.0, 16.0)  # random inputs of both sizes: the activation is no straight line for either of them
 LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Gated(ModuleStep):
-    """down_proj(silu(gate_proj(x)) * up_proj(x)) -> GatedMLP."""
+    """Replaces modules that compute down_proj(silu(gate_proj(x)) * up_proj(x)) by GatedMLP."""
 
     name = "gated"
 
@@ -64,7 +64,7 @@ def _obstacle(module: nn.Module, proofs: Proofs) -> str:
 
 
 def _bound(gate: Any, up: Any, expected: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """silu is off by a share of its result, or where that is small by one of 1, and then multiplied by up(x)."""
+    """The error of silu is a share of its result, or of 1 where the result is small; it is multiplied by up(x)."""
     y, factor = expected.float().abs(), up.forward(x).float().abs()
     if expected.dtype == torch.float32:
         return FLOAT32_ERROR * (y + factor)

@@ -39,7 +39,9 @@ def attention_forward(
     precision: str = "auto",
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The signature is that of transformers' AttentionInterface: query [B, H, Lq, D], key and value [B, Hkv, Lk, D].
+    """Octavo's attention with the signature that transformers' AttentionInterface wants.
+
+    query    [B, H, Lq, D]; key and value [B, Hkv, Lk, D]
 
     returns  [B, Lq, H, D] and no weights
     raises   ValueError for dropout, attention sinks, a softcap, and where attention weights are asked for
@@ -67,7 +69,7 @@ def attention_forward(
 
 
 def is_native(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]) -> bool:
-    """Whether ops.attention computes this call; options are those of the AttentionInterface."""
+    """Whether ops.attention computes this call; `options` are what the AttentionInterface hands on."""
     size = query.shape[-1]
     is_plain = not any(options.get(name) is not None for name in ("cache", "softcap", *_others_of_sdpa))
     return (
@@ -76,12 +78,12 @@ def is_native(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, optio
 
 
 def is_native_size(head_dim: int) -> bool:
-    """Whether ops.attention takes heads of this size; torch computes the others."""
+    """Whether ops.attention takes heads of this size; torch computes heads of other sizes."""
     return head_dim % 16 == 0 and head_dim <= 128
 
 
 def running(precision: str) -> str:
-    """What `precision` is on this CPU."""
+    """The precision that `precision` stands for on this CPU: "auto" is one of the others."""
     if precision != "auto":
         return precision
     x = torch.zeros(1, 1, 1, 16)

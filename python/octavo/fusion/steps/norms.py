@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RMSNorm modules, which are a class of their own in every model, replaced by the operator.
 
-A class is taken for one by its name and attributes, and by what it computes for random rows: that says whether the
-weight is multiplied as it is or with 1 added. The example then decides.
+A class is known by its name and attributes, and by what it computes for random rows, which also says whether the
+weight is multiplied as it is or with 1 added to it. The example then decides.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OFFSETS = (0.0, 1.0)
 
 
 class Norms(ModuleStep):
-    """RMSNorm classes -> octavo.nn.RMSNorm with the same Parameter."""
+    """Replaces modules of RMSNorm classes by octavo.nn.RMSNorm with the same Parameter."""
 
     name = "norms"
 
@@ -44,7 +44,7 @@ class Norms(ModuleStep):
 
 
 def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str]:
-    """What computes the same for random rows, or the reason why nothing does."""
+    """The RMSNorm that computes the same for random rows, or None and the reason why there is none."""
     if not is_norm_like(module) or module._parameters.get("bias") is not None:
         return None, "not one weight of one axis and nothing else"
     if has_hooks(module):
@@ -69,7 +69,7 @@ def _replacement(module: nn.Module, proofs: Proofs) -> tuple[RMSNorm | None, str
 
 
 def _eps_of(module: nn.Module) -> list[float]:
-    """What it may add. nn.RMSNorm(eps=None) means the smallest step of x's dtype, or of the one that it computes in."""
+    """The eps that the module may add. nn.RMSNorm(eps=None) takes that of x's dtype or of the dtype it computes in."""
     weight: Any = module.weight
     eps = next((vars(module)[name] for name in EPS_NAMES if name in vars(module)), 0.0)
     return (
@@ -78,6 +78,6 @@ def _eps_of(module: nn.Module) -> list[float]:
 
 
 def _error(module: nn.Module) -> float:
-    """Of the result: half-precision models round twice on the way, and we once."""
+    """The relative error that is allowed: modules in half precision round twice on the way, ours rounds once."""
     weight: Any = module.weight
     return FLOAT32_ERROR if weight.dtype == torch.float32 else 2 * torch.finfo(weight.dtype).eps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that call F.scaled_dot_product_attention themselves: inside of their forward, that call is octavo's.
+"""Modules that call F.scaled_dot_product_attention themselves: inside their forward, octavo answers that call.
 
 Nothing is patched: a TorchFunctionMode is on while such a module runs, and off everywhere else. It costs about 1 us for
 each torch function in there, so this is done only when asked for.
@@ -24,7 +24,7 @@ from .interface import NO_DROPOUT, is_native
 
 
 class PlainAttention:
-    """Modules whose own forward calls F.scaled_dot_product_attention -> the same modules, with octavo's."""
+    """Gives modules whose own forward calls F.scaled_dot_product_attention a forward in which octavo computes it."""
 
     name = "plain attention"
 
@@ -80,7 +80,7 @@ def _attention(
     is_causal: bool = False,
     **options: Any,
 ) -> torch.Tensor:
-    """F.scaled_dot_product_attention, by octavo where it can."""
+    """F.scaled_dot_product_attention, computed by octavo where it can, else by torch."""
     if dropout_p:
         raise ValueError(NO_DROPOUT)
     is_4d = query.dim() == key.dim() == value.dim() == 4 and query.shape[0] == key.shape[0]
@@ -99,7 +99,7 @@ def _attention(
 
 
 def _callers(model: nn.Module, example: Example) -> list[nn.Module]:
-    """The modules that are the innermost running when F.scaled_dot_product_attention is called."""
+    """The modules in whose own forward F.scaled_dot_product_attention is called, and not in a child's."""
     running: list[nn.Module] = []
     found: dict[nn.Module, None] = {}
 

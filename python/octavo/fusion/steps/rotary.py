@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention modules with rotary embeddings -> octavo.nn.RotaryAttention: one product for queries, keys and values, one
-operator for the rotation. Found by the names of their parts, believed only after the example has shown equal results.
+"""Attention modules with rotary embeddings, replaced by octavo.nn.RotaryAttention: one product for queries, keys and
+values, one operator for the rotation. They are found by the names of their parts, and replaced only if random inputs
+and the example give equal results.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ATTRIBUTES = ("head_dim", "layer_idx", "config")
 
 
 class Rotary(ModuleStep):
-    """Attention modules that take `position_embeddings` -> RotaryAttention. Comes after the step "attention"."""
+    """Replaces attention modules that take `position_embeddings`. This step comes after the step "attention"."""
 
     name = "rotary"
 
@@ -52,14 +53,14 @@ class Rotary(ModuleStep):
 
 
 def takes_rotations(module: nn.Module) -> bool:
-    """Whether it looks like an attention module that rotates queries and keys itself."""
+    """Whether `module` looks like an attention module that rotates queries and keys itself."""
     if not all(hasattr(module, name) for name in PROJECTIONS) or isinstance(module, RotaryAttention):
         return False
     return "position_embeddings" in inspect.signature(module.forward).parameters
 
 
 def obstacle(module: Any) -> str:
-    """Why RotaryAttention cannot stand for it; "" if it may."""
+    """Why RotaryAttention cannot take the place of `module`; "" if it may."""
     children = {name for name, _ in module.named_children()}
     if children not in (CHILDREN, CHILDREN | set(NORMS)):
         return f"its parts are {', '.join(sorted(children))}, known are {', '.join(sorted(CHILDREN))}"
@@ -80,7 +81,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _replacement(module: Any, attend: Any, proofs: Proofs) -> tuple[RotaryAttention | None, str]:
-    """What stands for `module`, held against it on random inputs; or the reason why it may not."""
+    """The replacement of `module`, if both agree on random inputs; else None and the reason."""
     try:
         replacement = RotaryAttention(module, attend, read_call(module))
         for inputs in inputs_of(module, replacement.call):
@@ -110,7 +111,10 @@ def _agrees(expected: torch.Tensor, found: torch.Tensor) -> bool:
 
 
 def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Beside the original, which writes into the cache itself. Behind o_proj a rounding could move an int8 code."""
+    """What o_proj is to read, computed with a copy of the cache, for the original writes into the cache itself.
+
+    The output of o_proj is not compared: a difference of one rounding could move an int8 code there.
+    """
     given, options = replacement.call.named(args, kwargs)
     cache = replacement.call.cache
     given[cache] = copy.deepcopy(given.get(cache))
@@ -118,5 +122,5 @@ def _compute(replacement: RotaryAttention, *args: Any, **kwargs: Any) -> torch.T
 
 
 def _bound(precision: str, expected: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """Wide: it is for another formula, not for rounding. Rounding q and k to bfloat16 moves scores of 16 by 1/8."""
+    """A wide bound, which is to find another formula and not rounding: q and k in bfloat16 move scores of 16 by 1/8."""
     return (2**-10 if running(precision) == "float32" else 2**-3) * expected.abs().max()

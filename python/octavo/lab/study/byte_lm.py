@@ -18,7 +18,7 @@ CHECKPOINT = Path(__file__).with_name("byte_lm.safetensors")  # bfloat16, 1.7 MB
 
 
 class ByteLM(nn.Module):
-    """Bytes to logits of the next byte. 16 Linear layers in the blocks; the head shares the embedding's weight.
+    """Gives the logits of the next byte. The blocks have 16 Linear layers; the head shares the embedding's weight.
 
     source   Radford et al. 2019 (GPT-2): learned positions, pre-norm blocks, tied head
     """

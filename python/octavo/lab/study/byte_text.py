@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text that every Python carries: its standard library's sources, as bytes, split into training and held-out files.
 
-A file's name alone decides on which side it falls: what one version of Python holds out, all do, and the byte
-language model has never seen it. Contents change with the version, and figures on held-out text with them.
+Only a file's name decides on which side it falls: a file that is held out in one version of Python is held out in all,
+and the byte language model has never seen it. Contents change with the version, and so do figures on held-out text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-# Besides the modules that are one file: packages of program text. Not tests, tables (encodings) or prose (pydoc_data).
+# Packages of program text, beside the modules of one file. Tests, tables (encodings), prose (pydoc_data) are left out.
 PACKAGES = (
     "asyncio", "collections", "concurrent", "email", "html", "http", "importlib", "json", "logging",
     "multiprocessing", "re", "sqlite3", "tomllib", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo",

@@ -19,13 +19,13 @@ from torch import nn
 from ...nn import PreparedLinear
 from .byte_lm import ByteLM
 
-# Of a learned scale, for each unit of learning rate: 1% a step at 1e-3.
+# How much of itself a learned scale moves for each unit of learning rate: 1% a step at 1e-3.
 SCALE_SHARE = 10.0
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how fast, from which random numbers.
+    """How long and how fast to train, and from which random numbers.
 
     A learning rate of 2e-3, with GPT-2's initial weights, was tried: held-out perplexity 4.06 instead of 3.30.
     """
@@ -68,7 +68,7 @@ def train(
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then a half cosine down to a tenth."""
+    """The learning rate of a step: a linear warm-up, then a half cosine down to a tenth."""
     if step <= config.warmup:
         return config.learning_rate * step / config.warmup
     progress = (step - config.warmup) / (config.steps - config.warmup)
@@ -82,7 +82,7 @@ def next_byte_loss(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Weights and the rest; learned scales and offsets, each by itself.
+    """The optimizer's groups: weights and the rest, and a group for each learned scale and offset.
 
     AdamW moves an element by about the learning rate, whatever its gradient. That is a small step for weights and would
     be half of an 8-bit scale, so a scale's step is a share of the scale. An offset, which may be 0, counts in scales:

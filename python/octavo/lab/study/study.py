@@ -33,7 +33,7 @@ SHARED = ("perplexity", "kld", "kld_standard_error", "top1_agreement", "accuracy
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How much is measured.
+    """How much the study measures.
 
     calibration_windows   of training text, 128 bytes each, that schemes with needs_data see
     windows       of held-out text, 128 predicted bytes each
@@ -55,7 +55,7 @@ QUICK = StudySettings(calibration_windows=16, windows=32, prompts=8, new_bytes=1
 
 
 def registered_schemes() -> list[Scheme]:
-    """What is studied by default: every scheme of the registry, in its variants, and every method that needs data with
+    """What is studied by default: every registered scheme in its variants, and every method that needs data, with
     rows of a scale each and with one scale for all, found by min-max as SmoothQuant's paper has it."""
     plain = [variant for scheme in SCHEMES.values() for variant in scheme.study_variants()]
     methods = [kind() for kind in configs.kinds(Method).values() if kind.needs_data]
@@ -75,7 +75,7 @@ def run(
     settings  how much is measured; QUICK takes seconds and is too coarse to rank 8-bit schemes
     progress  a tqdm bar over the schemes
 
-    Times are those of torch's current number of threads, which is the same afterwards.
+    Times are taken with torch's current number of threads, which is the same afterwards.
     Raises: FileNotFoundError if this Python was installed without its library's sources.
     Source: ours; docs/study.md.
     """

@@ -6,14 +6,14 @@ Only numbers live here; how they are measured is study.py. All tables are made o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...base.plots import new_axes, require_pyplot
-from ...base.tables import Table, Tables, percent
+from ...base.tables import Table, percent
+from .saved_result import SavedResult
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,17 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
-class StudyResult(Tables):
-    """What `octavo.study.run` returns: a row for the float model, then one for each scheme.
+class StudyResult(SavedResult):
+    """What `study.run` returns: a row for the float model, then one for each scheme.
 
     settings   how much was measured: windows, prompts, bytes
     machine    the CPU, versions and threads; they explain the times, and the Python whose sources are the text
     """
 
     MARKS = ("<!-- octavo study -->", "<!-- end of octavo study -->")
+    ROW, STEM = StudyRow, "study"
 
     rows: list[StudyRow]
-    settings: dict[str, int]
-    machine: dict[str, Any]
 
     @property
     def schemes(self) -> list[StudyRow]:
@@ -89,38 +88,22 @@ class StudyResult(Tables):
 
     @property
     def footer(self) -> str:
-        """On what machine."""
+        """A line about the machine."""
         cpu, isa, threads = (self.machine[name] for name in ("cpu", "active_isa", "threads"))
         return f"{cpu}, {isa} kernels, torch {self.machine['torch']}; timed with {threads} thread{'s' * (threads > 1)}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """{"settings": ..., "machine": ..., "rows": [...]}, JSON; `from_dict` reads it back."""
-        return {
-            "settings": self.settings,
-            "machine": self.machine,
-            "rows": [asdict(row) for row in self.rows],
-        }
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> StudyResult:
-        """The result that `to_dict` wrote."""
-        return cls([StudyRow(**row) for row in fields["rows"]], fields["settings"], fields["machine"])
-
     def save(self, folder: str | Path) -> list[Path]:
         """Writes study.json, study.md and, with matplotlib, study.png into `folder`; returns the paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "study.json", folder / "study.md"]
-        paths[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        paths[1].write_text(self.to_markdown(), encoding="utf-8")
+        paths = super().save(folder)
         try:
             pyplot = require_pyplot("StudyResult.save")
         except ImportError:
             return paths
+        picture = Path(folder) / "study.png"
         figure = self.plot().figure
-        figure.savefig(folder / "study.png", dpi=120)
+        figure.savefig(picture, dpi=120)
         pyplot.close(figure)
-        return [*paths, folder / "study.png"]
+        return [*paths, picture]
 
     def plot(self, ax: Any = None) -> Any:
         """Draws KLD, with its standard error, against bits per weight on `ax` or a new figure; returns the Axes.

@@ -6,13 +6,12 @@ Only numbers live here; how they are measured is training_study.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from ...base.tables import Table, Tables, percent
+from ...base.tables import Table, percent
+from .saved_result import SavedResult
 
 NONE, FLOAT, STRAIGHT_THROUGH, LEARNED_SCALES = "none", "in float", "straight through", "learned scales"
 
@@ -45,18 +44,17 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class TrainingResult(Tables):
-    """What `octavo.training_study.run` returns: rows of the float model, then of each scheme.
+class TrainingResult(SavedResult):
+    """What `training_study.run` returns: rows of the float model, then of each scheme.
 
     settings   how much was trained and measured
     machine    the CPU, versions and threads
     """
 
     MARKS = ("<!-- octavo study --train -->", "<!-- end of octavo study --train -->")
+    ROW, STEM = TrainingRow, "study-training"
 
     rows: list[TrainingRow]
-    settings: dict[str, Any]
-    machine: dict[str, Any]
 
     def tables(self) -> list[Table]:
         count, python = self.settings["windows"] * self.settings["context"], self.machine["python"]
@@ -66,32 +64,13 @@ class TrainingResult(Tables):
 
     @property
     def footer(self) -> str:
-        """On what machine, and how long it trained."""
+        """A line about the machine, and how long it trained."""
         cpu, isa, torch = (self.machine[name] for name in ("cpu", "active_isa", "torch"))
         taken = {
             training: sum(row.cpu_seconds for row in rows) / len(rows) for training, rows in self._trained()
         }
         times = ", ".join(f"{training} {seconds:.0f}" for training, seconds in taken.items())
         return f"{cpu}, {isa} kernels, torch {torch}; CPU seconds of one training: {times}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """{"settings": ..., "machine": ..., "rows": [...]}, JSON; `from_dict` reads it back."""
-        rows = [asdict(row) for row in self.rows]
-        return {"settings": self.settings, "machine": self.machine, "rows": rows}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TrainingResult:
-        """The result that `to_dict` wrote."""
-        return cls([TrainingRow(**row) for row in fields["rows"]], fields["settings"], fields["machine"])
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes study-training.json and study-training.md into `folder`; returns the paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / "study-training.json", folder / "study-training.md"]
-        paths[0].write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        paths[1].write_text(self.to_markdown(), encoding="utf-8")
-        return paths
 
     def _trained(self) -> list[tuple[str, list[TrainingRow]]]:
         """The rows of each way of training, each training once: what was trained in float serves all schemes."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training through the rounding wins back: the byte language model with few bits, rounded, and trained to be.
+"""What training through the rounding wins back: the byte language model with few bits, just rounded, and then trained.
 
-Beside each stands the float model with as many steps of training, and that one rounded: a gain that these have as well
-is a gain of more training, not of training through the rounding.
+Beside each result stands the float model after as many steps of training, and the same one rounded: what these gain as
+well is gained by more training, not by training through the rounding.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def run(
     settings  how much; QUICK takes seconds and shows no more than that it runs
     progress  a tqdm bar over the models
 
-    Training sees the training text only and figures are those of the integer layers that `freeze_` makes, on held-out
-    text. One thread: the same figures for every number of threads.
+    Training sees the training text only; the figures are measured on held-out text with the integer layers that
+    `freeze_` makes. All of it runs on one thread, so the figures do not depend on the number of threads.
     Raises: FileNotFoundError if this Python was installed without its library's sources; ValueError for a scheme whose
     scales cannot be learned.
     Source: straight-through: Bengio et al. 2013 (arXiv:1308.3432), section 4; learned scales: Esser et al. 2020

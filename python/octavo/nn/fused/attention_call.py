@@ -2,7 +2,7 @@
 """How an attention module of transformers is called, and how it calls its cache and the attention function.
 
 transformers gives arguments new names and caches new arguments from one version to the next. So nothing is assumed: a
-run of the module itself shows what it hands on (fusion/attention_call.py), and that is written down here as data.
+run of the module itself shows what it hands on (fusion/steps/attention_call.py), and that is written down here as data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CACHES = ("cache", "past_key_values")
 
 
 def cache_parameter(forward: Callable[..., Any]) -> str:
-    """What `forward` calls its argument for transformers' cache; "" if it takes none."""
+    """The name of the argument by which `forward` takes transformers' cache; "" if it takes none."""
     parameters = inspect.signature(forward).parameters
     return next((name for name in CACHES if name in parameters), "")
 
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass
 class AttentionCall:
-    """The calls of one attention module.
+    """How one attention module is called, and how it calls its cache and the attention function.
 
     parameters     names of its forward's parameters, in order
     has_options    whether its forward also takes arguments without a name here; the attention function is given them
@@ -91,7 +91,7 @@ class AttentionCall:
         return given, options
 
     def options_of(self, given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """What the attention function is given by name."""
+        """The arguments that the attention function is given by name."""
         return {**{name: _filled(value, given, options) for name, value in self.handed_on.items()}, **options}
 
     def updated(self, cache: Any, given: dict[str, Any], options: dict[str, Any], *states: Any) -> Any:

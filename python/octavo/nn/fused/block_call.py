@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a block is called: which of its arguments are tensors, and which values the others must have.
 
-A fused block was made for one way to be called: tensors here, None or False there. Each call is held against that.
-Where an argument stands is worked out once for each form of call: so many positional arguments, and these keywords.
+A fused block was made for one way to be called: tensors for some arguments, None or False for others. Each call is
+compared with that. Calls with as many positional arguments and the same keywords have one form; where each argument is
+found in a call is worked out once for each form.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NOT_GIVEN = -1  # index of the None that is appended to the values of a call
 
 @dataclass
 class ForwardParameters:
-    """What a function's signature says: names of positional parameters in order, and all defaults."""
+    """The parameters of a function: the names of the positional ones in order, and all defaults."""
 
     positional: list[str]
     defaults: dict[str, Any]
@@ -70,7 +71,7 @@ class BlockCall:
 
     @classmethod
     def like(cls, block: nn.Module, args: tuple, kwargs: dict) -> BlockCall:
-        """Calls with tensors where this one has tensors, and its other values. Raises: TypeError for other objects."""
+        """Calls with tensors where this one has them, and its other values. Raises: TypeError for other objects."""
         call = cls(ForwardParameters.of(block.forward))
         for name, value in call.parameters.named(args, kwargs).items():
             if isinstance(value, torch.Tensor):

@@ -21,18 +21,18 @@ Slots = list[Any]
 
 
 class BlockOperation:
-    """One call. `inputs` and `outputs` are numbers of slots."""
+    """One operation: it reads the slots `inputs` and fills the slots `outputs`, which are numbers of slots."""
 
     def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...]):
         self.inputs, self.outputs = inputs, outputs
 
     # Not __call__: calling an object of a class costs 0.3 us more than calling its method.
     def run(self, slots: Slots) -> None:
-        """Fills the slots of its outputs from those of its inputs. Raises: LayersChanged."""
+        """Reads the input slots and fills the output slots. Raises: LayersChanged."""
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Lets go of copies of the layers' tensors."""
+        """Frees what the operation has copied of the layers' tensors."""
 
 
 class LayersChanged(Exception):
@@ -40,7 +40,7 @@ class LayersChanged(Exception):
 
 
 class LinearOperation(BlockOperation):
-    """Any linear layer, by its own forward; an activation that the layer does not have itself comes after it."""
+    """Calls the forward of any linear layer, and then an activation, unless the layer computes that itself."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LinearOperation(BlockOperation):
 
 
 class DynamicLinearOperation(BlockOperation):
-    """A layer of Int8Dynamic, or several side by side, of x or of its codes and scale."""
+    """Multiplies x, or the codes and the scale of x, by one layer of Int8Dynamic or by several side by side."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class DynamicLinearOperation(BlockOperation):
 
 
 class HeadsOperation(BlockOperation):
-    """[batch, length, heads * head_dim] to one view [batch, heads, length, head_dim] for each of `counts`."""
+    """Makes of [batch, length, heads * head_dim] a view [batch, heads, length, head_dim] for each of `counts`."""
 
     def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], head_dim: int, counts: tuple[int, ...]):
         super().__init__(inputs, outputs)
@@ -115,7 +115,7 @@ class HeadsOperation(BlockOperation):
 
 
 class ColumnsOperation(BlockOperation):
-    """[..., sum of widths] to one view for each of `widths`."""
+    """Makes of [..., sum of widths] a view [..., width] for each of `widths`."""
 
     def __init__(self, inputs: tuple[int], outputs: tuple[int, ...], widths: tuple[int, ...]):
         super().__init__(inputs, outputs)
@@ -129,7 +129,7 @@ class ColumnsOperation(BlockOperation):
 
 
 class RopeOperation(BlockOperation):
-    """q, k, cos, sin to q and k turned."""
+    """Rotates q and k by the angles whose cosines and sines are cos and sin."""
 
     def run(self, slots: Slots) -> None:
         q, k, cos, sin = self.inputs
@@ -137,7 +137,7 @@ class RopeOperation(BlockOperation):
 
 
 class AttentionOperation(BlockOperation):
-    """q, k, v and perhaps a mask to [batch, length, heads * head_dim]; without a precision by torch."""
+    """Attention of q, k, v and perhaps a mask: [batch, length, heads * head_dim]; by torch if there is no precision."""
 
     def __init__(
         self,

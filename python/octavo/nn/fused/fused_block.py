@@ -41,21 +41,24 @@ class BlockProgram:
     batched: dict[int, int] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
 
-    # For each thread. A part's tensors then nearly fit its L2 cache, and have the memory of those of the part before:
+    # Rows for each thread. A part's tensors then nearly fit its L2 cache, and reuse the memory of the part before:
     # large batches take 2 to 11 % less time. With 256, reading weights more often costs as much (BERT base, Zen 4).
     rows_at_a_time: ClassVar[int] = 512
 
     def fits(self, slots: list[Any]) -> bool:
-        """Whether it computes what the block does for tensors of these shapes."""
+        """Whether the program computes what the block does for tensors of these shapes."""
         return not self.guards or bool(_condition(self.guards)(slots))
 
     def run(self, slots: list[Any]) -> Any:
-        """The result; `slots` holds the call's tensors, and is used up. Raises: LayersChanged."""
+        """Runs the operations and returns the result; `slots` holds the call's tensors, and is used up.
+
+        Raises: LayersChanged.
+        """
         parts = self._parts(slots)
         return self._run(slots) if parts <= 1 else self._run_in_parts(slots, parts)
 
     def _parts(self, slots: list[Any]) -> int:
-        """Into how many parts to cut the batch; at most 1: not at all."""
+        """Into how many parts to cut the batch; it is not cut if that is 1 or less."""
         batch, length, _ = slots[0].shape
         if batch * length < 2 * self.rows_at_a_time or not self.batched:
             return 1
@@ -88,7 +91,7 @@ class BlockProgram:
 
 @functools.cache
 def _condition(guards: tuple[str, ...]) -> Callable[[list[Any]], bool]:
-    """All of them, as a function of the slots. Text is what can be copied and pickled with a block."""
+    """A function of the slots that says whether all `guards` hold. Blocks keep them as text, which can be pickled."""
     condition: Callable[[list[Any]], bool] = eval(f"lambda slots: {' and '.join(map('({})'.format, guards))}")
     return condition
 
@@ -160,7 +163,7 @@ class BlockPlan:
 
 
 class FusedBlock(nn.Module):
-    """What the class of every fused block derives from, before the block's own class."""
+    """The first base class of every fused block's class; the second one is the block's own class."""
 
     block_plan: BlockPlan
 
@@ -182,7 +185,7 @@ class FusedBlock(nn.Module):
 
 
 def fused_block(block: nn.Module, plan: BlockPlan) -> FusedBlock:
-    """A module that is `block` but for its forward; `block` stays as it is."""
+    """A module that differs from `block` only in its forward; `block` stays as it is."""
     original: Any = type(block)
     fused = _new(original)
     fused.__dict__.update(block.__dict__)
@@ -192,7 +195,7 @@ def fused_block(block: nn.Module, plan: BlockPlan) -> FusedBlock:
 
 @functools.cache
 def fused_class(original: Any) -> type[FusedBlock]:
-    """The class of fused blocks of a class."""
+    """The class of the fused blocks that are made from blocks of a class."""
 
     @functools.wraps(original.forward)
     def forward(self: FusedBlock, *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's fused transformer layers go around the modules they are made of; this file makes them call ours.
+"""torch's fused transformer layers do not call the modules that they hold; this file makes them call ours.
 
 In eval mode nn.TransformerEncoderLayer hands `linear1.weight` to one fused float operator. On a quantized layer that
 would be a dequantized copy at every call: not wrong, but slow, and nothing would be computed in integers. A prepared
@@ -65,7 +65,7 @@ def _hook(encoder: nn.TransformerEncoder) -> None:
 
 
 def _zero_padding(encoder: Any, args: tuple, kwargs: dict[str, Any], y: torch.Tensor) -> torch.Tensor:
-    """Zeros, or what the last norm makes of them, where torch's own encoder gives those."""
+    """A hook that puts zeros, or what the last norm makes of zeros, where torch's own encoder would give them."""
     given = inspect.signature(nn.TransformerEncoder.forward).bind(encoder, *args, **kwargs).arguments
     src, padding = given["src"], given.get("src_key_padding_mask")
     if encoder.layers[0].training or padding is None or given.get("mask") is not None or src.dim() != 3:

@@ -12,7 +12,7 @@ from ... import ops
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * (offset + weight), over the last axis.
 
-    weight   [k], the very Parameter: the state_dict is that of the norm before
+    weight   [k], the Parameter of the norm that is replaced, so the state_dict stays the same
     eps      added to the mean of the squares
     offset   0, or 1 for models of the Gemma kind, whose weights are stored less 1
 

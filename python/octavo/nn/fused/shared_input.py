@@ -47,7 +47,7 @@ class SharedInput:
         return product(x, operands, bias).split_with_sizes(widths, -1)
 
     def of(self, layers: Sequence[nn.Module]) -> SharedInput:
-        """Itself, for these layers from now on: somebody may have put others into the place of some."""
+        """Returns itself, which from now on is for `layers`: some may have been replaced by others."""
         if len(layers) != len(self.layers) or not all(map(is_, layers, self.layers)):
             self.layers = tuple(layers)
             self.forget()
@@ -119,7 +119,7 @@ def can_be_joined(layers: Sequence[Any]) -> bool:
 
 
 def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
-    """One tensor of each kind over those of all layers, which become views of it unless they are.
+    """One tensor of each kind over the tensors of all layers, which become views of it.
 
     Layers that were packed one after another lie that way already; of others the peak is one more copy of all.
     """
@@ -132,7 +132,7 @@ def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
 
 
 def _as_one(layers: Sequence[QuantLinear], name: str) -> Any:
-    """The layers' tensors `name` as one, of which they are views afterwards; of numbers the sum, of None None."""
+    """One tensor over the tensors `name` of all layers, which become views of it; the sum of numbers; None of None."""
     own: list[Any] = [getattr(layer, name) for layer in layers]
     if not isinstance(own[0], torch.Tensor):
         return None if own[0] is None else sum(own)
@@ -146,8 +146,8 @@ def _as_one(layers: Sequence[QuantLinear], name: str) -> Any:
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The parts one behind the other: where they are, if they lie so on huge pages, else as a copy."""
-    if parts[0].dim() < 4:  # no codes: of others there is little
+    """The parts one behind another: their own memory if they lie like that on huge pages, else a copy."""
+    if parts[0].dim() < 4:  # these are no codes, but small tensors
         return torch.cat(parts)
     codes = [part.view(torch.int8) for part in parts]
     together = huge_pages.joined(codes)
