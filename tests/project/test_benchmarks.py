@@ -2,7 +2,9 @@
 """The machinery of benchmarks/ and `octavo bench`: nothing is dropped silently, verdicts and tables follow the data."""
 
 import contextlib
+import io
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -23,7 +25,7 @@ import roofline  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 from limits import ceilings, small_ops  # noqa: E402
-from suites import attention, float_ops, layers, low_bits  # noqa: E402
+from suites import attention, float_ops, layers, low_bits, speech, whisper  # noqa: E402
 
 TINY = layers.Plan(
     shapes=((64, 32),),
@@ -207,6 +209,29 @@ def test_a_rival_of_few_bits_is_ahead_of_what_is_as_accurate_only():
         ["four bits", "0.50"],
         ["eight bits", "0.83"],
     ]
+
+
+def test_words_wrong_are_those_to_change_add_or_take_away():
+    for found, wrong in [
+        ("One two three.", 0),
+        ("one, two", 1),
+        ("one too three", 1),
+        ("zero one two three", 1),
+        ("", 3),
+    ]:
+        assert speech.words_wrong("One, two three", found) == wrong
+
+
+def test_a_file_of_ctranslate2_is_read_with_its_aliases():
+    def text(name):
+        return struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
+
+    half = torch.tensor([[1.5, -2.0, 0.25]], dtype=torch.float16)
+    tensor = text("a/weight") + struct.pack("<B2IBI", 2, 1, 3, 4, 6) + half.numpy().tobytes()
+    file = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, 1) + tensor
+    found = whisper.read(io.BytesIO(file + struct.pack("<I", 1) + text("b/weight") + text("a/weight")))
+    assert list(found) == ["a/weight", "b/weight"] and found["b/weight"] is found["a/weight"]
+    assert torch.equal(found["a/weight"], half.float())
 
 
 # --- ceilings -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 """SmolLM2 with every scheme: bits per weight, megabytes, KL divergence and top-1 against float, tokens per second, and
 the answer to a plain question.
 
-Usage: python benchmarks/language_model.py [--schemes NAME ...] [--threads N] [--output benchmarks/results/NAME.json]
+Usage, in benchmarks/: python -m suites.language_model [--schemes NAME ...] [--threads N] [--output results/NAME.json]
 A name is one of the command line's, with options: int8-dynamic, int4-weight-only:bits=3,group_size=64
 The floats are kept in build/smollm2, 538 MB, because reading them takes longer than measuring a scheme.
 """
@@ -17,7 +17,7 @@ import octavo
 from octavo.lab import language_demo
 from octavo.schemes import SCHEMES, Scheme, by_name
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build/smollm2"
 
 
