@@ -62,7 +62,7 @@ def section(name: str, results: dict[str, Any]) -> str:
     if name == "layers":
         return layers_section(rows)
     if name == "low_bits":
-        return f"## {TITLES[name]}\n\n{importlib.import_module(f"suites.{name}").page(rows)}"
+        return f"## {TITLES[name]}\n\n{importlib.import_module(f'suites.{name}').page(rows)}"
     return f"## {TITLES.get(name, name)}\n\n{plain_table(rows)}"
 
 
