@@ -19,6 +19,7 @@ from typing import Any
 
 import roofline
 import tables
+from suites import low_bits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -92,6 +93,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "float_ops": chosen("float_ops", FLOAT_OPS),
     "fusion": chosen("fusion", FUSION),
     "decoding": chosen("decoding", DECODING),
+    "low_bits": lambda results: low_bits.page(results["low_bits"]),
     **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},
 }
 

@@ -42,6 +42,7 @@ BENCHMARKS = {
     "memory": "limits",
     "fusion": "suites",
     "decoding": "suites",
+    "low_bits": "suites",
 }
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 Row = dict[str, Any]
@@ -22,6 +23,7 @@ TITLES = {
     "decoder": "A Llama-like decoder, only its Linears swapped",
     "memory": "Memory",
     "fusion": "Encoders after octavo.fuse_",
+    "low_bits": "Few bits, and groups",
     "decoding": "A Llama-like decoder after octavo.fuse_ and with octavo.nn.KVCache",
 }
 
@@ -59,6 +61,8 @@ def section(name: str, results: dict[str, Any]) -> str:
     rows = results[name]
     if name == "layers":
         return layers_section(rows)
+    if name == "low_bits":
+        return f"## {TITLES[name]}\n\n{importlib.import_module(f'suites.{name}').page(rows)}"
     return f"## {TITLES.get(name, name)}\n\n{plain_table(rows)}"
 
 

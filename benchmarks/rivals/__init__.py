@@ -2,16 +2,18 @@
 """What a PyTorch user can run instead. One file of this folder is one package, found by listing the folder.
 
 A file has REQUIRES, the packages it imports (inside its functions, so that listing rivals loads none of them), and
-RIVALS. CTranslate2 is left out: its OpenMP team beside torch's slows eager torch by up to 2.5x, in the whole process.
+RIVALS, those of Int8Dynamic, or LOW_BITS, those of fewer bits and of groups, or both. CTranslate2 is left out: its
+OpenMP team beside torch's slows eager torch by up to 2.5x, in the whole process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 
 import torch
@@ -40,14 +42,17 @@ class Rival:
         return dtype in self.dtypes and (not self.batches or batch in self.batches)
 
 
-def available(only: list[str] | None = None) -> tuple[list[Rival], list[str]]:
-    """All rivals, or those whose name (with or without "torch") or file is in `only`; a line for each file skipped."""
+def available(only: list[str] | None = None, kind: str = "RIVALS") -> tuple[list[Rival], list[str]]:
+    """All rivals, or those whose name (with or without "torch") or file is in `only`; a line for each file skipped.
+
+    kind   RIVALS or LOW_BITS
+    """
     rivals, skipped = [], []
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
         wanted = [
             rival
-            for rival in module.RIVALS
+            for rival in getattr(module, kind, [])
             if not only or {rival.name, rival.name.removeprefix("torch "), info.name} & set(only)
         ]
         missing = [package for package in module.REQUIRES if not is_installed(package)]
@@ -72,8 +77,9 @@ def versions() -> dict[str, str]:
     found = {}
     for info in pkgutil.iter_modules(__path__):
         for package in importlib.import_module(f"{__name__}.{info.name}").REQUIRES:
-            try:
-                found[package] = version(package.replace(".", "-"))
-            except PackageNotFoundError:
-                continue
+            names = packages_distributions().get(package.partition(".")[0], [])
+            for name in [package.replace(".", "-"), *names]:
+                with contextlib.suppress(PackageNotFoundError):
+                    found[package] = version(name)
+                    break
     return dict(sorted(found.items()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO: int8 weights with activations quantized in groups of 32, and statically quantized by nncf.
+"""OpenVINO: int8 and int4 weights with activations quantized in groups of 32, and statically quantized by nncf.
 
 Input and output are views of torch's and OpenVINO's memory: nothing is copied.
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,6 +60,17 @@ def dynamic(linear: nn.Linear) -> Run:
         return compiled(nncf.compress_weights(graph(linear), mode=nncf.CompressWeightsMode.INT8_SYM))
 
 
+def int4(linear: nn.Linear, group_size: int) -> Run:
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    mode = nncf.CompressWeightsMode.INT4_SYM
+    with contextlib.redirect_stdout(io.StringIO()):
+        return compiled(
+            nncf.compress_weights(graph(linear), mode=mode, group_size=group_size, all_layers=True)
+        )
+
+
 def static(linear: nn.Linear) -> Run:
     import nncf
 
@@ -92,4 +104,9 @@ def static_model(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> Ca
 RIVALS = [
     Rival("openvino int8 weights", dynamic, True),
     Rival("openvino static", static, False),
+]
+LOW_BITS = [
+    Rival("openvino int8 weights", dynamic, True),
+    Rival("openvino int4 g32", partial(int4, group_size=32), False),
+    Rival("openvino int4 g128", partial(int4, group_size=128), False),
 ]

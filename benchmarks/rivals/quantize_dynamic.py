@@ -36,3 +36,4 @@ RIVALS = [
     Rival("quantize_dynamic per channel", partial(build, engine="x86", per_channel=True), as_accurate=False),
     Rival("quantize_dynamic onednn", partial(build, engine="onednn", per_channel=False), as_accurate=False),
 ]
+LOW_BITS = RIVALS[:1]

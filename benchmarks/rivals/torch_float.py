@@ -32,3 +32,4 @@ RIVALS = [
     Rival("torch fp32", fp32, as_accurate=True, dtypes=BOTH),
     Rival("torch bf16", bf16, as_accurate=True, dtypes=BOTH),
 ]
+LOW_BITS = RIVALS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchao's int8 layers, eager and compiled.
+"""torchao's int8 layers, eager and compiled, and its int4 for CPUs, torch's own kernel behind a tensor class.
 
 torch.compile freezes weights only if the global torch._inductor.config.freezing is set: its option of that name does
 not reach dynamo (torch 2.13), and then the weight is summed again in each call. A compiled layer serves one batch size.
@@ -33,6 +33,15 @@ def weight_only(linear: nn.Linear) -> Run:
     return model[0]
 
 
+def int4(linear: nn.Linear) -> Run:
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
+
+    model = nn.Sequential(deepcopy(linear))
+    quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
+    return model[0]
+
+
 def compiled(linear: nn.Linear) -> Run:
     import torch._inductor.config
 
@@ -47,3 +56,4 @@ RIVALS = [
     Rival("torchao dynamic, compiled", compiled, True, batches=(1, 16, 256)),
     Rival("torchao weight-only", weight_only, True, BOTH),
 ]
+LOW_BITS = [Rival("torchao int4 g32", int4, False)]

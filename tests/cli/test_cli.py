@@ -140,7 +140,7 @@ def test_demo_prints_the_result(monkeypatch, capsys):
         return "the result"
 
     monkeypatch.setattr(demo, "run", fake)
-    assert run("demo", "--threads", 2, "--output", "here", "--model", "there") == 0
+    assert run("demo", "--threads", 2, "--output", "here", "--encoder", "there") == 0
     assert capsys.readouterr().out == "the result\n"
     assert asked == {"model": "there", "output": "here", "threads": 2}
 

