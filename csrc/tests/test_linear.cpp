@@ -8,6 +8,7 @@
 
 #include "drivers/linear.h"
 #include "drivers/pack.h"
+#include "drivers/saturating.h"
 #include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
@@ -22,16 +23,28 @@ struct Layer {
     strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
     column_sum.resize(static_cast<std::size_t>(n));
     pack_weight(codes.data(), n, k, k, 1, strips.data(), column_sum.data());
+    listed = list_saturating(strips.data(), n, k);
     for (std::int64_t j = 0; j < n; ++j) {
       scale.push_back(std::uniform_real_distribution<float>(1e-3f, 1e-2f)(random));
       bias.push_back(std::uniform_real_distribution<float>(-1.0f, 1.0f)(random));
     }
   }
-  PackedWeight weight() const { return {strips.data(), column_sum.data(), scale.data(), bias.data(), n, k}; }
+  // With a list of words, so that AVX2 multiplies bytes; other kernels do not look at it.
+  PackedWeight weight() const {
+    const SaturatingWords words = words_in("test", listed.data(), static_cast<std::int64_t>(listed.size()), n);
+    return {strips.data(), column_sum.data(), scale.data(), bias.data(), n, k, nullptr, words};
+  }
+
+  // Without it AVX2 multiplies int16.
+  Layer without_list() const {
+    Layer layer = *this;
+    layer.listed.clear();
+    return layer;
+  }
 
   std::int64_t n, k;
   std::vector<std::int8_t> codes, strips;
-  std::vector<std::int32_t> column_sum;
+  std::vector<std::int32_t> column_sum, listed;
   std::vector<float> scale, bias;
 };
 
@@ -94,6 +107,7 @@ void test_same_bits_on_every_kernel_and_thread_count() {
         for (const int threads : {1, 2, 3}) {
           set_thread_count(threads);
           expect_bits(run(layer, x, form), expected, "kernels and threads");
+          expect_bits(run(layer.without_list(), x, form), expected, "without a list of words");
         }
       }
     }
@@ -354,6 +368,48 @@ void test_int8_mm_refuses_inexact_k() {
   EXPECT(refused, "k = %ld", static_cast<long>(kMaxExactK + 1));
 }
 
+// Scalar code multiplies each pair of codes by the largest activations: a word is listed if int16 cannot hold a sum.
+void test_only_words_that_can_saturate_are_listed() {
+  for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 17, 65}, {0, 40, 300}}) {
+    const Layer layer(n, k, 28);
+    const std::int64_t strip_bytes = packed_bytes(1, k);
+    const SaturatingWords words = layer.weight().words;
+    for (std::int64_t strip = 0; strip * kStripColumns < n; ++strip) {
+      const std::uint16_t* listed = words.words + words.offsets[strip];
+      for (std::int64_t word = 0; word < strip_bytes / kLineK; ++word) {
+        const std::int8_t* const codes = layer.strips.data() + strip * strip_bytes + word * kLineK;
+        bool saturates = false;
+        for (const int place : {0, 2}) {
+          const int positive = std::max<int>(codes[place], 0) + std::max<int>(codes[place + 1], 0);
+          const int negative = std::min<int>(codes[place], 0) + std::min<int>(codes[place + 1], 0);
+          saturates = saturates || 255 * positive > 32767 || 255 * negative < -32768;
+        }
+        if (saturates) EXPECT(*listed++ == word, "n=%ld word %ld", static_cast<long>(n), static_cast<long>(word));
+      }
+      EXPECT(listed == words.words + words.offsets[strip + 1], "no other words in strip %ld", static_cast<long>(strip));
+    }
+  }
+  EXPECT(list_saturating(std::vector<std::int8_t>(packed_bytes(1, kMaxListedK + 1)).data(), 1, kMaxListedK + 1).empty(),
+         "words of a longer strip have no number");
+}
+
+void test_few_words_are_a_useful_list() {
+  constexpr std::int64_t n = 32, k = 640;  // 20,480 codes, of which each 320 may have a listed word
+  std::vector<std::int8_t> strips(static_cast<std::size_t>(packed_bytes(n, k)));
+  const auto count = [&] { return useful_list(strips.data(), n, k).size(); };
+  for (const Kernel* kernel : runnable_kernels()) {
+    use_kernel(kernel->name);
+    std::fill(strips.begin(), strips.end(), std::int8_t{64});
+    const bool reads_lists = kernel->byte_kernel != nullptr;
+    EXPECT(count() == (reads_lists ? 3 : 0), "%s: nothing listed, and 3 offsets", kernel->name);
+    for (std::size_t word = 0; word < 64; ++word) strips[2 * word * 4] = 65;
+    EXPECT(count() == (reads_lists ? 3 + 32 : 0), "%s: 64 words", kernel->name);
+    strips.back() = 65;
+    EXPECT(count() == 0, "%s: one too many", kernel->name);
+  }
+  use_kernel("");
+}
+
 void test_unpack_gives_back_every_code() {
   for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 16, 64}, {0, 17, 65}, {0, 33, 130}, {0, 40, 3}}) {
     for (const int threads : {1, 3}) {
@@ -378,6 +434,8 @@ void test_unpack_gives_back_every_code() {
 
 int main() {
   using namespace octavo::test;
+  test_only_words_that_can_saturate_are_listed();
+  test_few_words_are_a_useful_list();
   test_unpack_gives_back_every_code();
   test_int8_mm_equals_int64();
   test_int8_mm_refuses_inexact_k();

@@ -126,14 +126,18 @@ def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
     with torch.inference_mode(False), torch.no_grad():
         for layer in layers:
             layer.pack_()
-        operands = tuple(_as_one(layers, name) for name in layers[0].scheme.weights.operands)
+        weights = layers[0].scheme.weights
+        operands = weights.joined_operands(*(_as_one(layers, name) for name in weights.operands))
         bias = None if layers[0].bias is None else _as_one(layers, "bias")
     return operands, bias
 
 
 def _as_one(layers: Sequence[QuantLinear], name: str) -> torch.Tensor:
     """The layers' tensors `name` as one, of which they are views afterwards."""
-    parts = [getattr(layer, name).detach() for layer in layers]
+    parts = [
+        layer.scheme.weights.joinable(name, getattr(layer, name).detach(), layer.out_features)
+        for layer in layers
+    ]
     together = _whole_of(parts)
     if together is None:  # else another user has joined them, who would have to follow
         together = _joined(parts)
