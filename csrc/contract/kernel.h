@@ -65,9 +65,10 @@ struct TileProduct {
   std::ptrdiff_t strip_stride;  // bytes from one strip to the next
   std::int64_t k_tiles;         // how many tiles of 64 k to add up
   int m, strip_count;
-  bool cold;                  // the whole weight is larger than the L2 cache; changes no sum
-  std::int32_t* acc;          // [m][strip_count * 16]
-  std::ptrdiff_t acc_stride;  // elements
+  bool cold;                   // the whole weight is larger than the L2 cache; changes no sum
+  std::int32_t* acc;           // [m][strip_count * 16]
+  std::ptrdiff_t acc_stride;   // elements
+  SaturatingWords words = {};  // from the first strip on; only for kernels that are the `byte_kernel` of another one
 };
 
 struct RowQParams {
@@ -173,6 +174,10 @@ struct Kernel : KernelFunctions {
   TileShape tile;       // the fastest tile while weights come from the L2 cache
   TileShape tall_tile;  // more rows for each byte of weights, for weights from beyond the L2 cache; {0, 0}: none
   int min_rows;         // calls with fewer rows than this are faster with the kernel `base`
+
+  // The same functions with another `multiply`: faster, for 8-bit rows in RowForm::u8 and weights whose saturating words are
+  // listed. Not inherited, null: this instruction set has no use for the list.
+  const Kernel* byte_kernel;
 
   // multiply and epilogue in one, for plain sums and float32 outputs: sums go from registers to outputs, and neither `acc` is
   // touched. Not inherited: where it is null, drivers call multiply and then epilogue.

@@ -124,6 +124,12 @@ const Kernel& kernel_for(std::int64_t rows) {
   return *kernel;
 }
 
+// For 8-bit rows.
+const Kernel& kernel_for(std::int64_t rows, const PackedWeight& weight) {
+  const Kernel& kernel = kernel_for(rows);
+  return kernel.byte_kernel && weight.words.offsets ? *kernel.byte_kernel : kernel;
+}
+
 // The activation function is applied to a tile while the tile is in the L1 cache, and in float32, so that each output is
 // rounded to its type once.
 void finish_active_tile(const Walk& walk, const OutputTile& tile, Epilogue& e, Activation activation) {
@@ -190,13 +196,14 @@ const std::uint8_t* copy_rows(const RowBlock& block, const std::uint8_t* codes, 
 
 void linear(const Activations& x, const PackedWeight& weight, const RowQuantization& quantization, Output out) {
   if (x.m == 0 || weight.n == 0) return;
-  const RowBlock block{kernel_for(x.m), weight.k, quantization.is_16_bit()};
+  const bool is_16_bit = quantization.is_16_bit();
+  const RowBlock block{is_16_bit ? kernel_for(x.m) : kernel_for(x.m, weight), weight.k, is_16_bit};
   const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
   RowQParams* const qparams = qparams_of_rows(rows_in_block);
   for (std::int64_t first = 0; first < x.m; first += rows_in_block) {
     const std::int64_t count = std::min(rows_in_block, x.m - first);
     const std::uint8_t* const rows = quantize_rows(block, x, first, count, quantization, qparams);
-    const Walk walk{block, rows, block.stride(), count, weight.strips, weight.n};
+    const Walk walk{block, rows, block.stride(), count, weight.strips, weight.n, weight.words};
     multiply_block(walk, weight, qparams, from_row(out, first, weight.n));
   }
 }
@@ -253,7 +260,7 @@ void linear_weight_only(const Activations& x, const PackedWeight& weight, Output
 
 void linear_codes(const CodedActivations& x, const PackedWeight& weight, Output out) {
   if (x.m == 0 || weight.n == 0) return;
-  const RowBlock block{kernel_for(x.m), weight.k, false};
+  const RowBlock block{kernel_for(x.m, weight), weight.k, false};
   const bool in_place = block.kernel.form == RowForm::u8 && weight.k == block.padded_k();
   const std::int64_t rows_in_block = block.rows_within(kScratchBytes, x.m);
   RowQParams* const qparams = qparams_of_rows(rows_in_block);
@@ -261,7 +268,7 @@ void linear_codes(const CodedActivations& x, const PackedWeight& weight, Output 
     const std::int64_t count = std::min(rows_in_block, x.m - first);
     const std::uint8_t* const codes = x.codes + first * x.stride;
     for (std::int64_t i = 0; i < count; ++i) qparams[i] = {x.scale[first + i], 128};
-    Walk walk{block, codes, x.stride, count, weight.strips, weight.n};
+    Walk walk{block, codes, x.stride, count, weight.strips, weight.n, weight.words};
     if (!in_place) {
       walk.rows = copy_rows(block, codes, x.stride, count);
       walk.stride = block.stride();

@@ -17,6 +17,7 @@ struct PackedWeight {
   std::int64_t k;
   const std::int32_t* integer_bias =
       nullptr;  // [n] or null; linear_static adds it to the exact sums, the others ignore it
+  SaturatingWords words = {};
 };
 
 struct Activations {

@@ -56,6 +56,7 @@ struct Walk {
   std::int64_t count;   // activation rows
   const std::int8_t* strips;
   std::int64_t n;
+  SaturatingWords words = {};
 
   // Whether the weight is too large to stay in the L2 cache from call to call.
   bool is_cold() const { return n * block.padded_k() > kCachedBytes; }
@@ -157,6 +158,7 @@ inline TileProduct product_of(const Walk& walk, const OutputTile& tile, std::int
   product.cold = walk.is_cold();
   product.acc = acc;
   product.acc_stride = std::ptrdiff_t{tile.strips()} * kStripColumns;
+  if (walk.words.offsets) product.words = {walk.words.offsets + tile.column / kStripColumns, walk.words.words};
   return product;
 }
 

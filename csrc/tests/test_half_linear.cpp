@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "drivers/half_linear.h"
-#include "drivers/half_pack.h"
+#include "drivers/half/half_linear.h"
+#include "drivers/half/half_pack.h"
 #include "drivers/pack.h"
 #include "registry/registry.h"
 #include "support.h"

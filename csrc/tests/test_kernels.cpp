@@ -7,6 +7,7 @@
 #include <limits>
 #include <string>
 
+#include "drivers/saturating.h"
 #include "registry/registry.h"
 #include "support.h"
 
@@ -57,6 +58,9 @@ void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int st
   Guarded<std::int8_t> weight(static_cast<std::size_t>(strips * k * kStripColumns));
   fill_codes(codes, mode, random);
   fill_codes(weight, mode, random);
+  const auto list = list_saturating(weight.data(), strips * kStripColumns, k);
+  const SaturatingWords words =
+      words_in("test", list.data(), static_cast<std::int64_t>(list.size()), strips * kStripColumns);
   const std::size_t outputs = static_cast<std::size_t>(m * strips * kStripColumns);
   std::vector<std::int32_t> expected(outputs, 1);
   Guarded<std::int32_t> got(outputs);
@@ -67,9 +71,17 @@ void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int st
     const std::int64_t strip_stride = k * kStripColumns;
     for (int first = 0; first < m; first += shape.rows) {
       for (int strip = 0; strip < strips; strip += shape.strips) {
-        with.multiply({rows.memory.data() + first * rows.stride, rows.stride, weight.data() + strip * strip_stride,
-                       strip_stride, k_tiles, std::min(shape.rows, m - first), std::min(shape.strips, strips - strip),
-                       cold, acc + first * strips * kStripColumns + strip * kStripColumns, strips * kStripColumns});
+        with.multiply({rows.memory.data() + first * rows.stride,
+                       rows.stride,
+                       weight.data() + strip * strip_stride,
+                       strip_stride,
+                       k_tiles,
+                       std::min(shape.rows, m - first),
+                       std::min(shape.strips, strips - strip),
+                       cold,
+                       acc + first * strips * kStripColumns + strip * kStripColumns,
+                       strips * kStripColumns,
+                       {words.offsets ? words.offsets + strip : nullptr, words.words}});
       }
     }
     if (with.leave) with.leave();
@@ -82,7 +94,7 @@ void multiply_equals_scalar(const Kernel& kernel, TileShape shape, int m, int st
   }
 }
 
-void test_multiply(const Kernel& kernel) {
+void test_multiply(const Kernel& kernel, std::int64_t longest_k = kMaxExactK) {
   for (const CodePattern mode : {CodePattern::random, CodePattern::extremes, CodePattern::alternating}) {
     for (const TileShape shape : {kernel.tile, kernel.tall_tile}) {
       for (int m = 1; shape.rows > 0 && m <= shape.rows + 1; ++m) {
@@ -93,9 +105,50 @@ void test_multiply(const Kernel& kernel) {
         }
       }
     }
-    multiply_equals_scalar(kernel, kernel.tile, 1, 1, kMaxExactK / kTileK, mode);  // the largest exact sums
+    multiply_equals_scalar(kernel, kernel.tile, 1, 1, longest_k / kTileK, mode);  // the largest exact sums
   }
 }
+
+// All 65,536 pairs of adjacent codes, in both places of a word, times pairs of activations at which a sum just fits int16, just
+// does not, and is farthest from it.
+void test_all_pairs(const Kernel& kernel) {
+  constexpr int kActivations[] = {0, 1, 127, 128, 129, 253, 254, 255}, kCount = 8;
+  Guarded<std::int8_t> weight(kTileBytes);
+  std::vector<std::uint8_t> codes(kCount * kCount * kTileK);
+  for (const int place : {0, 2}) {
+    std::memset(weight.data(), 0, weight.size());
+    std::memset(codes.data(), 0, codes.size());
+    for (int i = 0; i < kCount * kCount; ++i) {
+      codes[static_cast<std::size_t>(i * kTileK + place)] = static_cast<std::uint8_t>(kActivations[i / kCount]);
+      codes[static_cast<std::size_t>(i * kTileK + place + 1)] = static_cast<std::uint8_t>(kActivations[i % kCount]);
+    }
+    ActivationRows rows(kernel, codes, kCount * kCount, kTileK);
+    for (int pair = 0; pair < 65536; pair += kStripColumns) {
+      for (int j = 0; j < kStripColumns; ++j) {
+        weight[static_cast<std::size_t>(j * kLineK + place)] = static_cast<std::int8_t>((pair + j) / 256 - 128);
+        weight[static_cast<std::size_t>(j * kLineK + place + 1)] = static_cast<std::int8_t>((pair + j) % 256 - 128);
+      }
+      const auto list = list_saturating(weight.data(), kStripColumns, kTileK);
+      const SaturatingWords words =
+          words_in("test", list.data(), static_cast<std::int64_t>(list.size()), kStripColumns);
+      for (int first = 0; first < kCount * kCount; first += kernel.tile.rows) {
+        const int m = std::min(kernel.tile.rows, kCount * kCount - first);
+        std::int32_t acc[kMaxTileOutputs];
+        kernel.multiply({rows.memory.data() + first * rows.stride, rows.stride, weight.data(), kTileBytes, 1, m, 1,
+                         false, acc, kStripColumns, words});
+        for (int i = 0; i < m * kStripColumns; ++i) {
+          const std::uint8_t* const a = codes.data() + (first + i / kStripColumns) * kTileK + place;
+          const std::int8_t* const w = weight.data() + i % kStripColumns * kLineK + place;
+          EXPECT(acc[i] == a[0] * w[0] + a[1] * w[1], "%s: %d * %d + %d * %d gave %d", kernel.name, a[0], w[0], a[1],
+                 w[1], acc[i]);
+        }
+      }
+    }
+    if (kernel.leave) kernel.leave();
+  }
+}
+
+constexpr std::int32_t kNothingListed[2] = {};  // a code beside zeros cannot saturate
 
 // All 65,536 products of one activation code and one weight code, in each of the four places of a line.
 void test_all_products(const Kernel& kernel) {
@@ -113,8 +166,17 @@ void test_all_products(const Kernel& kernel) {
     std::int32_t acc[kStripColumns];
     for (int a = 0; a < 256; ++a) {
       for (int strip = 0; strip < 16; ++strip) {
-        kernel.multiply({rows.memory.data() + a * rows.stride, rows.stride, weight.data() + strip * kTileBytes,
-                         kTileBytes, 1, 1, 1, false, acc, kStripColumns});
+        kernel.multiply({rows.memory.data() + a * rows.stride,
+                         rows.stride,
+                         weight.data() + strip * kTileBytes,
+                         kTileBytes,
+                         1,
+                         1,
+                         1,
+                         false,
+                         acc,
+                         kStripColumns,
+                         {kNothingListed, nullptr}});
         for (int column = 0; column < kStripColumns; ++column) {
           const int w = strip * 16 + column - 128;
           EXPECT(acc[column] == a * w, "%s: %d * %d gave %d", kernel.name, a, w, acc[column]);
@@ -295,6 +357,12 @@ int run() {
   for (const Kernel* kernel : runnable_kernels()) {
     test_multiply(*kernel);
     test_all_products(*kernel);
+    test_all_pairs(*kernel);
+    if (kernel->byte_kernel) {
+      test_multiply(*kernel->byte_kernel, kMaxListedK);
+      test_all_products(*kernel->byte_kernel);
+      test_all_pairs(*kernel->byte_kernel);
+    }
     test_multiply_16_bit(*kernel);
     test_ranges(*kernel);
     test_codes(*kernel);

@@ -1,39 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The drivers: int8_mm equals int64 sums; linear layers give the same bits on every kernel, with every thread count and
-// every way of cutting the batch; non-finite rows stay alone; k beyond int32 stays exact; packing is a permutation.
+// every way of cutting the batch; non-finite rows stay alone; k beyond int32 stays exact.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 
 #include "drivers/linear.h"
-#include "drivers/pack.h"
+#include "int8_layer.h"
 #include "registry/registry.h"
 #include "support.h"
 #include "threads.h"
 
 namespace octavo::test {
 namespace {
-
-struct Layer {
-  Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
-    Random random(seed);
-    fill_codes(codes, CodePattern::random, random);
-    strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
-    column_sum.resize(static_cast<std::size_t>(n));
-    pack_weight(codes.data(), n, k, k, 1, strips.data(), column_sum.data());
-    for (std::int64_t j = 0; j < n; ++j) {
-      scale.push_back(std::uniform_real_distribution<float>(1e-3f, 1e-2f)(random));
-      bias.push_back(std::uniform_real_distribution<float>(-1.0f, 1.0f)(random));
-    }
-  }
-  PackedWeight weight() const { return {strips.data(), column_sum.data(), scale.data(), bias.data(), n, k}; }
-
-  std::int64_t n, k;
-  std::vector<std::int8_t> codes, strips;
-  std::vector<std::int32_t> column_sum;
-  std::vector<float> scale, bias;
-};
 
 std::vector<float> normal_reals(std::int64_t count, unsigned seed) {
   Random random(seed);
@@ -42,10 +22,6 @@ std::vector<float> normal_reals(std::int64_t count, unsigned seed) {
   for (float& real : reals) real = normal(random);
   return reals;
 }
-
-struct Shape {
-  std::int64_t m, n, k;
-};
 
 enum class Form { symmetric, affine, fixed, weight_only };
 constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::fixed, Form::weight_only};
@@ -94,6 +70,7 @@ void test_same_bits_on_every_kernel_and_thread_count() {
         for (const int threads : {1, 2, 3}) {
           set_thread_count(threads);
           expect_bits(run(layer, x, form), expected, "kernels and threads");
+          expect_bits(run(layer.without_list(), x, form), expected, "without a list of words");
         }
       }
     }
@@ -354,31 +331,11 @@ void test_int8_mm_refuses_inexact_k() {
   EXPECT(refused, "k = %ld", static_cast<long>(kMaxExactK + 1));
 }
 
-void test_unpack_gives_back_every_code() {
-  for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 16, 64}, {0, 17, 65}, {0, 33, 130}, {0, 40, 3}}) {
-    for (const int threads : {1, 3}) {
-      set_thread_count(threads);
-      const Layer layer(n, k, 21);
-      std::vector<std::int8_t> codes(layer.codes.size());
-      unpack_weight(layer.strips.data(), n, k, codes.data());
-      EXPECT(codes == layer.codes, "n=%ld k=%ld", static_cast<long>(n), static_cast<long>(k));
-      std::int64_t sum = 0, packed_sum = 0, column_sums = 0;
-      for (const std::int8_t code : layer.codes) sum += code;
-      for (const std::int8_t code : layer.strips) packed_sum += code;
-      for (const std::int32_t column : layer.column_sum) column_sums += column;
-      EXPECT(sum == packed_sum && sum == column_sums, "padding is zero and column sums add up, n=%ld k=%ld",
-             static_cast<long>(n), static_cast<long>(k));
-    }
-  }
-  set_thread_count(1);
-}
-
 }  // namespace
 }  // namespace octavo::test
 
 int main() {
   using namespace octavo::test;
-  test_unpack_gives_back_every_code();
   test_int8_mm_equals_int64();
   test_int8_mm_refuses_inexact_k();
   test_same_bits_on_every_kernel_and_thread_count();

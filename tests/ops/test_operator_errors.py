@@ -42,6 +42,7 @@ GOOD = {
     "pack_weight": {"codes": random_codes(20, 70)},
     "pack_weight_into": {"codes": random_codes(20, 70), "packed": packed_of(20, 70)},
     "unpack_weight": {"packed": packed_of(20, 70), "n": 20, "k": 70},
+    "list_saturating": {"packed": packed_of(20, 70), "column_sum": ints(20)},
     "linear_dynamic": {"x": X, **WEIGHT, "symmetric": True, "activation": 0},
     "linear_static": {"x": X, **WEIGHT, **INPUT, "activation": 0},
     "linear_weight_only": {"x": X, **WEIGHT, "activation": 0},
@@ -98,6 +99,10 @@ BAD = {
     "int8_mm": {"a": [ints(3, 70), random_codes(3, 7), random_codes(3)], "b": [random_codes(1), ints(70, 5)]},
     "pack_weight": {"codes": [random_codes(3), ints(3, 3)]},
     "pack_weight_into": {"codes": [ints(20, 70)], "packed": [packed_of(40, 70), packed_of(20, 70).mT]},
+    "list_saturating": {
+        "packed": [packed_of(200, 70), packed_of(20, 70).float(), packed_of(20, 70)[0]],
+        "column_sum": [ints(50), ints(20, 1), torch.zeros(20)],
+    },
     "unpack_weight": {
         "packed": [packed_of(40, 70), ints(2, 2, 16, 64)],
         "n": [-1, 2**62],

@@ -65,6 +65,52 @@ def test_packing_is_the_references_and_loses_nothing(n, k):
         assert_same_bits(ops.unpack_weight(packed, n, k), codes.contiguous())
 
 
+def heavy_tailed_codes(n, k):
+    """Codes of which few neighbours add up to more than 128, -128 among them."""
+    codes = torch.randint(-64, 65, (n, k), dtype=torch.int8)
+    for sign in (127, -128):
+        codes.view(-1)[torch.randint(0, max(codes.numel(), 1), (codes.numel() // 1500,))] = sign
+    return codes
+
+
+@pytest.mark.parametrize("n, k", [(1, 1), (17, 65), (40, 700), (64, 1536), (5, 0), (3, 16385)])
+def test_saturating_words_are_listed_for_avx2(isa, n, k):
+    packed, column_sum = ops.pack_weight(heavy_tailed_codes(n, k))
+    expected = reference.list_saturating(packed, column_sum)
+    is_listed = isa == "avx2" and k <= 16384
+    assert_same_bits(ops.list_saturating(packed, column_sum), expected if is_listed else column_sum)
+    packed, column_sum = ops.pack_weight(random_codes(n, k))
+    if n * k > 1000:  # too many of them
+        assert_same_bits(ops.list_saturating(packed, column_sum), column_sum)
+
+
+@pytest.mark.parametrize("m, n, k", [(1, 17, 65), (7, 40, 700), (13, 64, 1536)])
+def test_a_list_of_saturating_words_changes_no_bit(isa, linear, m, n, k):
+    """Rows of the largest activations, at which every listed word saturates, are among them."""
+    packed, column_sum = ops.pack_weight(heavy_tailed_codes(n, k))
+    listed = reference.list_saturating(packed, column_sum)
+    assert len(listed) > len(column_sum)
+    x = random_rows(m, k)
+    x[0], x[-1] = 7.0, -x[-1]
+    rest = torch.rand(n, 1) / 100, torch.randn(n)
+    assert_same_bits(linear(x, packed, listed, *rest), linear(x, packed, column_sum, *rest))
+    assert_same_bits(linear(x, packed, listed, *rest), linear(x, packed, listed, *rest, module=reference))
+
+
+def test_values_behind_the_column_sums_must_be_a_list():
+    """Else a kernel would follow offsets into memory that is not the list's."""
+    packed, column_sum = ops.pack_weight(heavy_tailed_codes(40, 700))
+    listed = reference.list_saturating(packed, column_sum)
+    for changes in ({40: 1}, {41: 10**6}, {42: -1}, {43: int(listed[43]) + 2}, {}):
+        wrong = listed.clone() if changes else listed[:-1]
+        for at, value in changes.items():
+            wrong[at] = value
+        with pytest.raises(
+            ValueError, match="linear_dynamic: column_sum: the .* behind the sums of 40 columns"
+        ):
+            ops.linear_dynamic(torch.randn(2, 700), packed, wrong, torch.rand(40, 1))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     "m, n, k", [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (4, 5, 0), (0, 5, 3)]

@@ -41,7 +41,7 @@ FLOORS = [
     ["isa/float/tile"],
     ["isa/float/attention"],
     ["isa/integer", "isa/float", "drivers"],
-    ["isa/groups", "drivers/groups"],
+    ["isa/groups", "drivers/groups", "drivers/half"],
     ["bindings"],
     ["bindings/numpy", "bindings/torch", "tests"],
 ]

@@ -6,6 +6,7 @@
 #include "drivers/linear.h"
 #include "drivers/pack.h"
 #include "drivers/quantize.h"
+#include "drivers/saturating.h"
 #include "tensors.h"
 
 namespace octavo {
@@ -106,6 +107,22 @@ std::tuple<Tensor, Tensor> pack_weight_op(const Tensor& codes) {
   return {packed, pack_into("pack_weight", codes, packed)};
 }
 
+// column_sum, and behind it the list of the saturating words, if there is one.
+Tensor list_saturating_op(const Tensor& packed_any, const Tensor& column_sum_any) {
+  require(column_sum_any.scalar_type() == ScalarType::Int && column_sum_any.dim() == 1,
+          "list_saturating: column_sum must be int32 [n]");
+  require(packed_any.dim() == 4,
+          "list_saturating: packed must be int8 [strips, tiles, 16, 64] as pack_weight makes it");
+  const std::int64_t n = column_sum_any.size(0), k = packed_any.size(1) * kTileK;
+  check_packed("list_saturating", packed_any, n, k);
+  const Tensor packed = dense(packed_any), column_sum = dense(column_sum_any);
+  const std::vector<std::int32_t> list = useful_list(data<std::int8_t>(packed), n, k);
+  const Tensor out = empty({n + static_cast<std::int64_t>(list.size())}, ScalarType::Int);
+  std::copy_n(data<std::int32_t>(column_sum), n, mutable_data<std::int32_t>(out));
+  std::copy(list.begin(), list.end(), mutable_data<std::int32_t>(out) + n);
+  return out;
+}
+
 Tensor unpack_weight_op(const Tensor& packed_any, std::int64_t n, std::int64_t k) {
   require(n >= 0 && k >= 0, "unpack_weight: n and k must not be negative, got ", n, " and ", k);
   check_packed("unpack_weight", packed_any, n, k);
@@ -124,6 +141,7 @@ STABLE_TORCH_LIBRARY(octavo, m) {
   m.def("int8_mm(Tensor a, Tensor b) -> Tensor");
   m.def("pack_weight(Tensor codes) -> (Tensor packed, Tensor column_sum)");
   m.def("pack_weight_into(Tensor codes, Tensor(a!) packed) -> Tensor column_sum");
+  m.def("list_saturating(Tensor packed, Tensor column_sum) -> Tensor");
   m.def("unpack_weight(Tensor packed, int n, int k) -> Tensor");
 }
 
@@ -134,6 +152,7 @@ STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("int8_mm", TORCH_BOX(&int8_mm_op));
   m.impl("pack_weight", TORCH_BOX(&pack_weight_op));
   m.impl("pack_weight_into", TORCH_BOX(&pack_weight_into_op));
+  m.impl("list_saturating", TORCH_BOX(&list_saturating_op));
   m.impl("unpack_weight", TORCH_BOX(&unpack_weight_op));
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 
+#include "drivers/saturating.h"
 #include "tensors.h"
 
 namespace octavo {
@@ -19,6 +20,7 @@ struct WeightArguments {
   Tensor packed, column_sum, weight_scale;
   std::optional<FloatVector> bias;
   std::int64_t n, k;
+  SaturatingWords words;
 
   WeightArguments(const char* op, std::int64_t k_, const Tensor& packed_any, const Tensor& column_sum_any,
                   const Tensor& weight_scale_any, const std::optional<Tensor>& bias_any)
@@ -29,12 +31,13 @@ struct WeightArguments {
     require(packed.dim() == 4 && packed.size(1) == ceil_divide(k, kTileK), op, ": x has ", k,
             " features, packed was made for another number of them");
     check_packed(op, packed, n, k);
-    require(column_sum.scalar_type() == ScalarType::Int && column_sum.dim() == 1 && column_sum.size(0) == n, op,
+    require(column_sum.scalar_type() == ScalarType::Int && column_sum.dim() == 1 && column_sum.size(0) >= n, op,
             ": column_sum must be int32 with ", n, " values");
     if (bias_any) bias.emplace(op, "bias", *bias_any, n);
     packed = dense(packed);
     column_sum = dense(column_sum);
     weight_scale = dense(weight_scale);
+    words = words_in(op, data<std::int32_t>(column_sum) + n, column_sum.size(0) - n, n);
   }
 
   PackedWeight weight() const {
@@ -43,7 +46,9 @@ struct WeightArguments {
             data<float>(weight_scale),
             bias ? bias->data() : nullptr,
             n,
-            k};
+            k,
+            nullptr,
+            words};
   }
 };
 

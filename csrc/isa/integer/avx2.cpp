@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // compile-flags: -mavx2 -mfma -mf16c
-// The product uses vpmaddwd on int16, which is exact for every pair of codes. vpmaddubsw on bytes would need half as many
-// instructions, but it saturates (255 * 127 * 2 > 32,767). So activation rows arrive as int16, and weights are widened when
-// they are loaded.
+// The product uses vpmaddwd on int16, which is exact for every pair of codes. vpmaddubsw on bytes needs fewer instructions,
+// but it saturates (255 * 127 * 2 > 32,767). So activation rows arrive as int16, and weights are widened when they are loaded.
+// bytes_product_avx2.h has the product of bytes, for weights in which few sums can saturate.
 //
 // A quarter of a line (4 columns x 4 k) fills a ymm register of int16. It is multiplied by 4 activations, which are broadcast
 // as one 64-bit word. Each column thus has two int32 lanes, which are added at the very end. The whole layer runs at 86 % of
 // what vpmaddwd and vpaddd allow (256 x 4096 x 4096, Zen 4).
 #include <immintrin.h>
 
+#include "bytes_product_avx2.h"
 #include "rows.h"
 
 namespace octavo {
 namespace {
 
-// Weights are prefetched this far ahead into the L2 cache. With weights from memory this is 1.4 times as fast for 4 rows, and
-// 1.04 times for 64, as prefetching 2 KB ahead into the L1 cache (Zen 4).
-constexpr int kPrefetchBytes = 6144;
 constexpr int kQuarterBytes = kLineBytes / 4;
 
 // One asm statement for both instructions, because g++ 12 otherwise moves accumulators through the stack.
@@ -182,6 +180,21 @@ static constexpr Kernel make_table() {
   return table;
 }
 
-extern constexpr Kernel kernel_avx2 = make_table();
+static constexpr Kernel make_byte_table() {
+  Kernel table = make_table();
+  table.form = RowForm::u8;
+  table.multiply = multiply_bytes;
+  return table;
+}
+
+static constexpr Kernel kByteKernel = make_byte_table();
+
+static constexpr Kernel with_byte_kernel() {
+  Kernel table = make_table();
+  table.byte_kernel = &kByteKernel;
+  return table;
+}
+
+extern constexpr Kernel kernel_avx2 = with_byte_kernel();
 
 }  // namespace octavo

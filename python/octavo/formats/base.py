@@ -163,6 +163,14 @@ class WeightFormat(Config, ABC):
         layer.pack_()
         return tuple(getattr(layer, name) for name in self.operands)
 
+    def joinable(self, name: str, operand: torch.Tensor, n: int) -> torch.Tensor:
+        """What of a layer's operand may lie side by side with that of another layer."""
+        return operand
+
+    def joined_operands(self, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the kernel reads of several layers whose operands lie side by side."""
+        return operands
+
     # --- files ------------------------------------------------------------------------------------------------------
 
     stored_as: ClassVar[str] = (

@@ -19,6 +19,7 @@ _dequantize = torch.ops.octavo.dequantize.default
 _int8_mm = torch.ops.octavo.int8_mm.default
 _pack_weight = torch.ops.octavo.pack_weight.default
 _pack_weight_into = torch.ops.octavo.pack_weight_into.default
+_list_saturating = torch.ops.octavo.list_saturating.default
 _unpack_weight = torch.ops.octavo.unpack_weight.default
 
 
@@ -111,6 +112,21 @@ def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return _pack_weight_into(codes, packed)
 
 
+def list_saturating(packed: torch.Tensor, column_sum: torch.Tensor) -> torch.Tensor:
+    """`column_sum`, and behind it the list of the words in which AVX2's product of bytes can saturate: with it the
+    linear operators multiply bytes there, which is faster than int16 and as exact. docs/packed_format.md has the list.
+
+    packed, column_sum   from `pack_weight`
+    returns  int32 [n + ceil(n / 16) + 1 + half of the listed words, rounded up]; or int32 [n], a copy, where the list
+             is of no use: another instruction set is in use, or too many words would be listed
+    raises   TypeError for another dtype; ValueError for shapes that do not fit together
+    source   ours
+    """
+    check("list_saturating", "packed", packed, {torch.int8})
+    check("list_saturating", "column_sum", column_sum, {torch.int32})
+    return _list_saturating(packed, column_sum)
+
+
 def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """The codes [n, k] int8 that `pack_weight` was given.
 
@@ -177,6 +193,18 @@ def _(codes, packed):
     shapes.packed_weight("pack_weight_into", packed, n, k)
     shapes.require(packed.is_contiguous(), "pack_weight_into: packed must be contiguous")
     return codes.new_empty(n, dtype=torch.int32)
+
+
+@register_fake("octavo::list_saturating")
+def _(packed, column_sum):
+    text = "list_saturating: column_sum must be int32 [n]"
+    shapes.require(column_sum.dtype == torch.int32 and column_sum.dim() == 1, text)
+    text = "list_saturating: packed must be int8 [strips, tiles, 16, 64] as pack_weight makes it"
+    shapes.require(packed.dim() == 4, text)
+    shapes.packed_weight("list_saturating", packed, column_sum.shape[0], 64 * packed.shape[1])
+    return column_sum.new_empty(
+        torch.library.get_ctx().new_dynamic_size()
+    )  # the values tell how many are listed
 
 
 @register_fake("octavo::unpack_weight")

@@ -36,7 +36,8 @@ def linear_dynamic(
     """x @ weight.T + bias with int8 weights; every row of `x` is quantized to uint8 on its own, in the call.
 
     x        [..., k] float32, bfloat16 or float16, any strides; under autocast it is cast as F.linear's input is
-    packed, column_sum   from `pack_weight`; weight_scale float32 [n, 1]; bias [n] or None
+    packed, column_sum   from `pack_weight`, the latter perhaps with a list from `list_saturating`
+    weight_scale         float32 [n, 1]; bias [n] or None
     activation   one of ops.ACTIVATIONS, applied in float32 before the result is rounded to x's dtype
     returns  [..., n] in x's dtype; a row of x with NaN or Inf gives a row of NaN and touches no other row
              Gradients reach x and bias as if the layer were linear in x (straight-through); the weight is frozen, and

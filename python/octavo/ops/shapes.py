@@ -146,8 +146,8 @@ def linear_weight(
     require(packed.shape[1] == tiles, text)
     packed_weight(op, packed, n, k)
     text = f"{op}: column_sum must be int32 with {n} values"
-    require(column_sum.dtype == torch.int32, text)
-    _vector(column_sum, n, text)
+    require(column_sum.dtype == torch.int32 and column_sum.dim() == 1, text)
+    require(column_sum.shape[0] >= n, text)
     if bias is not None and bias.dtype == torch.int32 and op == "linear_static":
         _vector(bias, n, f"{op}: bias must have {n} values")
     else:

@@ -125,6 +125,20 @@ def pack_weight_into(codes: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     return column_sum
 
 
+def list_saturating(packed: torch.Tensor, column_sum: torch.Tensor) -> torch.Tensor:
+    """`column_sum`, and behind it the words of four codes that hold a pair of neighbours whose sum is beyond 128, in
+    which vpmaddubsw can saturate. An operator leaves the list out where it is of no use.
+
+    returns  int32: the sums; how many words are listed in front of each strip and in all; two words in each value
+    """
+    strips = packed.shape[0]
+    pairs = packed.reshape(strips, -1, 2, 2).int().sum(-1)  # strip, word, pair
+    strip, word = (pairs.abs() > 128).any(-1).nonzero(as_tuple=True)
+    offsets = F.pad(torch.bincount(strip, minlength=strips).cumsum(0), (1, 0)).to(torch.int32)
+    words = F.pad(word.to(torch.int32), (0, len(word) % 2)).reshape(-1, 2)
+    return torch.cat([column_sum, offsets, words[:, 0] | words[:, 1] << 16])
+
+
 def unpack_weight(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """The codes [n, k] that `pack_weight` was given."""
     strips, tiles = packed.shape[:2]
@@ -152,7 +166,7 @@ def linear_dynamic(
     scale, zero_point = choose_qparams(rows, qmin, qmax, symmetric)
     codes = quantize(rows, scale, zero_point, qmin, qmax, torch.uint8).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
-    total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
+    total = codes @ weight.T - zero_point.long()[:, None] * column_sum[: len(weight)].long()
     y = _epilogue(total.float(), scale, finite, weight_scale, bias)
     return _finish(y, activation, x)
 
@@ -179,7 +193,7 @@ def linear_static(
     scale, zero_point = input_scale.expand(len(rows)), input_zero_point.expand(len(rows))
     codes = quantize(rows, scale, zero_point, -128, 127, torch.int8).long()
     weight = unpack_weight(packed, weight_scale.shape[0], x.shape[-1]).long()
-    total = codes @ weight.T - zero_point.long()[:, None] * column_sum.long()
+    total = codes @ weight.T - zero_point.long()[:, None] * column_sum[: len(weight)].long()
     if bias is not None and bias.dtype == torch.int32:
         room = 2**31 - 1 - 255 * 128 * x.shape[-1]
         if (bias.long().abs() > room).any():
@@ -227,7 +241,9 @@ def linear_codes(
     returns  [..., n] float32; a row with the scale NaN gives a row of NaN
     """
     weight = unpack_weight(packed, weight_scale.shape[0], codes.shape[-1]).long()
-    total = codes.reshape(len(scale), codes.shape[-1]).long() @ weight.T - 128 * column_sum.long()
+    total = (
+        codes.reshape(len(scale), codes.shape[-1]).long() @ weight.T - 128 * column_sum[: len(weight)].long()
+    )
     y = _epilogue(total.float(), scale, scale.isfinite(), weight_scale, bias)
     return _finish(y, activation, codes.float())
 

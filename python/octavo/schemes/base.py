@@ -48,12 +48,17 @@ class Scheme(Config, ABC):
         weights = configs.instance(f"{self.name}: weights", WeightFormat, self.weights, formats)
         methods = f"{', '.join(f'octavo.{name}()' for name in configs.kinds(Method))}"
         method = configs.instance(f"{self.name}: method", Method, self.method, methods)
+        weights = self.read_weights(weights)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "activations", self.read_input())
         reason = self.activations.reason_to_refuse(weights) or method.reason_to_refuse(self)
         if reason:
             raise ValueError(f"{self.name}: {reason}")
+
+    def read_weights(self, weights: WeightFormat) -> WeightFormat:
+        """The weights that the fields stand for, one of which says `weights`."""
+        return weights
 
     @abstractmethod
     def read_input(self) -> Activations:
@@ -212,6 +217,20 @@ def input_group_size(group_size: int | None) -> int | None:
     """How many elements of an input share a scale if the weights have groups of `group_size`: the next multiple of
     32, which is how kernels cut k."""
     return None if group_size is None else -(-group_size // 32) * 32
+
+
+def with_bits(scheme: Scheme, weights: WeightFormat, bits: int) -> WeightFormat:
+    """What the field `bits` of a scheme of 8-bit weights makes of its `weights`: Int8(bits), unless others are given.
+
+    raises   TypeError, ValueError for bits that Int8 does not have, and for weights that have others
+    """
+    if weights == Int8():
+        return Int8(bits)
+    if bits not in (8, weights.bits):
+        raise ValueError(
+            f"{scheme.name}: bits is {bits!r} and the weights are {label(weights)}; give one of the two"
+        )
+    return weights
 
 
 def from_dict(fields: Mapping[str, Any]) -> Scheme:

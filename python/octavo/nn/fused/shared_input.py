@@ -126,7 +126,8 @@ def side_by_side(layers: Sequence[QuantLinear]) -> Joined:
     with torch.inference_mode(False), torch.no_grad():
         for layer in layers:
             layer.pack_()
-        operands = tuple(_as_one(layers, name) for name in layers[0].scheme.weights.operands)
+        weights = layers[0].scheme.weights
+        operands = weights.joined_operands(*(_as_one(layers, name) for name in weights.operands))
         bias = None if layers[0].bias is None else _as_one(layers, "bias")
     return operands, bias
 
@@ -136,7 +137,10 @@ def _as_one(layers: Sequence[QuantLinear], name: str) -> Any:
     own: list[Any] = [getattr(layer, name) for layer in layers]
     if not isinstance(own[0], torch.Tensor):
         return None if own[0] is None else sum(own)
-    parts = [tensor.detach() for tensor in own]
+    parts = [
+        layer.scheme.weights.joinable(name, tensor.detach(), layer.out_features)
+        for layer, tensor in zip(layers, own, strict=True)
+    ]
     together = _whole_of(parts)
     if together is None:  # else another user has joined them, who would have to follow
         together = _joined(parts)

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "base/parallel.h"
-#include "pack.h"
+#include "drivers/pack.h"
 
 namespace octavo {
 namespace {

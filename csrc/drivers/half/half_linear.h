@@ -2,7 +2,7 @@
 // The linear layer whose weight is 16-bit floats, kept as they are, and whose activations are float32.
 #pragma once
 
-#include "linear.h"
+#include "drivers/linear.h"
 
 namespace octavo {
 

@@ -8,9 +8,9 @@
 
 #include "base/parallel.h"
 #include "base/scratch.h"
-#include "pack.h"
+#include "drivers/pack.h"
+#include "drivers/tiles.h"
 #include "registry/registry.h"
-#include "tiles.h"
 
 namespace octavo {
 namespace {
