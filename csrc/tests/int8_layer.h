@@ -12,8 +12,8 @@
 
 namespace octavo::test {
 
-struct Layer {
-  Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
+struct Int8Layer {
+  Int8Layer(std::int64_t n_, std::int64_t k_, unsigned seed) : n(n_), k(k_), codes(static_cast<std::size_t>(n_ * k_)) {
     Random random(seed);
     fill_codes(codes, CodePattern::random, random);
     strips.resize(static_cast<std::size_t>(packed_bytes(n, k)));
@@ -32,8 +32,8 @@ struct Layer {
   }
 
   // Without it AVX2 multiplies int16.
-  Layer without_list() const {
-    Layer layer = *this;
+  Int8Layer without_list() const {
+    Int8Layer layer = *this;
     layer.listed.clear();
     return layer;
   }
@@ -44,7 +44,7 @@ struct Layer {
   std::vector<float> scale, bias;
 };
 
-struct Shape {
+struct LayerShape {
   std::int64_t m, n, k;
 };
 

@@ -27,7 +27,7 @@ enum class Form { symmetric, affine, fixed, weight_only };
 constexpr Form kForms[] = {Form::symmetric, Form::affine, Form::fixed, Form::weight_only};
 constexpr RowQParams kFixed{0.05f, -3};  // codes for -6.25 .. 6.5, which holds normal_reals
 
-std::vector<float> run(const Layer& layer, const std::vector<float>& x, Form form,
+std::vector<float> run(const Int8Layer& layer, const std::vector<float>& x, Form form,
                        Activation activation = Activation::none) {
   const std::int64_t m = layer.k ? static_cast<std::int64_t>(x.size()) / layer.k : 1;
   std::vector<float> out(static_cast<std::size_t>(m * layer.n));
@@ -52,14 +52,14 @@ void expect_bits(const std::vector<float>& got, const std::vector<float>& expect
 }
 
 void test_same_bits_on_every_kernel_and_thread_count() {
-  for (const auto& [m, n, k] : {Shape{1, 16, 64},
+  for (const auto& [m, n, k] : {LayerShape{1, 16, 64},
                                 {2, 17, 65},
                                 {7, 129, 383},
                                 {5, 40, 1025},
                                 {49, 100, 200},
                                 {300, 80, 70},
                                 {13, 1025, 1024}}) {  // the last one's weights exceed kCachedBytes: tall tiles
-    const Layer layer(n, k, 7);
+    const Int8Layer layer(n, k, 7);
     const auto x = normal_reals(m * k, 8);
     for (const Form form : kForms) {
       use_kernel("scalar");
@@ -81,7 +81,7 @@ void test_same_bits_on_every_kernel_and_thread_count() {
 
 void test_an_activation_inside_is_the_one_outside() {
   constexpr std::int64_t m = 61, n = 70, k = 130;
-  const Layer layer(n, k, 11);
+  const Int8Layer layer(n, k, 11);
   const auto x = normal_reals(m * k, 12);
   for (const Kernel* kernel : runnable_kernels()) {
     use_kernel(kernel->name);
@@ -97,7 +97,7 @@ void test_an_activation_inside_is_the_one_outside() {
 
 void test_a_row_does_not_depend_on_its_batch() {
   constexpr std::int64_t m = 61, n = 70, k = 130;
-  const Layer layer(n, k, 9);
+  const Int8Layer layer(n, k, 9);
   const auto x = normal_reals(m * k, 10);
   for (const Form form : kForms) {
     const auto whole = run(layer, x, form);
@@ -115,7 +115,7 @@ void test_a_row_does_not_depend_on_its_batch() {
 // 1 MB of codes is quantized at a time, 7500 rows here or 3847 of int16; the rows where blocks meet are like any other.
 void test_a_batch_longer_than_the_scratch() {
   constexpr std::int64_t m = 150000, n = 3, k = 60;
-  const Layer layer(n, k, 22);
+  const Int8Layer layer(n, k, 22);
   const auto x = normal_reals(m * k, 23);
   for (const Form form : kForms) {
     const auto whole = run(layer, x, form);
@@ -131,7 +131,7 @@ void test_a_batch_longer_than_the_scratch() {
 void test_error_is_within_the_scales() {
   // |y - exact| <= sum over k of (row scale / 2) * |w| + float rounding of a sum of k terms.
   constexpr std::int64_t m = 5, n = 40, k = 300;
-  const Layer layer(n, k, 11);
+  const Int8Layer layer(n, k, 11);
   const auto x = normal_reals(m * k, 12);
   for (const Form form : kForms) {
     const auto y = run(layer, x, form);
@@ -168,7 +168,7 @@ void test_error_is_within_the_scales() {
 
 void test_non_finite_rows_stay_alone() {
   constexpr std::int64_t m = 9, n = 33, k = 100;
-  const Layer layer(n, k, 13);
+  const Int8Layer layer(n, k, 13);
   auto x = normal_reals(m * k, 14);
   for (const Form form : kForms) {
     const auto clean = run(layer, x, form);
@@ -193,7 +193,7 @@ void test_non_finite_rows_stay_alone() {
 void test_k_beyond_int32_is_exact() {
   // All codes 127 and -128 in turn by column: sums of 127 * (+-)127 * k pass 2^31 in the uint8 form of the codes.
   const std::int64_t k = 200000, n = 3;
-  Layer layer(n, k, 15);
+  Int8Layer layer(n, k, 15);
   for (std::size_t i = 0; i < layer.codes.size(); ++i)
     layer.codes[i] = static_cast<std::int8_t>(i / static_cast<std::size_t>(k) % 2 ? -128 : 127);
   pack_weight(layer.codes.data(), n, k, k, 1, layer.strips.data(), layer.column_sum.data());
@@ -216,7 +216,7 @@ void test_k_beyond_int32_is_exact() {
 }
 
 // An integer bias is added to the exact sum, which is rounded once. The codes of x are known here, because the scale is 1.
-void integer_bias_is_exact(const Layer& layer, std::int64_t m, const std::vector<std::int32_t>& bias) {
+void integer_bias_is_exact(const Int8Layer& layer, std::int64_t m, const std::vector<std::int32_t>& bias) {
   Random random(24);
   std::uniform_int_distribution<int> code(-128, 127);
   constexpr RowQParams input{1.0f, -3};
@@ -249,8 +249,8 @@ void integer_bias_is_exact(const Layer& layer, std::int64_t m, const std::vector
 
 void test_an_integer_bias_is_part_of_the_exact_sum() {
   Random random(25);
-  for (const auto& [m, n, k] : {Shape{1, 17, 65}, {49, 100, 200}, {3, 129, 383}, {2, 3, kMaxExactK}}) {
-    const Layer layer(n, k, 26);
+  for (const auto& [m, n, k] : {LayerShape{1, 17, 65}, {49, 100, 200}, {3, 129, 383}, {2, 3, kMaxExactK}}) {
+    const Int8Layer layer(n, k, 26);
     const auto room = static_cast<std::int32_t>(std::numeric_limits<std::int32_t>::max() - std::int64_t{255 * 128} * k);
     std::vector<std::int32_t> bias(static_cast<std::size_t>(n));
     for (auto& value : bias) value = std::uniform_int_distribution<std::int32_t>(-room, room)(random);
@@ -261,7 +261,7 @@ void test_an_integer_bias_is_part_of_the_exact_sum() {
 }
 
 void test_an_integer_bias_that_could_leave_int32_is_refused() {
-  const Layer layer(2, 64, 27);
+  const Int8Layer layer(2, 64, 27);
   const std::vector<float> x(64);
   std::vector<float> out(2);
   for (const std::int32_t value : {std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max(),
@@ -280,19 +280,19 @@ void test_an_integer_bias_that_could_leave_int32_is_refused() {
 }
 
 void test_empty_shapes() {
-  const Layer no_k(5, 0, 16);
+  const Int8Layer no_k(5, 0, 16);
   for (const Form form : kForms) {
     expect_bits(run(no_k, {}, form), no_k.bias, "k = 0 gives the bias");
-    const Layer no_n(0, 8, 17);
+    const Int8Layer no_n(0, 8, 17);
     EXPECT(run(no_n, normal_reals(8, 18), form).empty(), "n = 0");
-    const Layer layer(4, 8, 19);
+    const Int8Layer layer(4, 8, 19);
     EXPECT(run(layer, {}, form).empty(), "m = 0");
   }
 }
 
 void test_int8_mm_equals_int64() {
   Random random(20);
-  for (const auto& [m, n, k] : {Shape{1, 1, 1}, {3, 17, 65}, {13, 70, 129}, {5, 3, 4097}}) {
+  for (const auto& [m, n, k] : {LayerShape{1, 1, 1}, {3, 17, 65}, {13, 70, 129}, {5, 3, 4097}}) {
     std::vector<std::int8_t> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n));
     std::vector<std::int32_t> c(static_cast<std::size_t>(m * n));
     for (const CodePattern mode : {CodePattern::random, CodePattern::extremes, CodePattern::alternating}) {

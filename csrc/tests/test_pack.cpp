@@ -11,8 +11,8 @@ namespace {
 
 // Scalar code multiplies each pair of codes by the largest activations: a word is listed if int16 cannot hold a sum.
 void test_only_words_that_can_saturate_are_listed() {
-  for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 17, 65}, {0, 40, 300}}) {
-    const Layer layer(n, k, 28);
+  for (const auto& [m, n, k] : {LayerShape{0, 1, 1}, {0, 17, 65}, {0, 40, 300}}) {
+    const Int8Layer layer(n, k, 28);
     const std::int64_t strip_bytes = packed_bytes(1, k);
     const SaturatingWords words = layer.weight().words;
     for (std::int64_t strip = 0; strip * kStripColumns < n; ++strip) {
@@ -52,10 +52,10 @@ void test_few_words_are_a_useful_list() {
 }
 
 void test_unpack_gives_back_every_code() {
-  for (const auto& [m, n, k] : {Shape{0, 1, 1}, {0, 16, 64}, {0, 17, 65}, {0, 33, 130}, {0, 40, 3}}) {
+  for (const auto& [m, n, k] : {LayerShape{0, 1, 1}, {0, 16, 64}, {0, 17, 65}, {0, 33, 130}, {0, 40, 3}}) {
     for (const int threads : {1, 3}) {
       set_thread_count(threads);
-      const Layer layer(n, k, 21);
+      const Int8Layer layer(n, k, 21);
       std::vector<std::int8_t> codes(layer.codes.size());
       unpack_weight(layer.strips.data(), n, k, codes.data());
       EXPECT(codes == layer.codes, "n=%ld k=%ld", static_cast<long>(n), static_cast<long>(k));

@@ -230,9 +230,10 @@ def test_sensitivity_and_choose_take_it_beside_int8():
     schemes = [octavo.Int8Dynamic(), octavo.Int8Dynamic(weights=SYMMETRIC)]
     found = octavo.sensitivity(reference, data=IDS, schemes=schemes, figure="error")
     assert len(found.rows) == 3 * len(LINEARS)
-    chosen = octavo.choose(found, budget=500)  # bytes: 360 are the least, 720 all in Int8
-    octavo.quantize_(reference, chosen)
-    assert {reference.get_submodule(name).scheme for name in LINEARS} == set(schemes)
+    # 720 bytes are the least. Layers as small as these take more in Int8, which pads them, than as floats.
+    octavo.quantize_(reference, octavo.choose(found, budget=1000))
+    layers = [reference.get_submodule(name) for name in LINEARS]
+    assert {getattr(layer, "scheme", None) for layer in layers} == {None, schemes[1]}
 
 
 def test_layers_of_several_formats_lie_in_one_model():
