@@ -45,6 +45,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
     from .schemes.fp4 import FP4
+    from .schemes.half_weight_only import HalfWeightOnly
     from .schemes.int4_dynamic import Int4Dynamic
     from .schemes.int4_weight_only import Int4WeightOnly
     from .schemes.int8_dynamic import Int8Dynamic
@@ -78,6 +79,7 @@ _HOMES = {
     "schemes.int4_weight_only": ["Int4WeightOnly"],
     "schemes.int8_dynamic": ["Int8Dynamic"],
     "schemes.int8_static": ["Int8Static"],
+    "schemes.half_weight_only": ["HalfWeightOnly"],
     "schemes.int8_weight_only": ["Int8WeightOnly"],
     "schemes.llm_int8": ["LLMInt8"],
     "schemes.mxfp4": ["MXFP4"],
@@ -98,6 +100,7 @@ __all__ = [
     "CheckpointContents",
     "Evaluation",
     "FusionReport",
+    "HalfWeightOnly",
     "Int4Dynamic",
     "Int4WeightOnly",
     "Int8Dynamic",

@@ -38,6 +38,7 @@ def calls_of_any_axes(leading, k, n, dtype=torch.float32):
     packed = make_weight(n, k)
     for name, options in LINEARS.values():
         yield getattr(OPERATORS, name), (x, *packed, *options)
+    yield OPERATORS.linear_half, (x, ops.pack_half(torch.randn(n, k).half()), None, n)
     codes = OPERATORS.add_norm_codes(x, residual, weight, bias, 1e-5)[2:]
     yield OPERATORS.linear_codes, (*codes, *packed)
 
@@ -54,6 +55,9 @@ def calls_of_matrices(m, k, n, dtype=torch.float32):
         (random_codes(m, k), torch.empty(ops.packed_shape(m, k), dtype=torch.int8)),
     )
     yield OPERATORS.unpack_weight, (ops.pack_weight(random_codes(m, k))[0], m, k)
+    half = torch.randn(m, k).half()
+    yield OPERATORS.pack_half, (half,)
+    yield OPERATORS.unpack_half, (ops.pack_half(half), m, k)
 
 
 def calls_of_heads(batch, queries, keys, dtype=torch.float32):
@@ -175,6 +179,8 @@ def batched_calls():
         yield operator, lambda m: (rows(m), rows(m), *norm), (0, 1)
     for name, options in LINEARS.values():
         yield getattr(OPERATORS, name), lambda m, options=options: (rows(m), *weight, *options), (0,)
+    half = ops.pack_half(torch.randn(20, 70).half())
+    yield OPERATORS.linear_half, lambda m: (rows(m), half, torch.rand(20), 20), (0,)
     yield (
         OPERATORS.linear_codes,
         lambda m: (random_codes(m, 70, dtype=torch.uint8), torch.rand(m), *weight),

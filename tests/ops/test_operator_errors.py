@@ -25,6 +25,9 @@ WEIGHT = dict(zip(("packed", "column_sum", "weight_scale", "bias"), make_weight(
 X, ROWS, MATRIX, HEADS = torch.randn(2, 3, 70), torch.rand(3), torch.randn(3, 70), torch.randn(2, 4, 5, 16)
 NORM = {"x": X, "residual": X, "weight": torch.rand(70), "bias": torch.rand(70), "eps": 1e-5}
 INPUT = {"input_scale": torch.tensor([0.02]), "input_zero_point": ints(1)}
+HALF = torch.randn(20, 70).bfloat16()
+PACKED_HALF = ops.pack_half(HALF)
+BAD_PACKED_HALF = [PACKED_HALF[:1], PACKED_HALF.float(), PACKED_HALF[0]]
 QPARAMS = {"scale": ROWS, "zero_point": ints(3)}
 
 PLANES, UINT8 = torch.zeros(2, 4, 3, 64, dtype=torch.uint8), torch.uint8
@@ -51,6 +54,10 @@ GOOD = {
     "dequantize_groups": {**GROUPS, "k": 70, "dtype": torch.float32},
     "pack_planes": {"codes": torch.zeros(20, 70, dtype=torch.uint8), "bits": 3},
     "unpack_planes": {"planes": PLANES, "n": 20, "k": 70},
+    "pack_half": {"weight": HALF},
+    "pack_half_into": {"weight": HALF, "packed": torch.empty_like(PACKED_HALF)},
+    "unpack_half": {"packed": PACKED_HALF, "n": 20, "k": 70},
+    "linear_half": {"x": X, "packed": PACKED_HALF, "bias": torch.rand(20), "n": 20, "activation": 0},
     "activate": {"x": X, "activation": 1},
     "silu_mul": {"gate": X, "up": X},
     "rms_norm": {"x": X, "weight": torch.rand(70), "eps": 1e-5},
@@ -122,6 +129,19 @@ BAD = {
     "dequantize_groups": {**BAD_GROUPS, "k": [-1, 200], "dtype": [torch.float64]},
     "pack_planes": {"codes": [ROWS.byte(), ints(3, 3)], "bits": [0, 8]},
     "unpack_planes": {"planes": [PLANES[0], PLANES.int(), PLANES[:1]], "n": [-1, 40], "k": [-1, 200]},
+    "pack_half": {"weight": [ROWS.half(), MATRIX]},
+    "pack_half_into": {
+        "weight": [ROWS.half(), MATRIX],
+        "packed": [*BAD_PACKED_HALF, PACKED_HALF.half(), PACKED_HALF.mT.contiguous().mT],
+    },
+    "unpack_half": {"packed": BAD_PACKED_HALF, "n": [-1, 33, 2**62], "k": [-1, 71]},
+    "linear_half": {
+        "x": BAD_X,
+        "packed": [*BAD_PACKED_HALF, PACKED_HALF[:, :69]],
+        "bias": BAD_WEIGHT["bias"],
+        "n": [-1, 33],
+        "activation": [-1, 5],
+    },
     "activate": {"x": [X.long()], "activation": [-1, 5]},
     "silu_mul": {"gate": [torch.rand(()), X.double(), X[:1]], "up": [X[:1], X.half(), torch.rand(70)]},
     "rms_norm": BAD_NORM,
@@ -177,7 +197,7 @@ def test_a_kernel_and_meta_tensors_refuse_with_one_sentence(op, name, value):
 
 
 LINEARS = {"linear_dynamic", "linear_static", "linear_weight_only"}
-WITH_GRADIENTS = {*LINEARS, "silu_mul", "rms_norm", "add_norm", "rope", "attention"}
+WITH_GRADIENTS = {*LINEARS, "linear_half", "silu_mul", "rms_norm", "add_norm", "rope", "attention"}
 NAMED = {"activation", "precision"}  # of the wrappers: names, not the numbers of the operators
 
 
@@ -204,6 +224,7 @@ def test_names_are_checked_with_and_without_gradients(requires_grad):
         lambda: ops.linear_dynamic(x, *weight, activation="tanh"),
         lambda: ops.linear_static(x, *weight, *INPUT.values(), activation="tanh"),
         lambda: ops.linear_weight_only(x, *weight, activation="tanh"),
+        lambda: ops.linear_half(x, PACKED_HALF, None, 20, activation="tanh"),
         lambda: ops.attention(heads, heads, heads, precision="int4"),
     ):
         with pytest.raises(ValueError, match="accepted"):

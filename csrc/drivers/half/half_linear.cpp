@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A thread takes its outputs in blocks: some rows times a panel of strips. It adds up a block's sums over one stretch of k
-// after the other, so that the rows of a tile stay in the L1 cache and the weights of a panel in the L2 cache while rows go by.
-// The sums wait in float32 between two stretches, which changes no bit.
+// A thread takes a block of rows at a time, which it widens to float32 once, and multiplies it by one panel of strips after the
+// other. It adds up a panel's sums over one stretch of k after the other, so that the rows of a tile stay in the L1 cache and
+// the weights of a panel in the L2 cache while rows go by. The sums wait in float32 between two stretches, which changes no bit.
 #include "half_linear.h"
 
 #include <algorithm>
@@ -15,9 +15,10 @@
 namespace octavo {
 namespace {
 
-constexpr std::int64_t kBlockRows = 120;  // with kHalfBlockK of their k 250 KB; a multiple of all tiles
-constexpr std::int64_t kUnitRows = 12;    // threads share out rows in such units
-constexpr std::int64_t kPanelStrips = 8;  // with kHalfBlockK of their k 128 KB of weights
+constexpr std::int64_t kUnitRows = 12;         // a multiple of all tiles; threads share out rows in such units
+constexpr std::int64_t kBlockRows = 120;       // one stretch of their k is 250 KB
+constexpr std::int64_t kBlockBytes = 2 << 20;  // of all their k; less only if it is fewer than kUnitRows
+constexpr std::int64_t kPanelStrips = 8;       // one stretch of k is 128 KB of weights
 constexpr std::int64_t kPanelColumns = kPanelStrips * kStripColumns;
 
 thread_local Scratch row_scratch, sum_scratch;  // each thread's memory for one block
@@ -29,29 +30,41 @@ struct Product {
   const Output& out;
 };
 
-// Rows `rows` of x over k = first_k .. first_k + k, as float32 at the distance that kernels need.
-void widen_rows(const Product& p, Range rows, std::int64_t first_k, std::int64_t k, float* out) {
-  const std::int64_t first = (rows.begin * p.weight.k + first_k) * bytes_of(p.x.type);
-  p.kernel.activate({Activation::none, static_cast<const char*>(p.x.data) + first, p.weight.k, p.x.type,
-                     rows.end - rows.begin, k, out, kHalfRowDistance, FloatType::f32});
+float* floats_of(Scratch& scratch, std::int64_t count) {
+  return reinterpret_cast<float*>(scratch.get(count * static_cast<std::int64_t>(sizeof(float))));
 }
 
-// At most kBlockRows rows times at most kPanelStrips strips, from sums to outputs.
-void multiply_block(const Product& p, Range rows, Range strips) {
+// Calls f(first k, how many) for each stretch of k.
+template <class F>
+void each_stretch(std::int64_t k, const F& f) {
+  for (std::int64_t at = 0; at < k; at += kHalfBlockK) f(at, std::min(kHalfBlockK, k - at));
+}
+
+// Where in a block of `count` widened rows the stretch from k = `at` on lies.
+std::int64_t stretch_offset(std::int64_t at, std::int64_t count) { return at / kHalfBlockK * count * kHalfRowDistance; }
+
+// The rows of x as float32: all of them over one stretch of k, then over the next, at the distance that kernels need.
+const float* widen_rows(const Product& p, Range rows) {
+  const std::int64_t count = rows.end - rows.begin, k = p.weight.k;
+  float* const out = floats_of(row_scratch, stretch_offset(k + kHalfBlockK - 1, count));
+  each_stretch(k, [&](std::int64_t at, std::int64_t length) {
+    const void* const x = static_cast<const char*>(p.x.data) + (rows.begin * k + at) * bytes_of(p.x.type);
+    p.kernel.activate({Activation::none, x, k, p.x.type, count, length, out + stretch_offset(at, count),
+                       kHalfRowDistance, FloatType::f32});
+  });
+  return out;
+}
+
+// Widened rows times at most kPanelStrips strips, from sums to outputs.
+void multiply_panel(const Product& p, Range rows, const float* x, Range strips) {
   const std::int64_t count = rows.end - rows.begin, k = p.weight.k, n = p.weight.n;
-  const auto scratch = [](Scratch& memory, std::int64_t floats) {
-    return reinterpret_cast<float*>(memory.get(floats * static_cast<std::int64_t>(sizeof(float))));
-  };
-  float* const x = scratch(row_scratch, count * kHalfRowDistance);
-  float* const sums = scratch(sum_scratch, count * kPanelColumns);
+  float* const sums = floats_of(sum_scratch, count * kPanelColumns);
   std::fill_n(sums, count * kPanelColumns, 0.0f);
   const std::uint16_t* const panel = p.weight.strips + strips.begin * k * kStripColumns;
-  for (std::int64_t at = 0; at < k; at += kHalfBlockK) {
-    const std::int64_t length = std::min(kHalfBlockK, k - at);
-    widen_rows(p, rows, at, length, x);
-    p.kernel.multiply_half({x, panel + at * kStripColumns, k * kStripColumns, p.weight.type, length, count,
-                            strips.end - strips.begin, sums, kPanelColumns});
-  }
+  each_stretch(k, [&](std::int64_t at, std::int64_t length) {
+    p.kernel.multiply_half({x + stretch_offset(at, count), panel + at * kStripColumns, k * kStripColumns, p.weight.type,
+                            length, count, strips.end - strips.begin, sums, kPanelColumns});
+  });
   const std::int64_t column = strips.begin * kStripColumns;
   const std::int64_t columns = std::min(strips.end * kStripColumns, n) - column;
   char* const out = static_cast<char*>(p.out.data) + (rows.begin * n + column) * bytes_of(p.out.type);
@@ -59,13 +72,20 @@ void multiply_block(const Product& p, Range rows, Range strips) {
                      p.weight.bias ? p.weight.bias + column : nullptr});
 }
 
-// All rows of a block of nearly equal blocks, for each of them one panel after the other.
+std::int64_t most_rows_in_block(std::int64_t k) {
+  const std::int64_t stretches = std::max<std::int64_t>(1, ceil_divide(k, kHalfBlockK));
+  const std::int64_t row_bytes = stretches * kHalfRowDistance * static_cast<std::int64_t>(sizeof(float));
+  return std::clamp(kBlockBytes / row_bytes, kUnitRows, kBlockRows);
+}
+
+// Rows in nearly equal blocks, and each of them times one panel of strips after the other.
 void multiply_part(const Product& p, Range rows, Range strips) {
-  const std::int64_t count = rows.end - rows.begin, blocks = ceil_divide(count, kBlockRows);
+  const std::int64_t count = rows.end - rows.begin, blocks = ceil_divide(count, most_rows_in_block(p.weight.k));
   for (std::int64_t block = 0; block < blocks; ++block) {
     const Range block_rows{rows.begin + block * count / blocks, rows.begin + (block + 1) * count / blocks};
+    const float* const x = widen_rows(p, block_rows);
     for (std::int64_t strip = strips.begin; strip < strips.end; strip += kPanelStrips) {
-      multiply_block(p, block_rows, {strip, std::min(strip + kPanelStrips, strips.end)});
+      multiply_panel(p, block_rows, x, {strip, std::min(strip + kPanelStrips, strips.end)});
     }
   }
 }

@@ -34,6 +34,8 @@ class Activations(Config, ABC):
     # What multiplies x and a weight of the format Int8, a method with the arguments of formats.Kernel; None: no kernel
     # does, and the product is one of floats, of what `fake_quantize` gives and of the dequantized weight.
     int8_product: ClassVar[Any] = None
+    # The same for weights of the format Half, f(x, packed, bias, n, activation).
+    half_product: ClassVar[Any] = None
 
     @property
     def signed_codes(self) -> tuple[int, int] | None:

@@ -109,7 +109,7 @@ def report_of(layers: list[Layer]) -> QuantizationReport:
 
 
 def require_finite(layer: Layer) -> None:
-    """Raises ValueError if the layer's float weight holds NaN or Inf."""
+    """Raises ValueError if the layer's float weight holds NaN or Inf, or values that its weight format cannot have."""
     # Both are NaN if one element is, and no copy of the weight is made.
     low, high = layer.module.weight.detach().aminmax()
     if not (low.isfinite() and high.isfinite()):
@@ -117,6 +117,9 @@ def require_finite(layer: Layer) -> None:
             f"{layer.name}.weight holds NaN or Inf, only finite weights can be quantized; repair it, or keep the "
             f"layer with exclude={layer.name!r}"
         )
+    reason = layer.scheme.weights.reason_to_refuse(max(-low.item(), high.item()))
+    if reason:
+        raise ValueError(f"{layer.name}.weight: {reason}, or keep the layer with exclude={layer.name!r}")
 
 
 def bytes_of_module(module: nn.Module, seen: set[object]) -> int:

@@ -13,6 +13,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 from .bitsandbytes import FP4, NF4  # noqa: E402  the names that users write
 from .float4 import MXFP4, NVFP4  # noqa: E402
+from .half import Half  # noqa: E402
 from .int8 import CoarseInt8, Int8  # noqa: E402
 from .int_group import IntGroup  # noqa: E402
 
@@ -22,6 +23,7 @@ __all__ = [
     "NF4",
     "NVFP4",
     "CoarseInt8",
+    "Half",
     "Int8",
     "IntGroup",
     "Kernel",

@@ -123,6 +123,10 @@ class WeightFormat(Config, ABC):
         """`q` with scales that the canonical form can hold: a method may have changed those of `qparams`."""
         return replace(q, scale=self.stored_scale(q.scale))
 
+    def reason_to_refuse(self, largest: float) -> str:
+        """Why weights of size up to `largest` cannot be stored, in words with the remedy; "" if they can."""
+        return ""
+
     def scale_shape(self, n: int, k: int) -> tuple[int, ...]:
         """The shape of scales that are learned."""
         return self.granularity.qparams_shape((n, k))

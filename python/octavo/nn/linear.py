@@ -276,7 +276,8 @@ class QuantLinear(nn.Module):
             destination.update({prefix + name: tensor for name, tensor in self._unpacked().items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
         key = prefix + self._codes_name
-        if self.is_packed or not keep_vars:
+        is_float = destination[key].is_floating_point()  # values, which a float layer may take
+        if not is_float and (self.is_packed or not keep_vars):
             destination[key] = StoredCodes.of(destination[key])
 
     def _load_from_state_dict(

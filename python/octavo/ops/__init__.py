@@ -6,7 +6,7 @@ The C++ side holds the schemas and the kernels.
 
 from . import batching
 from .activations import ACTIVATIONS, activate, activation_number, silu_mul, torch_activation
-from .checks import CODE_TYPES, WIDE_CODE_TYPES
+from .checks import CODE_TYPES, HALF_TYPES, WIDE_CODE_TYPES
 from .codes import (
     choose_qparams,
     dequantize,
@@ -19,6 +19,7 @@ from .codes import (
     unpack_weight,
 )
 from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
+from .half import linear_half, pack_half, pack_half_into, packed_half_shape, unpack_half
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 from .softmax_attention import PRECISIONS, attention
@@ -26,9 +27,10 @@ from .softmax_attention import PRECISIONS, attention
 __all__ = [
     "ACTIVATIONS",
     "CODE_TYPES",
-    "GroupWeight",
+    "HALF_TYPES",
     "PRECISIONS",
     "WIDE_CODE_TYPES",
+    "GroupWeight",
     "activate",
     "activation_number",
     "add_norm",
@@ -42,18 +44,23 @@ __all__ = [
     "linear_codes",
     "linear_dynamic",
     "linear_groups",
+    "linear_half",
     "linear_static",
     "linear_weight_only",
     "list_saturating",
+    "pack_half",
+    "pack_half_into",
     "pack_planes",
     "pack_weight",
     "pack_weight_into",
+    "packed_half_shape",
     "packed_shape",
     "quantize",
     "rms_norm",
     "rope",
     "silu_mul",
     "torch_activation",
+    "unpack_half",
     "unpack_planes",
     "unpack_weight",
 ]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .activations import ACTIVATIONS, activate, silu_mul, torch_activation
 from .checks import wants_gradient
+from .half import unpack_half
 from .linear import dequantized
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 from .softmax_attention import PRECISIONS, attention
@@ -85,6 +86,18 @@ def _linear(operator: Callable[..., Any], count: int) -> Callable[..., Any]:
     return call
 
 
+def _linear_half(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int, activation: int = 0
+) -> torch.Tensor:
+    operator = torch.ops.octavo.linear_half.default
+    if not (torch.is_grad_enabled() and wants_gradient(x, bias)):
+        return operator(x, packed, bias, n, activation)
+    weight = unpack_half(packed, n, x.shape[-1]).float()
+    product = F.linear(x.float(), weight, None if bias is None else bias.float())
+    value = operator(x.detach(), packed, None if bias is None else bias.detach(), n)
+    return torch_activation(value + (product - product.detach()).to(x.dtype), NAMES[activation])
+
+
 def _activate(x: torch.Tensor, activation: int) -> torch.Tensor:
     return activate(x, ACTIVATIONS[activation - 1])
 
@@ -112,6 +125,7 @@ _register(
         "linear_dynamic": _linear(torch.ops.octavo.linear_dynamic.default, 6),
         "linear_static": _linear(torch.ops.octavo.linear_static.default, 7),
         "linear_weight_only": _linear(torch.ops.octavo.linear_weight_only.default, 5),
+        "linear_half": _linear_half,
     },
 )
 _register(_with_more_matrices, _operators("choose_qparams", "quantize", "dequantize"))
@@ -125,6 +139,6 @@ _register(
         "add_norm_codes": add_norm_codes,
         "rope": rope,
         "attention": _attention,
-        **_operators("linear_codes", "int8_mm", "pack_weight", "unpack_weight"),
+        **_operators("linear_codes", "int8_mm", "pack_weight", "unpack_weight", "pack_half", "unpack_half"),
     },
 )

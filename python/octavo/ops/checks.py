@@ -10,6 +10,7 @@ import torch
 from .. import _C  # noqa: F401  loading it registers the operators
 
 CODE_TYPES = frozenset({torch.int8, torch.uint8})
+HALF_TYPES = frozenset({torch.bfloat16, torch.float16})
 WIDE_CODE_TYPES = frozenset({torch.int16, torch.uint16})  # no kernel multiplies them
 
 

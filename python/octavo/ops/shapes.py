@@ -11,7 +11,7 @@ from math import prod
 import torch
 
 from ..base.float_types import FLOAT_DTYPES
-from .checks import CODE_TYPES
+from .checks import CODE_TYPES, HALF_TYPES
 
 Condition = bool | torch.SymBool
 Shape = tuple[int, ...]
@@ -163,6 +163,43 @@ def input_qparams(input_scale: torch.Tensor, input_zero_point: torch.Tensor) -> 
         text = f"linear_static: {name} must be {_short(dtype)} with 1 value"
         require(tensor.dtype == dtype, text)
         require(tensor.numel() == 1, text)
+
+
+def half_weight(op: str, weight: torch.Tensor) -> tuple[int, int]:
+    n, k = matrix(op, "weight", weight)
+    require(weight.dtype in HALF_TYPES, f"{op}: weight must be bfloat16 or float16")
+    return n, k
+
+
+def packed_half_shape(n: int, k: int) -> tuple[int, int, int]:
+    """The shape of a packed weight of 16-bit floats, n rows and k columns."""
+    return (n + 15) // 16, k, 16
+
+
+def packed_half(op: str, packed: torch.Tensor, n: int, k: int) -> None:
+    strips, *_ = shape = packed_half_shape(n, k)
+    text = (
+        f"{op}: packed does not hold a weight of {n} x {k}; need bfloat16 or float16 [{strips}, {k}, 16] as pack_half "
+        "makes it"
+    )
+    require(packed.dtype in HALF_TYPES and packed.dim() == 3, text)
+    for size, expected in zip(packed.shape, shape, strict=True):
+        require(size == expected, text)
+
+
+def linear_half(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, n: int, activation: int
+) -> None:
+    op = "linear_half"
+    float_type(op, "x", x)
+    k = columns_of(op, "x", x)
+    require(n >= 0, f"{op}: n must not be negative, got {n}")
+    text = f"{op}: x has {k} features, packed was made for another number of them"
+    require(packed.dim() == 3, text)
+    require(packed.shape[1] == k, text)
+    packed_half(op, packed, n, k)
+    float_vector(op, "bias", bias, n)
+    activation_in_range(op, activation)
 
 
 # --- float operators ------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 """Every operator in plain torch, written for reading: the oracle of the tests and the text of the notebooks.
 
 Names, arguments and results are those of `octavo.ops`. What deals with integers is the same bit for bit (codes.py and
-integer_attention.py): integers are computed in int64, floats in float32 with one rounding for each operation, as the
-kernels do. Float operators (floats.py) are computed in float64, and the kernels stay within a bound of that. A *row* is
-whatever shares one scale: the whole tensor, a channel, a group or a token. `docs/numerics.md` has each formula once.
+integer_attention.py), and so are products of 16-bit floats (half.py): integers are computed in int64, floats in
+float32 with one rounding for each operation, as the kernels do. Float operators (floats.py) are computed in float64,
+and the kernels stay within a bound of that. A *row* is whatever shares one scale: the whole tensor, a channel, a group
+or a token. `docs/numerics.md` has each formula once.
 """
 
 from .codes import (
@@ -27,6 +28,7 @@ from .codes import (
 )
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
 from .groups import dequantize_groups, linear_groups, pack_planes, segment_length, unpack_planes
+from .half import linear_half, pack_half, pack_half_into, unpack_half
 from .integer_attention import attention_int8
 
 __all__ = [
@@ -45,9 +47,12 @@ __all__ = [
     "linear_codes",
     "linear_dynamic",
     "linear_groups",
+    "linear_half",
     "linear_static",
     "linear_weight_only",
     "list_saturating",
+    "pack_half",
+    "pack_half_into",
     "pack_planes",
     "pack_weight",
     "pack_weight_into",
@@ -56,6 +61,7 @@ __all__ = [
     "rope",
     "segment_length",
     "silu_mul",
+    "unpack_half",
     "unpack_planes",
     "unpack_weight",
 ]

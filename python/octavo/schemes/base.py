@@ -246,7 +246,7 @@ def by_name(text: str) -> Scheme:
     """
     name, _, rest = text.partition(":")
     kind = configs.named("scheme", Scheme, name)
-    known = {item.name: item.type for item in fields(kind) if item.init}
+    known = {item.name: str(item.type) for item in fields(kind) if item.init}
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, has_value, value = part.partition("=")
@@ -255,7 +255,7 @@ def by_name(text: str) -> Scheme:
                 f"scheme {text!r}: {part!r} is no option of {configs.short_name(kind)}, which has "
                 f"{', '.join(f'{name}=...' for name in sorted(known))}"
             )
-        options[key] = value if known[key] == "str" else _value(value)
+        options[key] = value.lower() if known[key].startswith("str") else _value(value)
     return configs.from_dict("scheme", Scheme, {"name": name, **options})
 
 
