@@ -94,7 +94,7 @@ def memory_of(model: nn.Module) -> Memory:
 def bits_per_weight(model: nn.Module) -> float | None:
     """Bits of codes, scales and zero points for each weight of the quantized layers, as they lie in memory.
 
-    Of a model without quantized layers: the bits of the weights of its linear layers; None if it has none.
+    For a model without quantized layers these are the bits of the weights of its linear layers; None if it has none.
     Source: docs/numerics.md, eq. 27.
     """
     layers = [module for module in model.modules() if _is_quantized(module)]

@@ -71,7 +71,7 @@ def _read_gguf() -> tuple[nn.Module, Any]:
 
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:
-    """All of it or nothing: another process may look for the folder at any moment."""
+    """Writes all of the folder or nothing of it: another process may look for it at any moment."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         made = Path(unfinished, "model")

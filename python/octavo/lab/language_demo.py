@@ -107,13 +107,13 @@ class LanguageResult(Tables):
 
     @property
     def footer(self) -> str:
-        """On what machine, and what to know of the model."""
+        """A line about the machine, and what to know of the model."""
         cpu, isa, threads = (self.machine[name] for name in ("cpu", "active_isa", "threads"))
         where = f"{cpu}, {isa} kernels, torch {self.machine['torch']}, {threads} thread{'s' * (threads > 1)}"
         return f"{where}; {self.note}" if self.note else where
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, all of it."""
+        """All fields as plain values: JSON."""
         return asdict(self)
 
 
@@ -125,7 +125,7 @@ def run(
     keep_in: str | Path | None = None,
     progress: bool = False,
 ) -> LanguageResult:
-    """SmolLM2 quantized with each scheme.
+    """Quantizes SmolLM2 with each scheme and measures what that does.
 
     threads    for torch, restored afterwards
     keep_in    as in `load_smollm2`
@@ -150,7 +150,10 @@ def measure(
     settings: Settings = Settings(),
     progress: bool = False,
 ) -> LanguageResult:
-    """A float language model of transformers, quantized with each scheme. name, note: of the model, for the tables."""
+    """Quantizes a float language model of transformers with each scheme and measures what that does.
+
+    name, note   what the tables call the model, and what they say about it
+    """
     windows = documentation_windows(tokenizer, settings.windows, settings.context)
     prompt = _prompt(tokenizer, QUESTION)
     by_label = {label(scheme): scheme for scheme in schemes}
@@ -185,7 +188,7 @@ def measure(
 def _distributions(
     models: dict[str, nn.Module], windows: torch.Tensor, progress: bool
 ) -> dict[str, Distribution]:
-    """Every model against "fp32", which runs once for all of them: as `octavo.evaluate` does for one."""
+    """Compares every model with "fp32", which runs once for all of them, as `octavo.evaluate` does for one."""
     found = {name: DistributionAccumulator() for name in models}
     for ids in with_bar(windows.split(BATCH), "comparing", "batch", progress):
         expected = models["fp32"](ids[:, :-1]).logits
@@ -196,7 +199,7 @@ def _distributions(
 
 
 def _prompt(tokenizer: Any, question: str) -> torch.Tensor:
-    """int64 [1, tokens], as a chat if the tokenizer has a template for one."""
+    """The token ids of the question, int64 [1, tokens], as a chat if the tokenizer has a template for one."""
     if tokenizer.chat_template is None:
         return torch.tensor([tokenizer(question)["input_ids"]])
     chat = [{"role": "user", "content": question}]
