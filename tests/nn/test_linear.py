@@ -12,6 +12,7 @@ from asserts import assert_bits_equal, assert_equal
 from torch import nn
 
 import octavo
+from octavo import _C
 from octavo.nn import QuantLinear, leave_fused_paths
 
 N, K = 33, 70  # neither is a multiple of what packing pads to
@@ -53,6 +54,27 @@ def test_first_forward_packs_and_memory_holds_one_form_only():
     assert [name for name, _ in layer.named_parameters()] == ["weight_scale", "bias"]
     assert [name for name, _ in layer.named_buffers()] == ["packed", "column_sum"]
     assert_bits_equal(layer(activations(2, K)), y)
+
+
+def test_a_layer_packed_with_one_instruction_set_is_the_same_layer_with_every_other():
+    """AVX2 may have packed a list, and does without where another instruction set has packed."""
+    linear, x = nn.Linear(700, 40), activations(5, 700)
+    torch.nn.init.uniform_(linear.weight, -0.5, 0.5)
+    with torch.no_grad():
+        linear.weight[:, 0], linear.weight[:, 1], linear.weight[::3, 6:8] = 1.0, -0.5, 1.0
+    x[0] = 1.0
+    expected, lists = None, {}
+    for packed_with in _C.runnable_isas():
+        with octavo.use_isa(packed_with):
+            layer = octavo.Int8Dynamic().quantize_linear(linear)
+        lists[packed_with] = len(layer.column_sum) > 40
+        for isa in _C.runnable_isas():
+            with octavo.use_isa(isa):
+                y = layer(x)
+                expected = y if expected is None else expected
+                assert_bits_equal(y, expected)
+                assert_equal(copy.deepcopy(layer).unpack_().weight, layer.codes())
+    assert [isa for isa, listed in lists.items() if listed] == [isa for isa in lists if isa == "avx2"]
 
 
 def test_forward_is_the_scheme_s_operator():

@@ -199,7 +199,13 @@ def test_what_a_scheme_cannot_serve_is_named(scheme, make, reason):
         (
             lambda: from_dict({"name": "Int8Dynamic", "bits": 4}),
             ValueError,
-            "Int8Dynamic cannot be made.*bits",
+            "bits must be 7 or 8, got 4; Int4Dynamic",
+        ),
+        (lambda: octavo.Int8WeightOnly(bits=7.0), TypeError, "Int8: bits must be an int, got 7.0"),
+        (
+            lambda: octavo.Int8Dynamic(bits=7, weights=octavo.formats.CoarseInt8(4)),
+            ValueError,
+            r"bits is 7 and the weights are CoarseInt8\(4\)",
         ),
     ],
 )
@@ -237,6 +243,7 @@ def test_a_layer_refuses_other_widths_and_dtypes(scheme, x, error, text):
             "int8-static:observer=minmax,symmetric=False",
             octavo.Int8Static(octavo.observers.MinMax(), symmetric=False),
         ),
+        ("int8-dynamic:bits=7", octavo.Int8Dynamic(bits=7)),
         ("int8-dynamic:method=smooth-quant", octavo.Int8Dynamic(method=octavo.SmoothQuant())),
     ],
 )
@@ -251,6 +258,22 @@ def test_a_scheme_has_one_name_however_it_is_spelled(text, scheme):
 def test_an_unknown_name_is_refused_with_what_there_is(text):
     with pytest.raises(ValueError, match="Int8Dynamic|symmetric=|RoundToNearest"):
         octavo.schemes.by_name(text)
+
+
+@pytest.mark.parametrize("kind", [octavo.Int8Dynamic, octavo.Int8WeightOnly])
+def test_seven_bits_are_as_large_and_six_decibels_less_accurate(kind, tmp_path):
+    """A step is 127 / 63 times as long, and so is the error of rounding: 6.1 dB, up to what chance adds in 32,768."""
+    linear, errors = nn.Linear(512, 64), []
+    for bits in (8, 7):
+        layer = octavo.quantized(linear, kind(bits=bits))
+        assert layer.codes().abs().max() == 2 ** (bits - 1) - 1
+        assert layer.scheme.weights.stored_bits == 8
+        errors.append((layer.dequantize() - linear.weight).double().square().mean().sqrt().item())
+        octavo.save(nn.Sequential(layer), tmp_path / str(bits))
+        loaded = octavo.load(tmp_path / str(bits), nn.Sequential(nn.Linear(512, 64)))[0]
+        assert loaded.scheme == kind(bits=bits) == from_dict(kind(bits=bits).to_dict())
+        assert torch.equal(loaded.codes(), layer.codes())
+    assert abs(errors[1] / errors[0] / (127 / 63) - 1) < 0.02
 
 
 def test_fewer_bits_of_older_files_are_the_format_that_has_them_now():

@@ -99,8 +99,7 @@ class Int8(WeightFormat):
     def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         codes = tensors["weight"].detach()
         packed = huge_pages.empty(ops.packed_shape(n, k))
-        column_sum = ops.pack_weight_into(codes, packed)
-        return {"column_sum": ops.list_saturating(packed, column_sum), "packed": packed}
+        return {"column_sum": _with_list(packed, ops.pack_weight_into(codes, packed)), "packed": packed}
 
     def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         return {"weight": ops.unpack_weight(held["packed"], n, k)}
@@ -130,7 +129,7 @@ class Int8(WeightFormat):
 
     def joined_operands(self, *operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
         packed, column_sum, weight_scale = operands
-        return packed, ops.list_saturating(packed, column_sum), weight_scale
+        return packed, _with_list(packed, column_sum), weight_scale
 
     def compressed_tensors(self) -> dict[str, Any] | None:
         return dict(ARGUMENTS)
@@ -157,6 +156,12 @@ class Int8(WeightFormat):
         if codes.is_meta or torch.compiler.is_compiling():
             return *ops.pack_weight(codes.detach()), layer._parameters["weight_scale"]
         return self.operands_of(layer)
+
+
+def _with_list(packed: torch.Tensor, column_sum: torch.Tensor) -> torch.Tensor:
+    """`column_sum` with the list that AVX2 reads, or itself and no copy if there is none."""
+    listed = ops.list_saturating(packed, column_sum)
+    return listed if len(listed) > len(column_sum) else column_sum
 
 
 def _product_of_codes(

@@ -224,11 +224,16 @@ def with_bits(scheme: Scheme, weights: WeightFormat, bits: int) -> WeightFormat:
 
     raises   TypeError, ValueError for bits that Int8 does not have, and for weights that have others
     """
+    if bits not in (7, 8):
+        raise ValueError(
+            f"{scheme.name}: bits must be 7 or 8, got {bits!r}; Int4Dynamic and Int4WeightOnly have 2 .. 8 bits in "
+            "groups, which do become smaller"
+        )
     if weights == Int8():
         return Int8(bits)
     if bits not in (8, weights.bits):
         raise ValueError(
-            f"{scheme.name}: bits is {bits!r} and the weights are {label(weights)}; give one of the two"
+            f"{scheme.name}: bits is {bits} and the weights are {label(weights)}; give one of the two"
         )
     return weights
 

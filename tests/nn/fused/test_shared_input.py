@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SharedInput: the same bits as the layers one by one, from weights that are held once."""
 
+import contextlib
 import copy
 import operator
 
@@ -10,6 +11,7 @@ from asserts import assert_bits_equal
 from torch import nn
 
 import octavo
+from octavo import _C, ops
 from octavo.nn.fused.shared_input import SharedInput
 from octavo.runtime import huge_pages
 
@@ -32,6 +34,28 @@ def test_joined_layers_give_the_bits_of_each_layer(scheme, bias):
     shared = SharedInput(layers(*WIDTHS, bias=bias, scheme=scheme))
     assert shared.is_joined
     assert_one_by_one(shared, torch.randn(2, 3, 70))
+
+
+def heavy_tailed(width):
+    """Few sums of its products of bytes can saturate, so that AVX2 has a list of them."""
+    linear = nn.Linear(70, width)
+    torch.nn.init.uniform_(linear.weight, -0.5, 0.5)
+    with torch.no_grad():
+        linear.weight[:, 0], linear.weight[:, 1], linear.weight[::3, 6:8] = 1.0, -0.5, 1.0
+    return octavo.Int8Dynamic().quantize_linear(linear)
+
+
+def test_joined_layers_have_one_list_of_saturating_words():
+    with octavo.use_isa("avx2") if "avx2" in _C.runnable_isas() else contextlib.nullcontext():
+        parts, x = [heavy_tailed(width) for width in WIDTHS], torch.full((3, 70), 1.0)
+        expected = [layer(x) for layer in parts]
+        shared = SharedInput(parts)
+        packed, column_sum, _ = shared.joined()[0]
+        assert torch.equal(column_sum, ops.list_saturating(packed, column_sum[: sum(WIDTHS)]))
+        for found, one, layer in zip(shared(x), expected, parts, strict=True):
+            assert_bits_equal(found.contiguous(), one)
+            assert_bits_equal(layer(x), one)
+            assert len(layer.column_sum) == layer.out_features  # the lists are not held twice
 
 
 def test_layers_keep_their_state():
