@@ -97,6 +97,11 @@ class WeightFormat(Config, ABC):
         """The weight [n, k] as a new float matrix."""
         return self.read(tensors, n, k).dequantize(dtype)
 
+    def layer_weight(self, layer: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The same for `layer`, a QuantLinear of this format, packed or not."""
+        n, k = layer.out_features, layer.in_features
+        return self.dequantize(layer.canonical_tensors(), n, k, dtype)
+
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None

@@ -246,6 +246,12 @@ class IntGroup(GroupFormat):
         size, offset = self.group_size or 0, -self.qmin if self.symmetric else 0
         return ops.GroupWeight(packed, scale, None, zero_point, None, None, n, self.bits, size, offset)
 
+    def layer_weight(self, layer: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        # A zero point times a float32 scale is rounded for the kernel: its weight may be another in the last bit.
+        if not layer.is_packed or (self.scale_dtype == "float32" and not self.symmetric):
+            return super().layer_weight(layer, dtype)
+        return ops.dequantize_groups(self.group_weight(*self.operands_of(layer)), layer.in_features, dtype)
+
     # --- files ------------------------------------------------------------------------------------------------------
 
     def compressed_tensors(self) -> dict[str, Any]:
