@@ -186,6 +186,10 @@ class WeightFormat(Config, ABC):
         ""  # the layout's name in files of compressed-tensors; "" if they have none for it
     )
 
+    read_as: ClassVar[
+        tuple[str, ...]
+    ] = ()  # other layouts of theirs that `adapt` brings to the canonical form
+
     def compressed_tensors(self) -> dict[str, Any] | None:
         """The weights as compressed-tensors' QuantizationArgs say it; None if they have no words for this format."""
         return None
