@@ -49,11 +49,7 @@ def read(folder, case: str, activations=None, change=None) -> nn.Module:
     expected = tensors.pop("deq")
     if change is not None:
         change(tensors)
-    config = config_of(CASES[case], activations)
-    folder = folder_with(folder, config, {f"0.{name}": tensor for name, tensor in tensors.items()})
-    with torch.device("meta"):
-        skeleton = nn.Sequential(nn.Linear(*expected.shape[::-1], bias=False))
-    return octavo.load(folder, skeleton)[0]
+    return _loaded(folder, config_of(CASES[case], activations), tensors, tuple(expected.shape))
 
 
 def test_their_weights_are_read_bit_for_bit_and_given_back(tmp_path):
@@ -94,6 +90,43 @@ def test_a_group_of_their_config_becomes_the_scheme_that_means_it(tmp_path, case
     assert config["format"] == group["format"] == "pack-quantized"
     assert group["weights"] == CASES[case].compressed_tensors()
     assert group["input_activations"] == activations
+
+
+@pytest.mark.parametrize("activations", [None, PER_TOKEN])
+def test_codes_in_a_byte_each_are_packed_when_they_are_read(tmp_path, activations):
+    """As int-quantized files have them: weights of 4 bits for 8-bit activations, and 8 bits with zero points."""
+    case = "int4_asym_channel_K36_N21"
+    q = CASES[case].read(golden(case), 21, 36)
+    tensors = {
+        "weight": q.codes,
+        "weight_scale": q.scale[:, None],
+        "weight_zero_point": q.zero_point[:, None].char(),
+    }
+    config = entry({"num_bits": 4, "symmetric": False}, activations)
+    layer = _loaded(tmp_path / "4", config, tensors, (21, 36))
+    assert layer.scheme.weights == CASES[case] and torch.equal(layer.dequantize(), golden(case)["deq"])
+    assert layer.scheme.activations.compressed_tensors() == (activations or {})
+
+    stored = np.load(Path(__file__).parents[1] / "data/compressed_tensors_int8.npz")
+    tensors = {
+        key.split("/")[1]: torch.from_numpy(stored[key].copy()) for key in stored if "asym_channel" in key
+    }
+    expected = tensors.pop("deq")
+    layer = _loaded(tmp_path / "8", entry({"symmetric": False}, activations), tensors, tuple(expected.shape))
+    assert layer.scheme.weights == IntGroup(8, None, False, "float32")
+    assert torch.equal(layer.dequantize(), expected)
+
+    with pytest.raises(
+        ValueError, match=r"0.weight has codes -128 .. 127, more than the 3 bits it is said to have"
+    ):
+        _loaded(tmp_path / "3", entry({"num_bits": 3, "symmetric": False}), tensors, tuple(expected.shape))
+
+
+def _loaded(folder, config: dict, tensors: dict[str, torch.Tensor], shape: tuple[int, int]) -> nn.Module:
+    folder = folder_with(folder, config, {f"0.{name}": tensor for name, tensor in tensors.items()})
+    with torch.device("meta"):
+        skeleton = nn.Sequential(nn.Linear(*shape[::-1], bias=False))
+    return octavo.load(folder, skeleton)[0]
 
 
 def test_forms_that_older_versions_wrote_are_read(tmp_path):

@@ -242,3 +242,14 @@ ONE, ZERO = torch.ones(1), torch.zeros(1, dtype=torch.int32)
 def test_bad_input_is_refused_with_the_argument_and_the_remedy(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_groups_of_a_row_are_quantized_as_rows_of_their_own():
+    x = torch.randn(3, 5, 70, generator=torch.Generator().manual_seed(0))
+    x[1, 2, 3] = torch.nan
+    y = fake_quantize_per_token(x, True, 32)
+    assert y[1, 2].isnan().all() and y.isnan().sum() == 70
+    for begin in (0, 32, 64):
+        part = slice(begin, begin + 32)
+        assert_bits_equal(y[0, :, part], fake_quantize_per_token(x[0, :, part]))
+    assert_bits_equal(fake_quantize_per_token(x, True, 96), fake_quantize_per_token(x))

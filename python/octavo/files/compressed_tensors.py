@@ -249,17 +249,18 @@ def _scheme(group: dict[str, Any], entry: dict[str, Any]) -> Scheme:
     weights, activations = group["weights"], group.get("input_activations")
     stored = group.get("format") or entry.get("format")
     formats = [kind for kind in configs.kinds(WeightFormat).values() if kind.stored_as]
-    if stored not in {kind.stored_as for kind in formats}:
+    if stored not in {layout for kind in formats for layout in (kind.stored_as, *kind.read_as)}:
         raise ValueError(
             f"load: the format {stored!r} is not read; int-quantized and pack-quantized are. Quantize the float model "
             "with `octavo quantize`, or have it exported anew as one of them"
         )
-    described = (kind.from_compressed_tensors(weights) for kind in formats if kind.stored_as == stored)
-    format = next(filter(None, described), None)
+    formats = [kind for kind in formats if stored in (kind.stored_as, *kind.read_as)]
+    ours_first = sorted(formats, key=lambda kind: kind.stored_as != stored)
+    format = next(filter(None, (kind.from_compressed_tensors(weights) for kind in ours_first)), None)
     if format is None:
         raise ValueError(
-            f"load: weights {weights} are not read as {stored}; 8 bits, symmetric, per channel or tensor are as "
-            "int-quantized, 2 to 8 bits per channel or in groups of a multiple of 16 as pack-quantized"
+            f"load: weights {weights} are not read as {stored}; integers of 2 to 8 bits are, per channel, per tensor "
+            "or in groups of a multiple of 16"
         )
     if group.get("output_activations"):
         raise ValueError("load: output_activations are quantized, which octavo does not compute")

@@ -97,6 +97,11 @@ class WeightFormat(Config, ABC):
         """The weight [n, k] as a new float matrix."""
         return self.read(tensors, n, k).dequantize(dtype)
 
+    def layer_weight(self, layer: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The same for `layer`, a QuantLinear of this format, packed or not."""
+        n, k = layer.out_features, layer.in_features
+        return self.dequantize(layer.canonical_tensors(), n, k, dtype)
+
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None
@@ -180,6 +185,10 @@ class WeightFormat(Config, ABC):
     stored_as: ClassVar[str] = (
         ""  # the layout's name in files of compressed-tensors; "" if they have none for it
     )
+
+    read_as: ClassVar[
+        tuple[str, ...]
+    ] = ()  # other layouts of theirs that `adapt` brings to the canonical form
 
     def compressed_tensors(self) -> dict[str, Any] | None:
         """The weights as compressed-tensors' QuantizationArgs say it; None if they have no words for this format."""

@@ -59,6 +59,7 @@ class IntGroup(GroupFormat):
     operands: ClassVar[tuple[str, ...]] = (*held, "out_features")
     strip: ClassVar[int] = 16
     stored_as: ClassVar[str] = "pack-quantized"
+    read_as: ClassVar[tuple[str, ...]] = ("int-quantized",)
 
     def __post_init__(self) -> None:
         require_int("IntGroup: bits", self.bits)
@@ -246,6 +247,12 @@ class IntGroup(GroupFormat):
         size, offset = self.group_size or 0, -self.qmin if self.symmetric else 0
         return ops.GroupWeight(packed, scale, None, zero_point, None, None, n, self.bits, size, offset)
 
+    def layer_weight(self, layer: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        # A zero point times a float32 scale is rounded for the kernel: its weight may be another in the last bit.
+        if not layer.is_packed or (self.scale_dtype == "float32" and not self.symmetric):
+            return super().layer_weight(layer, dtype)
+        return ops.dequantize_groups(self.group_weight(*self.operands_of(layer)), layer.in_features, dtype)
+
     # --- files ------------------------------------------------------------------------------------------------------
 
     def compressed_tensors(self) -> dict[str, Any]:
@@ -270,18 +277,36 @@ class IntGroup(GroupFormat):
         return None if differs(weights, wanted) else format
 
     def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
+        self._pack_bytes(layer, tensors)
         packed, scale = tensors.get(f"{layer}.weight_packed"), tensors.get(f"{layer}.weight_scale")
         if packed is None or scale is None or packed.dim() != 2:
             return self  # whoever looks for them says so
-        if scale.numel() == 1 and self.group_size is None and self.symmetric:
-            tensors[f"{layer}.weight_scale"] = scale = scale.reshape(1, 1).repeat(len(packed), 1)
+        if scale.numel() == 1 and self.group_size is None:  # one of the whole tensor
+            for name in (f"{layer}.weight_scale", f"{layer}.weight_zero_point"):
+                if name in tensors and tensors[name].numel() == 1:
+                    tensors[name] = tensors[name].reshape(1, 1).repeat(len(packed), 1)
+            scale = tensors[f"{layer}.weight_scale"]
         self._adapt_zero_point(layer, tensors, scale)
         self._forget_order(layer, tensors)
         names = {dtype: name for name, dtype in SCALE_DTYPES.items()}
         return replace(self, scale_dtype=names.get(scale.dtype, "float32"))
 
+    def _pack_bytes(self, layer: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Int-quantized files have a byte for each code, `weight` int8 [n, k]."""
+        codes = tensors.get(f"{layer}.weight")
+        if codes is None or codes.dtype != torch.int8 or codes.dim() != 2 or not codes.numel():
+            return
+        low, high = (int(end) for end in codes.aminmax())
+        if low < self.qmin or high > self.qmax:
+            raise ValueError(
+                f"load: {layer}.weight has codes {low} .. {high}, more than the {self.bits} bits it is said to have"
+            )
+        del tensors[f"{layer}.weight"]
+        tensors[f"{layer}.weight_packed"] = to_words(self._unsigned(codes), self.bits)
+        tensors[f"{layer}.weight_shape"] = torch.tensor(codes.shape)
+
     def _adapt_zero_point(self, layer: str, tensors: dict[str, torch.Tensor], scale: torch.Tensor) -> None:
-        """Older versions have them as they are, int8 [n, groups]; symmetric weights may have zeros for them."""
+        """Int-quantized files have them as they are, int8 [n, groups]; symmetric weights may have zeros for them."""
         name = f"{layer}.weight_zero_point"
         zero_point = tensors.get(name)
         if zero_point is not None and zero_point.dtype == torch.int8 and zero_point.shape == scale.shape:

@@ -204,8 +204,7 @@ class QuantLinear(nn.Module):
 
     def code_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """What the codes alone stand for [n, k], where a layer does more than multiply by them."""
-        tensors = self.canonical_tensors()
-        return self.scheme.weights.dequantize(tensors, self.out_features, self.in_features, dtype)
+        return self.scheme.weights.layer_weight(self, dtype)
 
     def row_scales(self) -> Any:
         """The scale of each row of the weight, float32 [n]; None if rows have several."""
