@@ -19,7 +19,7 @@ from typing import Any
 
 import roofline
 import tables
-from suites import low_bits
+from suites import low_bits, mixed_precision, speech
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -72,6 +72,13 @@ ATTENTION = {
     "gflops": "GFLOPS",
     "gbs": "GB/s of keys and values",
 }
+LANGUAGE_MODEL = {
+    "name": "",
+    "bits_per_weight": "bits per weight",
+    "megabytes": "MB",
+    "kld": "KL divergence",
+    "top1_agreement": "top-1",
+}
 FLOAT_OPS = {
     "operator": "",
     "size": "",
@@ -94,6 +101,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "fusion": chosen("fusion", FUSION),
     "decoding": chosen("decoding", DECODING),
     "low_bits": lambda results: low_bits.page(results["low_bits"]),
+    "language_model": chosen("rows", LANGUAGE_MODEL),
+    "answers": chosen("rows", {"name": "", "answer": "answer"}),
+    "speech": chosen("speech", speech.COLUMNS),
+    "mixed_precision": lambda results: mixed_precision.page(results["mixed_precision"]),
     **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},
 }
 

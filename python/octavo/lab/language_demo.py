@@ -27,11 +27,12 @@ from ..huggingface.smollm2 import load_smollm2
 from ..metrics import Distribution, DistributionAccumulator
 from ..runtime.timing import interleaved, machine, torch_threads
 from ..schemes import Scheme, label
+from ..schemes.int4_weight_only import Int4WeightOnly
 from ..schemes.int8_dynamic import Int8Dynamic
-from ..schemes.int8_weight_only import Int8WeightOnly
+from ..schemes.nf4 import NF4
 from .demo_data import documentation_windows
 
-SCHEMES: tuple[Scheme, ...] = (Int8Dynamic(), Int8WeightOnly())
+SCHEMES: tuple[Scheme, ...] = (Int8Dynamic(group_size=32), Int4WeightOnly(), NF4())
 QUESTION = "What is the capital of France?"
 NAME = "SmolLM2-135M-Instruct"
 ORIGIN = "its weights had been rounded to 4 bits in groups of 32 before they came here, which favours formats like that"
