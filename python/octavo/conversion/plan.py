@@ -117,7 +117,8 @@ def require_finite(layer: Layer) -> None:
             f"{layer.name}.weight holds NaN or Inf, only finite weights can be quantized; repair it, or keep the "
             f"layer with exclude={layer.name!r}"
         )
-    reason = layer.scheme.weights.reason_to_refuse(max(-low.item(), high.item()))
+    largest = max(-low.item(), high.item())
+    reason = "" if layer.scheme is None else layer.scheme.weights.reason_to_refuse(largest)
     if reason:
         raise ValueError(f"{layer.name}.weight: {reason}, or keep the layer with exclude={layer.name!r}")
 
