@@ -109,6 +109,16 @@ def test_gradients_reach_the_input_and_layers_can_be_joined(scheme):
         assert_bits_equal(y, own)
 
 
+def test_graphs_of_layers_frozen_and_prepared_have_the_same_bits():
+    """Tables are there before a graph is traced."""
+    m, prepared = nn.Sequential(linear()), nn.Sequential(linear())
+    octavo.quantize_(m, octavo.NF4())
+    octavo.prepare_(prepared, octavo.NF4())
+    assert_bits_equal(torch.export.export(m, (X,)).module()(X), m(X))
+    for each in (m, prepared):
+        assert_bits_equal(torch.compile(each, fullgraph=True, backend="eager")(X), each(X))
+
+
 # --- the packed form ------------------------------------------------------------------------------------------------
 
 

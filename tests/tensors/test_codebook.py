@@ -16,7 +16,7 @@ from octavo.tensors.codebook import (
     NF4_VALUES,
     codebook_qparams,
 )
-from octavo.tensors.double_quantization import double_quantize, dynamic_map
+from octavo.tensors.double_quantization import DYNAMIC_MAP, double_quantize
 
 CODEBOOKS = [NF4_VALUES, FP4_VALUES, E2M1_VALUES, IQ4_NL_VALUES]
 NORMALIZED = [NF4_VALUES, FP4_VALUES]  # their largest value is 1
@@ -26,7 +26,7 @@ def test_tables_are_those_of_other_programs():
     golden = np.load(Path(__file__).parents[1] / "data/bitsandbytes_4bit.npz")
     assert torch.equal(NF4_VALUES.table, torch.from_numpy(golden["table/nf4"]))
     assert torch.equal(FP4_VALUES.table, torch.from_numpy(golden["table/fp4"]))
-    assert torch.equal(dynamic_map(), torch.from_numpy(golden["table/dynamic"]))
+    assert torch.equal(DYNAMIC_MAP, torch.from_numpy(golden["table/dynamic"]))
     e2m1 = octavo.dtypes.decode(torch.arange(16), "fp4_e2m1").float()
     assert torch.equal(E2M1_VALUES.table, e2m1) and torch.equal(E2M1_VALUES.table.signbit(), e2m1.signbit())
 
@@ -142,7 +142,7 @@ def test_double_quantization_is_nearest_but_for_the_grid():
     assert abs(q.offset.item() - scale.double().mean().item()) <= 2**-22
     rest = (scale - q.offset).reshape(-1)
     absmax = q.absmax.repeat_interleave(256)[:2000]
-    nearest = (rest[:, None] - dynamic_map() * absmax[:, None]).abs().amin(1)
+    nearest = (rest[:, None] - DYNAMIC_MAP * absmax[:, None]).abs().amin(1)
     # A number is moved to the grid first, half a node at most, before the nearest value is looked up.
     assert ((q.dequantize().reshape(-1) - scale.reshape(-1)).abs() <= nearest + absmax * 2**-15).all()
     assert torch.equal(q.codes.reshape(-1), double_quantize(scale.reshape(-1)).codes)

@@ -80,7 +80,7 @@ def _take_layers(stored: dict[str, torch.Tensor]) -> tuple[dict[str, Scheme], di
         under = {key: stored.pop(key) for key in list(stored) if key.startswith(weight + ".")}
         tensors = {key.removeprefix(weight + "."): tensor for key, tensor in under.items()}
         try:
-            tensors["packed"] = stored.pop(weight)
+            tensors["codes"] = stored.pop(weight)
             format, found = KINDS[kind].from_bitsandbytes(tensors, state)
             dtype = getattr(torch, state["dtype"])
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:

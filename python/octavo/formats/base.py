@@ -375,7 +375,8 @@ def to_strips(rows: torch.Tensor) -> torch.Tensor:
 
 def from_strips(strips: torch.Tensor, n: int) -> torch.Tensor:
     """The inverse of `to_strips`."""
-    return strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n].clone()
+    rows = strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n]
+    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

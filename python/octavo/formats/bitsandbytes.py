@@ -14,10 +14,10 @@ from ..base.configs import require_flags, require_int
 from ..tensors.codebook import FP4_VALUES, NF4_VALUES, Codebook, CodebookQParams, codebook_qparams
 from ..tensors.double_quantization import (
     BLOCK,
+    DYNAMIC_MAP,
     DoubleQuantized,
     codes_of_scale,
     double_quantize,
-    dynamic_map,
 )
 from ..tensors.forms import TensorForm, finite, not_negative
 from ..tensors.granularity import PerGroup
@@ -113,7 +113,7 @@ class _BitsAndBytes(CodebookFormat, ABC):
     ) -> tuple[CodebookFormat, dict[str, torch.Tensor]]:
         """The format and the canonical tensors of a weight that bitsandbytes has written.
 
-        tensors   what hangs under its `weight`, by the rest of the name, with "packed" for `weight` itself
+        tensors   what hangs under its `weight`, by the rest of the name, with "codes" for `weight` itself
         state     its quant_state: the shape and the sizes of blocks
         raises    ValueError if blocks straddle rows and for other tables of values; KeyError, TypeError, RuntimeError
                   for what is missing or does not fit
@@ -127,12 +127,12 @@ class _BitsAndBytes(CodebookFormat, ABC):
                 f"model with octavo.{format.name}()"
             )
         forms = format.tensors(n, k)
-        found = {"weight_packed": tensors["packed"], "weight_absmax": tensors["absmax"]}
+        found = {"weight_packed": tensors["codes"], "weight_absmax": tensors["absmax"]}
         tables = {"quant_map": cls.codebook.table}
         if double_quant:
             found["weight_nested_absmax"] = tensors["nested_absmax"]
             found["weight_nested_offset"] = torch.tensor([state["nested_offset"]], device="cpu")
-            tables["nested_quant_map"] = dynamic_map()
+            tables["nested_quant_map"] = DYNAMIC_MAP
         if state.get("nested_blocksize", BLOCK) != BLOCK or any(
             not torch.equal(tensors[name].float(), table) for name, table in tables.items()
         ):

@@ -6,7 +6,6 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -66,7 +65,7 @@ class MXFP4(_Float4):
         return {"weight_scale": TensorForm(blocks, torch.uint8, (torch.uint8,), 127, _not_255)}
 
     def scale_of(self, tensors: Tensors) -> torch.Tensor:
-        return _powers_of_two().to(tensors["weight_scale"].device)[tensors["weight_scale"].int()]
+        return _POWERS_OF_TWO.to(tensors["weight_scale"].device)[tensors["weight_scale"].int()]
 
     def packed_scale(self, tensors: Tensors) -> torch.Tensor:
         return self.scale_of(tensors).bfloat16()
@@ -80,10 +79,10 @@ class MXFP4(_Float4):
         return codebook_qparams(self.codebook, self.scale_of(stored), self.granularity, stored)
 
 
-@cache
-def _powers_of_two() -> torch.Tensor:
-    """What the bytes of E8M0 stand for: float32 [256]."""
-    return torch.tensor([2.0 ** (byte - 127) for byte in range(255)] + [torch.nan], device="cpu")
+# What the bytes of E8M0 stand for: float32 [256].
+_POWERS_OF_TWO = torch.tensor(
+    [2.0 ** (byte - 127) for byte in range(255)] + [torch.nan], dtype=torch.float32, device="cpu"
+)
 
 
 def _not_255(exponents: torch.Tensor) -> str:

@@ -7,7 +7,6 @@ quite the nearest value: a difference of 0 becomes 2.1e-5 of the largest one. Th
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ class DoubleQuantized(NamedTuple):
 
     def dequantize(self) -> torch.Tensor:
         """Float32, in the shape of the codes."""
-        values = dynamic_map().to(self.codes.device)[self.codes.reshape(-1).int()]
+        values = DYNAMIC_MAP.to(self.codes.device)[self.codes.reshape(-1).int()]
         absmax = self.absmax.repeat_interleave(BLOCK)[: values.numel()]
         return (values * absmax + self.offset).reshape(self.codes.shape)
 
@@ -40,7 +39,7 @@ class DoubleQuantized(NamedTuple):
 
 def codes_of_scale(scale: torch.Tensor, absmax: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """The lowest codes that stand for `scale`, uint8, of its shape: the inverse of `DoubleQuantized.dequantize`."""
-    values = dynamic_map() * absmax[:, None] + offset
+    values = DYNAMIC_MAP * absmax[:, None] + offset
     blocks = torch.nn.functional.pad(scale.reshape(-1), (0, -scale.numel() % BLOCK)).reshape(-1, BLOCK)
     codes = torch.searchsorted(values, blocks).clamp_(max=255)
     return codes.to(torch.uint8).reshape(-1)[: scale.numel()].reshape(scale.shape)
@@ -64,12 +63,11 @@ def double_quantize(scale: torch.Tensor) -> DoubleQuantized:
     absmax = blocks.abs().amax(1)
     normalized = blocks * (1 / absmax.clamp_min(SMALLEST_DIVISOR))[:, None]
     nodes = ((normalized + 1) * 0.5 * (GRID - 1) + 0.5).int().clamp_(0, GRID - 1)
-    codes = torch.where(absmax[:, None] > 0, _nearest_at_nodes().to(scale.device)[nodes], 0)
+    codes = torch.where(absmax[:, None] > 0, _NEAREST_AT_NODES.to(scale.device)[nodes], 0)
     return DoubleQuantized(codes.reshape(-1)[: values.numel()].reshape(scale.shape), absmax, offset)
 
 
-@cache
-def dynamic_map() -> torch.Tensor:
+def _dynamic_map() -> torch.Tensor:
     """The 256 values of the bytes, ascending: seven decades, each with twice as many values as the one below, of both
     signs, 0 and 1.
 
@@ -83,9 +81,13 @@ def dynamic_map() -> torch.Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
 
 
-@cache
 def _nearest_at_nodes() -> torch.Tensor:
     """The code nearest to -1 + 2 i / (2^16 - 1), uint8 [2^16]; a tie goes to the lower one."""
-    values = dynamic_map().double()
+    values = DYNAMIC_MAP.double()
     nodes = -1 + 2 * torch.arange(GRID, dtype=torch.float64, device="cpu") / (GRID - 1)
     return torch.bucketize(nodes, (values[1:] + values[:-1]) / 2).to(torch.uint8)
+
+
+# Made on import and not on use, which may be while a graph is traced.
+DYNAMIC_MAP = _dynamic_map()
+_NEAREST_AT_NODES = _nearest_at_nodes()
