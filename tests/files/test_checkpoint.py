@@ -63,9 +63,10 @@ def test_files_hold_codes_and_scales_under_the_names_of_compressed_tensors(folde
     assert config["octavo_version"] == octavo.__version__
     assert config["layers"]["body.2"] == {
         "name": "Int8Dynamic",
-        "weights": {"name": "Int8"},
+        "weights": {"name": "Int8", "bits": 8},
         "method": {"name": "RoundToNearest"},
         "symmetric": True,
+        **{"group_size": None, "activation_group_size": None, "bits": 8},
     }
 
 

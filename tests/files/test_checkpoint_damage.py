@@ -143,7 +143,7 @@ def damage_text(folder, old, new):
         ('"symmetric": true', '"symmetric": false'),
         ('"Int8Dynamic"', '"Int8WeightOnly"'),
         ('"Int8"', '"CoarseInt8"'),
-        ('"name": "Int8"', ""),
+        ('"name": "Int8",', ""),
         ('"head.weight": "embed.weight"', ""),
         ('"crc32": "', '"crc32": "0'),
     ],

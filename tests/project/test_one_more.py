@@ -21,7 +21,11 @@ KNOWS_INT8 = {
     "nn/static.py": "files have the zero point of an input as int8",
     "nn/prepared.py": "the learned scale of any format is called weight_scale",
     "nn/scales.py": "the same",
+    "nn/fused/shared_input.py": "int8 are bytes, of any format",
+    "activations/dynamic.py": "its product with Int8, by the operator of groups",
+    "files/compressed_tensors.py": "int8 are 8-bit activations",
     "schemes/base.py": "Int8 is the default",
+    "schemes/int8_dynamic.py": "Int8 is the default, and with groups IntGroup",
 }
 
 
