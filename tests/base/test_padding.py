@@ -122,6 +122,70 @@ def test_a_batch_of_nothing_but_padding_is_an_error_that_says_so():
             measure()
 
 
+# --- labels of -100 ---------------------------------------------------------------------------------------------------
+
+
+class Texts(Tokens):
+    """Logits for each token: of its own alone, or also of a later one, so that the model is not causal."""
+
+    def __init__(self, looks_ahead):
+        super().__init__()
+        self.looks_ahead = looks_ahead
+
+    def forward(self, input_ids, labels=None):
+        x = self.embedding(input_ids)
+        return {"logits": self.b(self.a(x + x.flip(1) if self.looks_ahead else x).relu())}
+
+
+@pytest.mark.parametrize("looks_ahead", [False, True], ids=["language_model", "classifier_of_tokens"])
+def test_positions_labelled_minus_100_count_nowhere(looks_ahead):
+    """A causal model's label of token i is what its logits at i - 1 predict."""
+    torch.manual_seed(0)
+    reference = Texts(looks_ahead)
+    model = octavo.quantized(reference, octavo.Int8Dynamic())
+    labels = torch.where(KEPT, IDS, -100)
+    counts = KEPT if looks_ahead else torch.cat([KEPT[:, 1:], torch.zeros(4, 1, dtype=torch.bool)], 1)
+    with torch.no_grad():
+        x, y = reference(IDS)["logits"][counts], model(IDS)["logits"][counts]
+        read = reference.embedding(IDS)
+        read = read + read.flip(1) if looks_ahead else read
+        hidden, hidden_int8 = reference.a(read), model.a(read)
+    found = octavo.compare(reference, model, {"input_ids": IDS, "labels": labels})
+    assert found.output.sqnr_db == octavo.metrics.sqnr_db(x, y)
+    assert found.layers[0].sqnr_db == octavo.metrics.sqnr_db(hidden[counts], hidden_int8[counts])
+    left_out = int((~counts).sum())
+    assert found.notes == [f"labels of -100: {left_out} of 24 positions are left out, as labels say"]
+    for figure, measure in {"kld": octavo.metrics.kld, "error": octavo.metrics.relative_error}.items():
+        batch = {"input_ids": IDS, "labels": labels}
+        for row in octavo.sensitivity(reference, batch, octavo.Int8Dynamic(), figure=figure).rows[1::2]:
+            with torch.no_grad():
+                z = octavo.quantized(reference, {row.name: row.scheme})(IDS)["logits"][counts]
+            assert row.figure == pytest.approx(torch.as_tensor(measure(x, z)).mean().item(), rel=1e-6)
+
+
+def test_labels_that_forward_does_not_take_leave_the_same_positions_out():
+    reference, model = pair()
+    labels = torch.where(KEPT, IDS, -100)
+    batches = [{"ids": IDS, "label": labels}, {"ids": OTHER_IDS, "labels": labels}]
+    found = [octavo.compare(reference, model, batch) for batch in batches]
+    assert found[0].output == found[1].output and found[0].layers == found[1].layers
+    rows = [octavo.sensitivity(reference, batch, octavo.Int8Dynamic()).rows for batch in batches]
+    assert rows[0] == rows[1]
+
+
+def test_rows_labelled_minus_100_count_nowhere():
+    """One label for each row, as classifiers have them, behind the input."""
+    torch.manual_seed(0)
+    reference = nn.Sequential(nn.Linear(16, 8))
+    model = octavo.quantized(reference, octavo.Int8Dynamic())
+    x, labels = torch.randn(6, 16), torch.tensor([0, 3, -100, 7, -100, 1])
+    expected = octavo.compare(reference, model, x[labels >= 0])
+    assert octavo.compare(reference, model, [(x, labels)]).output == expected.output
+    evaluation = octavo.evaluate(reference, model, [(x, labels)], resources=())
+    assert evaluation.kind == "classifier" and evaluation.output.sqnr_db == expected.output.sqnr_db
+    assert evaluation.distribution.tokens == 4
+
+
 # --- torch's encoder ------------------------------------------------------------------------------------------------
 
 

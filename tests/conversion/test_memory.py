@@ -101,7 +101,9 @@ def test_loading_packs_codes_straight_from_the_file(tmp_path):
     highest, last = memory(lambda: octavo.load(tmp_path, skeleton))
     # The allocator counts the mapped file as its own; a copy of the codes would come on top of that. The sums of one
     # layer are there twice for a moment, without and with the list behind them.
-    sums = 4 * max(layer.out_features for layer in skeleton.modules() if isinstance(layer, octavo.nn.QuantLinear))
+    sums = 4 * max(
+        layer.out_features for layer in skeleton.modules() if isinstance(layer, octavo.nn.QuantLinear)
+    )
     assert highest <= last + (tmp_path / "model.safetensors").stat().st_size + sums
 
 

@@ -103,11 +103,12 @@ def output(model: nn.Module) -> torch.Tensor | str:
         return str(error)
 
 
-def assert_same_output(model: nn.Module, other: nn.Module) -> None:
+def assert_same_output(model: nn.Module, other: nn.Module, case: str = "") -> None:
     expected, found = output(model), output(other)
     if isinstance(expected, str):
-        assert found == expected and "not calibrated" in expected
+        assert found == expected and "not calibrated" in expected, case
     else:
+        assert isinstance(found, torch.Tensor) and found.equal(expected), case
         assert_bits_equal(found, expected)
 
 
@@ -143,21 +144,21 @@ def by_deepcopy(model, state, scheme, options, tmp_path):
     return copy.deepcopy(model)
 
 
-@pytest.mark.parametrize("reload", [by_state_dict, by_octavo_save, by_pickle, by_deepcopy])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("state", STATES)
 @every_scheme
-def test_a_model_saved_in_any_state_goes_on_with_the_same_bits(
-    scheme, options, state, training, reload, tmp_path
-):
-    model = model_in(state, scheme, options).train(training)
-    other = reload(model, state, scheme, options, tmp_path).train(training)
-    assert_same_output(model, other)
-    for step in STATES[STATES.index(state) + 1 :]:
-        for each in (model, other):
+def test_a_model_saved_in_any_state_goes_on_with_the_same_bits(scheme, options, state, tmp_path):
+    """In training mode and in eval mode, by each way of saving; all of them go on beside the one that was saved."""
+    model, others = model_in(state, scheme, options), {}
+    for training in (True, False):
+        for reload in (by_state_dict, by_octavo_save, by_pickle, by_deepcopy):
+            other = reload(model.train(training), state, scheme, options, tmp_path)
+            others[f"{reload.__name__}, training={training}"] = other.train(training)
+    for step in (None, *STATES[STATES.index(state) + 1 :]):
+        for each in (model, *others.values()) if step else ():
             STEPS[step](each)
-        assert_same_output(model, other)
-    assert all(isinstance(layer, QuantLinear) for layer in other[::2])
+        for name, other in others.items():
+            assert_same_output(model, other, f"{name}, after {step}")
+    assert all(isinstance(layer, QuantLinear) for other in others.values() for layer in other[::2])
 
 
 @every_scheme

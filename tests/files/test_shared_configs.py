@@ -2,7 +2,8 @@
 """Every model of transformers says of itself what it is, whoever shares its config and whichever part was quantized."""
 
 import pytest
-from tiny_models import check_equal_states, llama, llava, transformers
+import torch
+from tiny_models import bert, check_equal_states, llama, llava, transformers
 
 import octavo
 
@@ -53,3 +54,13 @@ def test_a_model_of_which_a_part_is_quantized_is_saved_as_what_it_is(tmp_path, p
     model.save_pretrained(tmp_path)
     check_equal_states(octavo.load(tmp_path), model)
     assert not hasattr(other.config, "quantization_config")
+
+
+@pytest.mark.parametrize("scheme", [octavo.Int8Dynamic(), octavo.LLMInt8()], ids=lambda scheme: scheme.name)
+def test_a_base_model_saved_without_its_head_is_read(tmp_path, scheme):
+    """Its config, which is the whole model's, names layers as they are called there: `ignore`, groups, all of them."""
+    for make in (llama, lambda: bert(transformers.BertForSequenceClassification)):
+        model = make()
+        octavo.quantize_(model, scheme, exclude="*.0.*", data=torch.arange(24).reshape(2, 12))
+        model.base_model.save_pretrained(tmp_path)
+        check_equal_states(octavo.load(tmp_path), model.base_model)

@@ -17,6 +17,7 @@ from tiny_models import (
 
 import octavo
 from octavo.conversion.folder import quantize_folder
+from octavo.files import disk
 from octavo.files.skeleton import skeleton
 from octavo.huggingface import models as pretrained
 
@@ -82,6 +83,36 @@ def test_save_quantized_is_loaded_in_one_line(tmp_path):
     tokenizer = pretrained.load_tokenizer(pretrained.bundled_folder())
     pretrained.save_quantized(model, tokenizer, tmp_path)
     check_equal_states(octavo.load(tmp_path), model)
+
+
+def test_save_quantized_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch):
+    """Whatever fails, the tokenizer too; a killed process leaves what the next reader finds, config.json with it."""
+
+    class FullDisk:
+        def save_pretrained(self, folder):
+            raise OSError("no space left")
+
+    old, new = (
+        octavo.quantized(llama(**size), octavo.Int8Dynamic()) for size in ({}, {"intermediate_size": 64})
+    )
+    tokenizer = pretrained.load_tokenizer(pretrained.bundled_folder())
+    pretrained.save_quantized(old, tokenizer, tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OSError, match="no space left"):
+        pretrained.save_quantized(new, FullDisk(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+    def killed(folder, key):
+        if (folder / disk.PENDING).exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(disk, "_settle", killed)
+        pretrained.save_quantized(new, tokenizer, tmp_path)
+    check_equal_states(octavo.load(tmp_path), new)
+    pretrained.save_quantized(new, tokenizer, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == files.keys()
+    check_equal_states(octavo.load(tmp_path), new)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,7 @@ def test_the_model_goes_on_to_train_and_back():
         ({"plain_attention": True, "attention": None}, ValueError, "needs a precision"),
         ({"min_cosine": 2}, ValueError, "-1 .. 1"),
         ({"min_cosine": True}, ValueError, "-1 .. 1"),
+        ({"blocks": "all"}, TypeError, "blocks must be True or False, got 'all'"),
     ],
 )
 def test_a_bad_option_is_refused_by_name(options, error, text):

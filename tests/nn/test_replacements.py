@@ -152,7 +152,8 @@ def test_classes_that_nobody_registered_and_other_forwards_stay(columns):
     model = nn.Sequential(Columns(4, 4), Doubled(4, 4), nn.Bilinear(4, 4, 4))
     report = octavo.quantize_(model, octavo.Int8Dynamic())
     reasons = [row.reason for row in report.rows]
-    assert reasons == ["", "Doubled has a forward of its own", "no scheme for this kind"]
+    remedy = "if it computes x @ W.T + bias, octavo.nn.replacements.register makes the class known"
+    assert reasons == ["", f"Doubled has a forward of its own: {remedy}", "no scheme for this kind"]
     assert replacement_of(nn.Bilinear(4, 4, 4)) is None
 
 
@@ -166,6 +167,37 @@ def test_tied_and_nan_weights_are_seen_through_the_transposition(columns):
         bad.transformer.h[0].mlp.c_fc.weight[3, 5] = torch.nan
     with pytest.raises(ValueError, match="mlp.c_fc.weight holds NaN"):
         octavo.quantize_(bad, octavo.Int8Dynamic())
+
+
+def test_a_layer_that_contradicts_its_registration_stays_float(columns):
+    """Also one with a square weight, of which no shape tells the axes, and one that computes something else."""
+    layers = {"square": Columns(12, 12), "wide": Columns(12, 24), "doubled": Doubled(12, 12)}
+    for transposed, wrong in ((True, {"doubled"}), (False, {"square", "wide", "doubled"})):
+        register(Columns, transposed=transposed)
+        register(Doubled, transposed=transposed)
+        for name, layer in layers.items():
+            model = nn.Sequential(layer)
+            (row,) = octavo.quantize_(copy.deepcopy(model), octavo.Int8Dynamic()).rows
+            assert (row.action == "kept") == (name in wrong), (transposed, name)
+            formula = f"x @ {'weight' if transposed else 'weight.T'} + bias"
+            assert row.reason.startswith(f"registered as {formula}, it " if name in wrong else ""), row.reason
+        for dtype in (torch.bfloat16, torch.float16):
+            model = nn.Sequential(Columns(200, 30)).to(dtype)
+            report = octavo.quantize_(model, octavo.Int8Dynamic())
+            assert report.rows[0].action == ("quantized" if transposed else "kept"), dtype
+
+
+def test_falcons_layers_are_linear_layers(tmp_path):
+    """Their class has a forward of its own, which computes what nn.Linear's does."""
+    falcon = pytest.importorskip("transformers.models.falcon.modeling_falcon").FalconLinear
+    layer, linear = falcon(12, 24), nn.Linear(12, 24)
+    linear.load_state_dict(layer.state_dict())
+    model, expected = (
+        octavo.quantized(nn.Sequential(each), octavo.Int8Dynamic()) for each in (layer, linear)
+    )
+    assert_bits_equal(model(BATCH), expected(BATCH))
+    octavo.save(model, tmp_path)
+    assert_bits_equal(octavo.load(tmp_path, nn.Sequential(falcon(12, 24)))(BATCH), expected(BATCH))
 
 
 @pytest.mark.parametrize(

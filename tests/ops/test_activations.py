@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asserts import assert_within
+from asserts import assert_within, in_case
 from operator_arguments import FLOATS, assert_same_bits, make_weight
 from torch.library import opcheck
 
@@ -124,19 +124,22 @@ def test_silu_mul_of_column_slices_is_within_its_bound(isa, dtype):
 # --- inside the linear operators ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-@pytest.mark.parametrize("m, n, k", [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (0, 5, 3)])
-def test_an_activation_inside_is_the_one_outside(isa, linear, activation, m, n, k):
-    x, weight = torch.randn(m, k), make_weight(n, k)
-    assert_same_bits(linear(x, *weight, activation=activation), ops.activate(linear(x, *weight), activation))
+def test_an_activation_inside_is_the_one_outside(isa, linear):
+    for m, n, k in [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (0, 5, 3)]:
+        x, weight = torch.randn(m, k), make_weight(n, k)
+        for activation in ops.ACTIVATIONS:
+            with in_case((m, n, k), activation):
+                expected = ops.activate(linear(x, *weight), activation)
+                assert_same_bits(linear(x, *weight, activation=activation), expected)
 
 
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_an_activation_inside_is_rounded_once(isa, linear, activation, dtype):
-    x, weight = torch.randn(13, 67).to(dtype), make_weight(33, 67)
-    expected = ops.activate(linear(x.float(), *weight), activation).to(dtype)
-    assert_same_bits(linear(x, *weight, activation=activation), expected)
+def test_an_activation_inside_is_rounded_once(isa, linear):
+    for dtype in (torch.bfloat16, torch.float16):
+        x, weight = torch.randn(13, 67).to(dtype), make_weight(33, 67)
+        for activation in ops.ACTIVATIONS:
+            with in_case(dtype, activation):
+                expected = ops.activate(linear(x.float(), *weight), activation).to(dtype)
+                assert_same_bits(linear(x, *weight, activation=activation), expected)
 
 
 @pytest.mark.parametrize("m", [5, 300])

@@ -57,6 +57,13 @@ def test_a_query_that_sees_nothing_gives_zeros_and_no_gradient(dtype, causal, hi
             )
 
 
+def test_masks_are_made_where_the_keys_are_whatever_the_default_device_is():
+    q = heads(1, 2, 3).requires_grad_()
+    with torch.device("meta"):
+        y = ops.attention(q, q, q, causal=True)
+    assert torch.equal(y, ops.attention(q, q, q, causal=True))
+
+
 @pytest.mark.parametrize("queries, keys", [(0, 3), (3, 0), (5, 2), (0, 0)])
 @pytest.mark.parametrize("batch, causal", list(itertools.product((0, 2), (False, True))))
 def test_empty_axes_give_the_same_both_ways(batch, causal, queries, keys):

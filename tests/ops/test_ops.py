@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators' values equal octavo.reference's bit for bit, on every ISA, with any threads; bad input is named."""
 
+import itertools
+
 import pytest
 import torch
+from asserts import in_case
 from operator_arguments import FLOATS, RANGES, assert_same_bits, make_weight, random_codes, random_rows
 
 import octavo
@@ -11,10 +14,14 @@ from octavo import ops, reference
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("codes_dtype, symmetric", RANGES)
-@pytest.mark.parametrize("shape", [(3, 1), (9, 77), (1, 100_000)])
-def test_quantize_is_the_references(isa, dtype, codes_dtype, symmetric, shape):
+def test_quantize_is_the_references(isa):
+    for case in itertools.product(FLOATS, RANGES, [(3, 1), (9, 77), (1, 100_000)]):
+        with in_case(*case):
+            check_quantize(*case)
+
+
+def check_quantize(dtype, kind, shape):
+    codes_dtype, symmetric = kind
     x, (qmin, qmax) = random_rows(*shape, dtype), RANGES[codes_dtype, symmetric]
     scale, zero_point = ops.choose_qparams(x, qmin, qmax, symmetric)
     expected_scale, expected_zero_point = reference.choose_qparams(x, qmin, qmax, symmetric)
@@ -111,15 +118,14 @@ def test_values_behind_the_column_sums_must_be_a_list():
             ops.linear_dynamic(torch.randn(2, 700), packed, wrong, torch.rand(40, 1))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(
-    "m, n, k", [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (4, 5, 0), (0, 5, 3)]
-)
-def test_linear_is_the_references(isa, linear, dtype, m, n, k):
-    x = random_rows(m, k, dtype) if m and k else torch.zeros(m, k, dtype=dtype)
-    for bias_dtype in (None, torch.float32, dtype):
-        weight = make_weight(n, k, bias_dtype)
-        assert_same_bits(linear(x, *weight), linear(x, *weight, module=reference))
+def test_linear_is_the_references(isa, linear):
+    sizes = [(1, 64, 64), (2, 1, 1), (13, 33, 67), (40, 100, 130), (4, 5, 0), (0, 5, 3)]
+    for dtype, (m, n, k) in itertools.product(FLOATS, sizes):
+        x = random_rows(m, k, dtype) if m and k else torch.zeros(m, k, dtype=dtype)
+        for bias_dtype in (None, torch.float32, dtype):
+            with in_case(dtype, (m, n, k), bias_dtype):
+                weight = make_weight(n, k, bias_dtype)
+                assert_same_bits(linear(x, *weight), linear(x, *weight, module=reference))
 
 
 def test_linear_keeps_non_finite_rows_to_themselves(isa, linear):

@@ -127,6 +127,14 @@ def test_gradients_are_those_of_the_dequantized_layer(linear, dtype):
     assert_same_bits(bias.grad, grad_y.reshape(6, 20).sum(0))
 
 
+def test_a_layer_without_outputs_has_gradients_of_zeros(linear):
+    packed, column_sum, weight_scale, bias = make_weight(0, 8)
+    for shape in [(8,), (3, 8), (0, 8), (2, 3, 8)]:
+        x, b = torch.randn(shape).requires_grad_(), bias.clone().requires_grad_()
+        linear(x, packed, column_sum, weight_scale, b).sum().backward()
+        assert x.grad.shape == shape and not x.grad.any() and b.grad.shape == (0,), shape
+
+
 def test_gradients_do_not_change_the_result(linear):
     weight, x = make_weight(20, 70), torch.randn(3, 70)
     assert_same_bits(linear(x.clone().requires_grad_(), *weight).detach(), linear(x, *weight))

@@ -9,6 +9,7 @@ from asserts import (
     assert_unchanged,
     assert_within,
     assert_within_scale,
+    in_case,
     model_state,
 )
 from torch import nn
@@ -99,3 +100,11 @@ def test_unchanged_notices(change):
     change(model)
     with pytest.raises(AssertionError):
         assert_unchanged(model, before)
+
+
+def test_what_fails_in_a_case_names_it():
+    with in_case("first", 1):
+        assert_within(torch.ones(1), torch.ones(1), 0)
+    with pytest.raises(AssertionError, match="in the case second, 2: .*is too far"):
+        with in_case("second", 2):
+            assert_within(torch.ones(1), torch.zeros(1), 0)

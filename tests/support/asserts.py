@@ -7,6 +7,9 @@ cosine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -16,6 +19,15 @@ _SAME_WIDTH = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
 }
+
+
+@contextmanager
+def in_case(*values: object) -> Iterator[None]:
+    """What fails inside names these values: for tests that go through many cases in a loop."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"in the case {', '.join(map(str, values))}: {error}") from error
 
 
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .forward_arguments import taken
+from .forward_arguments import labels_in, taken
 
 logger = logging.getLogger("octavo")
 # Objects whose attributes are no output of a model.
@@ -33,6 +33,15 @@ def calls(
     notes      sentences about what was left out are added to it, each once; without it they are logged
     Raises: TypeError for anything else; ValueError for a batch that does not fit, or could be meant in two ways.
     """
+    for args, kwargs, _ in labelled_calls(batches, argument, model, notes):
+        yield args, kwargs
+
+
+def labelled_calls(
+    batches: Any, argument: str, model: nn.Module | None = None, notes: list[str] | None = None
+) -> Iterator[tuple[tuple, dict, Any]]:
+    """`calls`, and beside each one the labels of the batch: those that forward takes and those that are left out; None
+    if it has none."""
     is_alone = isinstance(batches, torch.Tensor | tuple | Mapping)
     if is_alone:
         batches = [batches]
@@ -52,12 +61,16 @@ def calls(
             call = tuple(batch), {}
         else:
             raise TypeError(f"{who}: a batch is {type(batch).__name__}; a tensor, tuple or dict is needed")
+        labels = labels_in(call[1])
         if model is not None:
-            *call, note = taken(model, *call, who=who, is_alone=is_alone)  # type: ignore[assignment]
+            args, kwargs, note = taken(model, *call, who=who, is_alone=is_alone)
+            if len(args) < len(call[0]):
+                labels = call[0][-1]
+            call = args, kwargs
             if note and note not in seen:
                 seen.add(note)
                 logger.info("%s: %s", who, note) if notes is None else notes.append(note)
-        yield call[0], call[1]
+        yield *call, labels
 
 
 def _refuse_opened_batch(batches: Any, argument: str) -> None:

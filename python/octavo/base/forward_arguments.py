@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 Parameters = list[inspect.Parameter]
+LABELS = ("labels", "label")  # their names in dicts
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -37,6 +38,11 @@ def positional(parameters: Parameters) -> Parameters | None:
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return None
     return [parameter for parameter in parameters if parameter.kind in POSITIONAL]
+
+
+def labels_in(kwargs: dict[str, Any]) -> Any:
+    """The labels among the entries of a batch; None if there are none."""
+    return next((kwargs[name] for name in LABELS if name in kwargs), None)
 
 
 def arguments_by_name(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which positions of a batch are text and which are padding, by the mask that the model was given.
+"""Which positions of a batch count: those of text, by the mask that the model was given, but none of padding.
 
 What a model computes at padded positions means nothing, and two ways to compute it may give anything: torch's fused
 transformer layers give zeros there, others give what the attention makes of them. So figures leave those positions out.
@@ -17,6 +17,7 @@ from .batches import output_of
 from .forward_arguments import arguments_by_name, parameters_of
 from .hooks import hooked
 
+LABELS = "labels"  # what positions are left out by, if no mask says so
 Masks = list[torch.Tensor]  # each is bool [batch, length], True at positions that count
 
 
@@ -37,20 +38,24 @@ class Padding:
         attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
         self.length_first = any(not m.batch_first for m in attention)
 
-    def masks(self, args: tuple, kwargs: dict[str, Any]) -> Masks:
-        """The masks of a batch. This may run the model: call it in eval mode and without gradients."""
+    def masks(self, args: tuple, kwargs: dict[str, Any], labelled: torch.Tensor | None = None) -> Masks:
+        """The masks of a batch, one for each shape. This may run the model: call it in eval mode and without gradients.
+
+        labelled   one more: the positions that count by the labels of the batch
+        """
         found = _masks_in(arguments_by_name(self.model, args, kwargs))
         if not found and self._looks_inside is not False:
             found = self._masks_inside(args, kwargs)
             self._looks_inside = bool(found)
+        if labelled is not None:
+            found[LABELS] = labelled
         self.names.update(found)
-        masks: Masks = []
+        masks: dict[torch.Size, torch.Tensor] = {}
         for mask in found.values():  # modules hand on one mask under several names
-            if not any(torch.equal(mask, other) for other in masks):
-                masks.append(mask)
-                self.counted += int(mask.sum())
-                self.left_out += int((~mask).sum())
-        return masks
+            masks[mask.shape] = masks[mask.shape] & mask if mask.shape in masks else mask
+        self.counted += sum(int(mask.sum()) for mask in masks.values())
+        self.left_out += sum(int((~mask).sum()) for mask in masks.values())
+        return list(masks.values())
 
     def rows(self, tensor: torch.Tensor, masks: Masks, *, has_channels: bool = False) -> torch.Tensor:
         """`tensor` without the positions that a mask of its shape leaves out; all of it where no mask fits.
@@ -71,8 +76,9 @@ class Padding:
         if not self.left_out:
             return []
         names, total = " and ".join(sorted(self.names)), self.counted + self.left_out
-        verb = "says" if len(self.names) == 1 else "say"
-        return [f"padding: {self.left_out:,} of {total:,} positions are left out, as {names} {verb}"]
+        verb = "say" if len(self.names) > 1 or LABELS in self.names else "says"
+        what = "labels of -100" if self.names == {LABELS} else "padding"
+        return [f"{what}: {self.left_out:,} of {total:,} positions are left out, as {names} {verb}"]
 
     def _masks_inside(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}

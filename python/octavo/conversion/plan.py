@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from ..methods.absorbing import LAYER_HAS_HOOKS, has_hooks, reason_to_stay
 from ..nn import PreparedLinear, QuantLinear
-from ..nn.replacements import Replacement, replacement_of
+from ..nn.replacements import Replacement, contradiction, replacement_of
 from ..schemes import Scheme, label
 from .bypassed import bypassed_layers
 from .report import QuantizationReport, Row
@@ -176,7 +176,7 @@ def _decide(
         return None, reason
     obstacle = _reason_to_keep(module, replacement, names[0], owners) or bypassed.get(module)
     if has_values and not obstacle:
-        obstacle = scheme.reason_to_keep(module)
+        obstacle = scheme.reason_to_keep(module) or contradiction(module)
     return (None, obstacle) if obstacle else (scheme, "")
 
 

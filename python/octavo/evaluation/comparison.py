@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, output_of
+from ..base.batches import evaluating, float_tensors, labelled_calls, output_of
 from ..base.hooks import hooked
 from ..base.padding import Padding
 from ..base.progress import with_bar
@@ -27,6 +27,7 @@ from ..metrics import ErrorAccumulator
 from ..nn import OurLinear, without_nested_tensors
 from ..nn.replacements import features_of, replacement_of
 from .comparison_result import Comparison, LayerComparison, OutputFigures
+from .labels import Labels
 
 logger = logging.getLogger("octavo")
 
@@ -41,27 +42,27 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
                dict that forward does not take, are left out, and `notes` says so
     progress   show a tqdm bar
     Padded positions are left out if the model is given a mask that names them, `attention_mask` or
-    `src_key_padding_mask`; `notes` says how many. Figures of layers that SmoothQuant's folding or `equalize_` has
-    rescaled are in the reference's units, and each such layer reads the reference's input rescaled.
+    `src_key_padding_mask`, and so are those labelled -100, in a causal language model those that would predict it;
+    `notes` says how many. Figures of layers that SmoothQuant's folding or `equalize_` has rescaled are in the
+    reference's units, and each such layer reads the reference's input rescaled.
     Both models run in eval mode without gradients; their training flags come back as they were. Outputs may be any
     objects: every floating-point tensor in them counts. Without quantized layers, `layers` is empty.
 
-    Raises: TypeError if a model is not a module or a batch is none of the above; ValueError if there is no
-    batch, or none with a position that counts, if the models do not match in layers, calls or output shapes, or if one
-    has weights on meta.
+    Raises: TypeError if a model is not a module or a batch is none of the above; ValueError if no batch or no position
+    counts, if the models do not match in layers, calls or output shapes, or if one has weights on meta.
     Source: ours; figures as in docs/numerics.md, eq. 12 to 14.
     """
     probes = _match(reference, model)
     output, count = ErrorAccumulator(), 0
     notes = exchanged("compare", reference, model)
     with torch.no_grad(), evaluating(reference, model), without_nested_tensors(reference, model):
-        padding = Padding(reference)
+        padding, labels = Padding(reference), Labels(reference)
         rescaling = Rescaling(
             reference, model, {probe.name: (probe.reference, probe.layer) for probe in probes}
         )
-        fitted = calls(batches, "compare: batches", reference, notes)
-        for args, kwargs in with_bar(fitted, "comparing", "batch", progress):
-            masks = padding.masks(args, kwargs)
+        fitted = labelled_calls(batches, "compare: batches", reference, notes)
+        for args, kwargs, given in with_bar(fitted, "comparing", "batch", progress):
+            masks = padding.masks(args, kwargs, labels.mask(given, args, kwargs))
             rescaling.look_at(args, kwargs)
             rows = partial(padding.rows, masks=masks, has_channels=True)
             for probe in probes:

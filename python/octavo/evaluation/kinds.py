@@ -16,13 +16,12 @@ import torch
 from torch import nn
 
 from ..base.batches import output_of
-from ..base.forward_arguments import described, parameters_of, positional, taken
+from ..base.forward_arguments import LABELS, described, labels_in, parameters_of, positional, taken
 from ..base.padding import attended
 from ..metrics.distribution import NO_TARGET
 
 KINDS = ("language_model", "classifier", "encoder", "module")
 VECTORS = ("sentence_embedding", "last_hidden_state")  # outputs that mark an encoder, the better one first
-LABELS = ("labels", "label")  # their names in dicts
 ROWS_TRIED = 4  # of the first batch, to find out what kind a model is
 
 
@@ -120,7 +119,7 @@ def _but_last(name: str, value: Any, ids: torch.Tensor) -> Any:
 
 def _classifier_call(args: tuple, kwargs: dict[str, Any]) -> Call:
     if kwargs:
-        labels, rest = _labels_in(kwargs), {k: v for k, v in kwargs.items() if k not in LABELS}
+        labels, rest = labels_in(kwargs), {k: v for k, v in kwargs.items() if k not in LABELS}
     else:
         labels, rest = (args[-1], {}) if len(args) > 1 else (None, {})
         args = args[:-1] if len(args) > 1 else args
@@ -131,13 +130,7 @@ def _classifier_call(args: tuple, kwargs: dict[str, Any]) -> Call:
             "evaluate: a batch for a classifier is (x, labels) with integer labels; got "
             f"{described((*args, labels) if args else (), {**rest, 'labels': labels} if rest else {})}"
         )
-    if labels.dim() < 2:
-        return Call(args, rest, labels.long())
-    return Call(args, rest, labels.long(), labels != NO_TARGET)  # a label for each position
-
-
-def _labels_in(kwargs: dict[str, Any]) -> Any:
-    return next((kwargs[name] for name in LABELS if name in kwargs), None)
+    return Call(args, rest, labels.long(), labels != NO_TARGET)
 
 
 def logits_of(output: Any) -> torch.Tensor:
@@ -173,7 +166,7 @@ def vectors_of(output: Any, mask: torch.Tensor | None) -> torch.Tensor:
     found = _part(output, name)
     if name == "sentence_embedding":
         return found
-    weights = torch.ones(found.shape[:2]) if mask is None else mask.expand(found.shape[:2])
+    weights = torch.ones_like(found[..., 0]) if mask is None else mask.expand(found.shape[:2])
     weights = weights.to(found.dtype).unsqueeze(-1)
     return (found * weights).sum(1) / weights.sum(1)
 
@@ -194,7 +187,7 @@ def choose_kind(
     is_alone   the batch was given by itself, not in a list
     Raises: ValueError if the batch can be read in more than one way.
     """
-    if _labels_in(kwargs) is not None or (len(args) == 2 and _may_be_labels(args)):
+    if labels_in(kwargs) is not None or (len(args) == 2 and _may_be_labels(args)):
         found = _kind_with_labels(reference, args, kwargs)
         if found is not None:
             return found
@@ -267,7 +260,7 @@ def is_causal(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
 
 def _kind_with_labels(reference: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[str, str] | None:
     """The kind of a model whose batch has labels; None if they are real numbers, which say nothing about the kind."""
-    given = _labels_in(kwargs) if kwargs else args[-1]
+    given = labels_in(kwargs) if kwargs else args[-1]
     if isinstance(given, torch.Tensor) and given.is_floating_point():
         return None
     if kwargs or _takes_one(reference):
@@ -299,7 +292,7 @@ def _are_tokens(call: Call, logits: torch.Tensor) -> bool:
 
 def _are_classes(labels: torch.Tensor, logits: torch.Tensor) -> bool:
     """Whether each label is a class of `logits`. The logits may be of the first rows only."""
-    given = labels if labels.dim() == 1 else labels[labels != NO_TARGET]
+    given = labels[labels != NO_TARGET]
     in_range = bool(((0 <= given) & (given < logits.shape[-1])).all())
     return in_range and labels[: len(logits)].shape == logits.shape[:-1]
 

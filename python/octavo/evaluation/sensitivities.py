@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, float_tensors, output_of
+from ..base.batches import calls, evaluating, float_tensors, labelled_calls, output_of
 from ..base.padding import Masks, Padding
 from ..base.plots import new_axes
 from ..base.progress import with_bar
@@ -30,6 +30,7 @@ from ..metrics import DistributionAccumulator, ErrorAccumulator
 from ..nn.replacements import replacement_of
 from ..schemes import Scheme, label
 from .kinds import logits_of
+from .labels import Labels
 from .resources import memory_of
 
 FIGURES = {"kld": "KL divergence, nats", "error": "relative error"}
@@ -129,7 +130,8 @@ def sensitivity(
                        the same
     schemes            a scheme, its class or its name, or a list of them
     figure             "kld": mean KL(float || quantized) of the logits over all positions. "error": relative error of
-                       every floating-point tensor in the output. Padding does not count, as in `compare`
+                       every floating-point tensor in the output. Padding does not count, nor what is labelled
+                       -100, as in `compare`
     include, exclude   patterns of layer names, as in `quantize_`; layers that it would keep in float have no rows
     progress           a tqdm bar over the layers
 
@@ -197,11 +199,11 @@ def _measure(
 ) -> list[tuple[float, int]]:
     """Figure and bytes of each scheme for the layer `name`; the float model runs once for all of them."""
     variants = [_with_one_layer(model, name, scheme, data) for scheme in schemes]
-    padding = Padding(model)
+    padding, labels = Padding(model), Labels(model)
     measures = [_KLD(padding) if figure == "kld" else _RelativeError(padding) for _ in variants]
     with torch.no_grad(), evaluating(model, *variants):
-        for args, kwargs in calls(data, "sensitivity: data", model, notes=[]):
-            masks = padding.masks(args, kwargs)
+        for args, kwargs, given in labelled_calls(data, "sensitivity: data", model, notes=[]):
+            masks = padding.masks(args, kwargs, labels.mask(given, args, kwargs))
             expected = output_of(model, args, kwargs)
             for variant, measure in zip(variants, measures, strict=True):
                 measure.update(expected, output_of(variant, args, kwargs), masks)

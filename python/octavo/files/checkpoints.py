@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,9 +30,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     that is none, which `load` would refuse; OSError if the files cannot be written. Then `folder` is as it was.
     Source: ours; tensor names as in compressed-tensors' int-quantized format.
     """
+    save_with(model, folder, None)
+
+
+def save_with(model: nn.Module, folder: str | os.PathLike[str], others: Callable[[Path], Any] | None) -> None:
+    """`save`, and in the same moment what `others` writes into the folder that it is given. Raises: as `save`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: model is {type(model).__name__}, a torch.nn.Module is needed")
-    Octavo().write(model, folder_argument("save", folder))
+    Octavo().write(model, folder_argument("save", folder), others)
 
 
 @torch.inference_mode(False)  # inference tensors could take no part in training later

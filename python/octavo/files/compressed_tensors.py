@@ -13,8 +13,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import compress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -155,16 +156,27 @@ def _is_transformers(module: nn.Module) -> bool:
 def _models_around(model: nn.Module) -> list[nn.Module]:
     """The transformers models alive that `model` is a part of or is, without those that lie in others of them.
 
-    A module does not know what it is a part of, so all objects that the garbage collector knows are looked through.
+    A module does not know what it is a part of, so all objects that the garbage collector knows are looked through:
+    there may be a million of them, which is why no line of Python runs for each.
     """
-    kinds = (each for each in gc.get_objects() if issubclass(type(each), nn.Module))
-    models = filter(_is_transformers, kinds)
+    kinds = set(_transformers_kinds(nn.Module))
+    objects = gc.get_objects() if kinds else []
+    models = filter(_is_transformers, compress(objects, map(kinds.__contains__, map(type, objects))))
     around = [each for each in models if any(inner is model for inner in each.modules())]
     return [
         each
         for each in around
         if not any(each is not other and each in set(other.modules()) for other in around)
     ]
+
+
+def _transformers_kinds(kind: type) -> Iterator[type]:
+    """The classes derived from `kind` whose instances may have a config of transformers, as far as they are loaded."""
+    derived: list[type] = kind.__subclasses__()
+    for each in derived:
+        if hasattr(each, "config_class"):
+            yield each
+        yield from _transformers_kinds(each)
 
 
 def _has_words(layer: QuantLinear) -> bool:
@@ -211,8 +223,13 @@ def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: l
 
 
 def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
+    modules = dict(skeleton.named_modules(remove_duplicate=False))
+    outer = _outer_prefix(skeleton)
     if "octavo" in entry:
-        return {name: from_dict(fields) for name, fields in entry["octavo"]["layers"].items()}
+        named = {name: from_dict(fields) for name, fields in entry["octavo"]["layers"].items()}
+        if outer and not named.keys() <= modules.keys():  # what the head has is not in this folder
+            named = {name[len(outer) :]: each for name, each in named.items() if name.startswith(outer)}
+        return named
     for key in ("kv_cache_scheme", "transform_config"):
         if entry.get(key):
             raise ValueError(f"load: {ENTRY} has a {key}, which octavo does not compute")
@@ -224,9 +241,11 @@ def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
     ignore = _strings(entry.get("ignore") or [])
     schemes: dict[str, Scheme] = {}
     first: dict[nn.Module, str] = {}  # a module of several names is matched by its first one
-    for name, module in skeleton.named_modules(remove_duplicate=False):
-        targets = _matching(first.setdefault(module, name), module, by_target)
-        if not targets or _matching(first[module], module, ignore):
+    for name, module in modules.items():
+        names = [first.setdefault(module, name)]
+        names += [outer + names[0]] if outer else []
+        targets = _matching(names, module, by_target)
+        if not targets or _matching(names, module, ignore):
             continue
         if isinstance(module, nn.Embedding):
             raise ValueError(
@@ -235,6 +254,13 @@ def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
         if _has_class_target(module):  # other classes are passed over by compressed-tensors, too
             schemes[name] = by_target[targets[0]]
     return schemes
+
+
+def _outer_prefix(skeleton: nn.Module) -> str:
+    """What the names of a base model of transformers begin with in the model with a head that it may be a part of: the
+    two share a config, so its layers have those names in the entry even if it was saved alone. "" for other models."""
+    prefix = getattr(type(skeleton), "base_model_prefix", "")
+    return f"{prefix}." if prefix and not hasattr(skeleton, prefix) else ""
 
 
 def _strings(found: Any) -> list[str]:
@@ -290,8 +316,8 @@ def _schemes_of(format: WeightFormat, activations: dict[str, Any] | None) -> Ite
     yield from_dict(options)
 
 
-def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]:
-    """The targets that mean this module, the one that counts first: its name, regular expressions, its classes.
+def _matching(names: Sequence[str], module: nn.Module, targets: Iterable[str]) -> list[str]:
+    """The targets that mean this module, the one that counts first: one of its names, regular expressions, its classes.
 
     Source: compressed-tensors 0.20.1, `match_targets`.
     """
@@ -300,7 +326,9 @@ def _matching(name: str, module: nn.Module, targets: Iterable[str]) -> list[str]
     named = [
         target
         for target in ordered
-        if (re.match(target[3:], name) if target.startswith("re:") else target == name)
+        if (
+            any(re.match(target[3:], name) for name in names) if target.startswith("re:") else target in names
+        )
     ]
     return named + [target for target in ordered if target in classes]
 

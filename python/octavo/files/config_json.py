@@ -6,14 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .disk import read_json
+from .disk import current, read_json
 
 CONFIG, ENTRY = "config.json", "quantization_config"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of `folder`. Raises: FileNotFoundError if there is none; otherwise as `read_json`."""
-    path = folder / CONFIG
+    path = current(folder, CONFIG)
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a transformers model")
     return read_json(path)
@@ -24,5 +24,6 @@ def quantization_entry(folder: Path) -> dict[str, Any] | None:
 
     Raises: as `read_json`.
     """
-    entry = read_json(folder / CONFIG).get(ENTRY) if (folder / CONFIG).exists() else None
+    path = current(folder, CONFIG)
+    entry = read_json(path).get(ENTRY) if path.exists() else None
     return entry if isinstance(entry, dict) else None

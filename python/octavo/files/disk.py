@@ -134,16 +134,17 @@ def folder_argument(function: str, folder: Any) -> Path:
 
 @contextmanager
 def save_into(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write into; when all goes well its files take the places of `names` in `folder`, all of them at once.
+    """A folder to write into; when all goes well its files take their places in `folder`, all of them at once.
 
     A file of `names` that was not written is removed from `folder`, which is made if it is missing; other files stay.
-    The last of `names` is the one without which readers find nothing. After an error or a kill `folder` holds the old
-    files or the new ones, never some of each; what killed writers left is removed by the next one.
+    The last of `names` is always written: it is the one without which readers find nothing. After an error or a kill
+    `folder` holds the old files or the new ones, never some of each; what killed writers left is removed by the next
+    one.
     """
     made = _made(folder)
     try:
         with _locked(folder):  # another writer waits
-            _settle(folder, names)
+            _settle(folder, names[-1])
             with scratch(folder, ".octavo-") as temporary:
                 yield temporary
                 for name in names:
@@ -153,7 +154,7 @@ def save_into(folder: Path, names: Sequence[str]) -> Iterator[Path]:
                     _to_disk(path)
                 os.rename(temporary, folder / PENDING)  # from here on the new files are the ones that count
                 _to_disk(folder)
-            _settle(folder, names)
+            _settle(folder, names[-1])
     except BaseException:
         for path in made:
             with suppress(OSError):
@@ -197,19 +198,25 @@ def _made(folder: Path) -> list[Path]:
     return missing
 
 
-def _settle(folder: Path, names: Sequence[str]) -> None:
-    """Moves what is pending to its place. The last of `names` is taken away first and comes last, so that a reader who
-    does not know of PENDING finds nothing rather than some files of each."""
+def _settle(folder: Path, key: str) -> None:
+    """Moves what is pending to its place. JSON files say what tensors mean: they are taken away first and come last, so
+    that a reader who does not know of PENDING finds nothing rather than some files of each. `key` is the very last."""
     pending = folder / PENDING
     if not pending.exists():
         return
-    if (pending / names[-1]).exists():  # else it has moved, and everything before it
-        (folder / names[-1]).unlink(missing_ok=True)
+    if (pending / key).exists():  # else it has moved, and everything before it
+        names = sorted(
+            (path.name for path in pending.iterdir()),
+            key=lambda name: (name == key, name.endswith(".json"), name),
+        )
         for name in names:
-            if (pending / name).exists():
+            if name.endswith((".json", GONE)):
+                (folder / name.removesuffix(GONE)).unlink(missing_ok=True)
+        for name in names:
+            if (pending / name).is_dir():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            if not name.endswith(GONE):
                 os.replace(pending / name, folder / name)
-            elif (pending / (name + GONE)).exists():
-                (folder / name).unlink(missing_ok=True)
         _to_disk(folder)
     shutil.rmtree(pending)
 

@@ -12,7 +12,7 @@ manifest.py reads and writes octavo.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,8 +80,12 @@ class Octavo(FileFormat):
             CONFIG,
         )
 
-    def write(self, model: nn.Module, folder: Path) -> None:
-        """Writes the folder. Raises: as `octavo.save`."""
+    def write(self, model: nn.Module, folder: Path, others: Callable[[Path], Any] | None = None) -> None:
+        """Writes the folder.
+
+        others   writes what else shall take its place together with the model's files, into the folder it is given
+        raises   as `octavo.save`
+        """
         state = model.state_dict(keep_vars=True)
         tensors, aliases = _without_duplicates(state)
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -97,6 +101,8 @@ class Octavo(FileFormat):
             if buffers:
                 safetensors.write(temporary / BUFFERS, buffers, buffers.items())
             files = {path.name: safetensors.fingerprint(path) for path in sorted(temporary.iterdir())}
+            if others is not None:
+                others(temporary)
             config = {"layers": layers, "prepared": prepared, "aliases": aliases, "files": files}
             manifest.write(temporary, {**config, "weight_dtypes": dtypes})
 

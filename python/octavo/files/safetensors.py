@@ -57,7 +57,7 @@ class Safetensors(FileFormat):
     def recognize(self, path: Path) -> bool:
         if not path.is_dir():
             return os.path.lexists(path) and (path.suffix == SUFFIX or _has_header(path))
-        names = (path / CONFIG, current(path, WEIGHTS), path / INDEX, *path.glob(f"*{SUFFIX}"))
+        names = (current(path, CONFIG), current(path, WEIGHTS), path / INDEX, *path.glob(f"*{SUFFIX}"))
         return any(map(os.path.lexists, names))
 
     def inspect(self, path: Path) -> CheckpointContents:
@@ -70,7 +70,7 @@ class Safetensors(FileFormat):
         raise _not_loaded(path)
 
     def is_quantized(self, path: Path) -> bool:
-        return path.is_dir() and (path / CONFIG).exists() and ENTRY in read_config(path)
+        return path.is_dir() and current(path, CONFIG).exists() and ENTRY in read_config(path)
 
     def catalog(self, path: Path) -> dict[str, Stored]:
         return catalog(path)

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..base.float_types import FLOAT_DTYPES
 from .config_json import CONFIG, read_config
+from .disk import current
 
 # Fields that count or measure something: transformers takes a negative number of layers for none and says nothing.
 _COUNTS = re.compile(
@@ -51,7 +52,7 @@ def model_class(transformers: Any, folder: Path) -> tuple[Any, Any]:
     architectures = read_config(folder).get("architectures")
     with named_errors(folder / CONFIG, "read it"):
         config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            current(folder, CONFIG).parent, local_files_only=True, trust_remote_code=False
         )
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     kind = getattr(transformers, str(name), None)

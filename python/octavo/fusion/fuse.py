@@ -20,8 +20,8 @@ from ..base.hooks import hooked
 from ..base.modules import undone_on_error
 from ..conversion.prepare import require_module
 from ..evaluation.comparison_result import OutputFigures
+from ..nn.fused.capturing import forget_capturing
 from .blocks.blocks import Blocks
-from .capturing import forget_capturing
 from .example import Example
 from .report import FusionReport, FusionRow
 from .step import Candidate, Changes, Step

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import load, model_changed, safetensors, save
+from ..files import load, model_changed, safetensors
+from ..files.checkpoints import save_with
 from ..files.disk import require_regular_files
 from ..files.skeleton import model_class, named_errors, quiet_transformers, skeleton
 
@@ -103,13 +104,17 @@ def load_quantized(folder: str | Path) -> nn.Module:
 def save_quantized(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """`octavo.save` plus the transformers model's config and tokenizer: a folder for octavo and for transformers.
 
-    transformers reads it if compressed-tensors is installed, and refuses it otherwise.
+    transformers reads it if compressed-tensors is installed, and refuses it otherwise. All files take their places at
+    once, as those of `octavo.save` do. Raises: as `octavo.save`.
     """
-    save(model, folder)
     model_changed(model)
     model.config.architectures = [type(model).__name__]  # as save_pretrained does
-    (Path(folder) / "config.json").write_text(model.config.to_json_string())
-    tokenizer.save_pretrained(folder)
+
+    def others(temporary: Path) -> None:
+        (temporary / "config.json").write_text(model.config.to_json_string())
+        tokenizer.save_pretrained(temporary)
+
+    save_with(model, folder, others)
 
 
 def unpadded_batches(tokenizer: Any, sentences: list[str]) -> list[dict[str, torch.Tensor]]:

@@ -31,7 +31,9 @@ def reason_to_stay(module: nn.Module) -> str:
     if is_lazy(weight):
         return "not initialized yet: run the model once"
     if has_own_forward(module):
-        return f"{type(module).__name__} has a forward of its own"
+        name = type(module).__name__
+        remedy = ": if it computes x @ W.T + bias, octavo.nn.replacements.register makes the class known"
+        return f"{name} has a forward of its own{remedy if has_other_forward(module) else ''}"
     if weight is None or "weight" in vars(module):
         return "its weight is no parameter: remove weight_norm, spectral_norm or pruning first"
     if type(weight.data) is not torch.Tensor:

@@ -35,9 +35,9 @@ class SmoothQuant(Method):
     alpha    in [0, 1]: how much of a channel's range goes into the weights. Several, such as (0.3, 0.5, 0.7): for each
              layer the one whose output is closest, on some rows of the data, is taken
     fold     True: a layer before that can absorb 1 / s does, a norm or a linear layer, if everything that reads its
-             output is smoothed alike; it costs nothing then. Which layers do is found while calibrating. A mapping
-             {"norm": ["q", "k", "v"]} says it instead, and only those are folded. False: every layer multiplies its
-             input
+             output is smoothed alike; it costs nothing then. Which layers do is found while calibrating: what reads
+             the output in a branch that no batch takes is not seen. A mapping {"norm": ["q", "k", "v"]} says it
+             instead, and only those are folded. False: every layer multiplies its input
     With Int8Static the data is run twice.
     source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4; docs/numerics.md, eq. 36 and 37
     """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -26,12 +27,14 @@ class Replacement:
     transposed   whether `weight` is W.T [k, n]
     target       what compressed-tensors calls the class; "" if it would not find the class, or misread the weight
     unserved     why layers of this class stay float; "" if they become ours
+    is_claimed   somebody else says what the class computes: each layer is tried before it is replaced
     """
 
     kind: str
     transposed: bool = False
     target: str = ""
     unserved: str = ""
+    is_claimed: bool = False
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """W [n, k] as a view of `weight`: what is written to it and its gradients reach the Parameter."""
@@ -53,6 +56,8 @@ _ENTRIES = (
     Replacement(
         "transformers.pytorch_utils.Conv1D", transposed=True
     ),  # GPT-2, GPT, ImageGPT, CTRL, Decision Transformer
+    # A forward of its own, which computes what nn.Linear's does.
+    Replacement("transformers.models.falcon.modeling_falcon.FalconLinear", target="Linear"),
 )
 REGISTRY: dict[str, Replacement] = {entry.kind: entry for entry in _ENTRIES}
 
@@ -64,14 +69,16 @@ def register(kind: type[nn.Module] | str, *, transposed: bool = False) -> Replac
                  None or missing, and have no others; or its full name, "package.module.Class"
     transposed   whether `weight` is W.T [k, n], as in transformers' Conv1D, and not W [n, k]
     raises       TypeError for what is no class of modules and no full name
-    Layers of subclasses are served as well, unless they have a forward of their own.
+    Layers of subclasses are served as well, unless they have a forward of their own. A layer that gives something else
+    for a row of random numbers stays float, and the report says so.
     """
     is_class = isinstance(kind, type) and issubclass(kind, nn.Module)
     if not is_class and not (isinstance(kind, str) and "." in kind):
         raise TypeError(
             f"register: kind is {kind!r}; give a subclass of torch.nn.Module, or its full name, 'package.module.Class'"
         )
-    entry = Replacement(kind if isinstance(kind, str) else _full_name(kind), transposed)
+    name = kind if isinstance(kind, str) else _full_name(kind)
+    entry = Replacement(name, transposed, is_claimed=True)
     REGISTRY[entry.kind] = entry
     return entry
 
@@ -79,6 +86,33 @@ def register(kind: type[nn.Module] | str, *, transposed: bool = False) -> Replac
 def replacement_of(module: nn.Module) -> Replacement | None:
     """The entry of a float layer, that of its nearest class; None for any other module, and for a layer of ours."""
     return next(filter(None, (REGISTRY.get(_full_name(each)) for each in type(module).__mro__)), None)
+
+
+def contradiction(layer: Any) -> str:
+    """How `layer`, a float layer with values, contradicts what was claimed of its class; "" if a row of random numbers
+    does not show it: wrong axes of a square weight, above all.
+
+    The bound is that of k products added in any order, in the weight's precision.
+    """
+    entry = _entry(layer)
+    if not entry.is_claimed:
+        return ""
+    with torch.no_grad():
+        matrix, bias = entry.matrix(layer.weight), bias_of(layer)
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        x = torch.randn(1, matrix.shape[1], generator=generator, device="cpu").to(matrix.dtype)
+        try:
+            y = layer(x)
+            expected = F.linear(x, matrix, bias)
+            terms = F.linear(x.abs(), matrix.abs(), None if bias is None else bias.abs())
+            bound = 2 * (matrix.shape[1] + 2) * torch.finfo(matrix.dtype).eps * terms
+            if y.shape == expected.shape and bool(((y - expected).abs() <= bound).all()):
+                return ""
+            found = "gives something else"
+        except Exception as error:
+            found = f"raises {type(error).__name__}"
+    formula = f"x @ {'weight' if entry.transposed else 'weight.T'} + bias"
+    return f"registered as {formula}, it {found} for a row x: see `transposed` of octavo.nn.replacements.register"
 
 
 def is_plain(module: nn.Module) -> bool:

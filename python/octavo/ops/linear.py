@@ -167,7 +167,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_x = grad_y @ dequantized(packed, weight_scale, ctx.k, grad_y.dtype)
         if ctx.needs_input_grad[5]:
-            grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
+            # One axis of rows, also where there is none; reshape(-1, n) cannot tell how many rows 0 elements are.
+            grad_bias = grad_y[None].flatten(0, -2).sum(0).to(ctx.bias_dtype)
         return None, grad_x, None, None, None, grad_bias, *[None] * ctx.option_count
 
 

@@ -11,10 +11,19 @@ import math
 
 import torch
 
-from .. import ops
 from ..base.float_types import FLOAT_DTYPES
 from ..reference import SMALLEST_SCALE
-from .granularity import PerGroup, PerToken
+from .straight_through import (
+    LSQ,
+    FakeQuantize,
+    FakeQuantizePerToken,
+    ScaledGradient,
+    StraightThrough,
+    derived,
+    positive_scale,
+    rows_for,
+    steps_of,
+)
 
 ESTIMATORS = ("clipped", "pure")
 
@@ -50,7 +59,7 @@ def fake_quantize(
     scale, within = scale.detach(), None
     if estimator == "clipped" and _may_be_derived(x):
         within = _is_within(x, scale, zero_point, qmin, qmax)
-    return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax, within)
+    return derived(FakeQuantize, x, scale, zero_point, qmin, qmax, within)
 
 
 def fake_quantize_per_token(
@@ -67,7 +76,7 @@ def fake_quantize_per_token(
     _check_x("fake_quantize_per_token", x)
     if x.dim() == 0:
         raise ValueError("fake_quantize_per_token: x has no axis, it must be [..., k]; use x.reshape(1, 1)")
-    return _FakeQuantizePerToken.apply(x, symmetric, group_size)
+    return derived(FakeQuantizePerToken, x, symmetric, group_size)
 
 
 def quantize_bias(
@@ -87,7 +96,9 @@ def quantize_bias(
     remedy = f"int32 sums over k = {k} leave room for {room}; use int32_bias=False"
     if torch.compiler.is_compiling():
         torch._assert_async(fits.all(), f"the bias is more steps of input_scale * weight_scale than {remedy}")
-    elif not fits.all():
+    elif not _unwrapped(fits).all():
+        if fits is not _unwrapped(fits):  # inside of torch.vmap, where no element can be named
+            raise ValueError(f"a bias is more steps of input_scale * weight_scale than {remedy}")
         j = int((~fits).nonzero()[0])
         raise ValueError(
             f"bias[{j}] is {bias[j].item():g}, which is {codes[j].item():g} steps of input_scale * weight_scale, and "
@@ -140,7 +151,7 @@ def lsq(
     zero_point = torch.zeros_like(scale, dtype=torch.int32)
     if offset is not None:
         zero_point = offset_zero_point(scale, offset, qmin, qmax)
-    return _LSQ.apply(x, scale, offset, zero_point.reshape(-1), qmin, qmax, grad_factor)
+    return derived(LSQ, x, scale, offset, zero_point.reshape(-1), qmin, qmax, grad_factor)
 
 
 def straight_through(
@@ -151,12 +162,12 @@ def straight_through(
 
     source   Bengio et al. 2013 (arXiv:1308.3432), section 4
     """
-    return x if values is x else _StraightThrough.apply(x, values, within)
+    return x if values is x else derived(StraightThrough, x, values, within)
 
 
 def scaled_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
     """`x`, whose gradient is multiplied by `factor`."""
-    return _ScaledGradient.apply(x, factor)
+    return derived(ScaledGradient, x, factor)
 
 
 def lsq_scale(x: torch.Tensor, qmax: int, *, axis: int | None = None) -> torch.Tensor:
@@ -192,11 +203,6 @@ def first_weight_scale(weight: torch.Tensor, covering: torch.Tensor, qmin: int, 
     return torch.where(errors[1] < errors[0], candidates[1], candidates[0])
 
 
-def positive_scale(scale: torch.Tensor) -> torch.Tensor:
-    """max(|scale|, 2^-126), without gradient: the scale that `lsq` computes with, and that a frozen layer must have."""
-    return scale.detach().abs().clamp_min(SMALLEST_SCALE)
-
-
 def offset_zero_point(scale: torch.Tensor, offset: torch.Tensor, qmin: int, qmax: int) -> torch.Tensor:
     """The code that stands for 0 where code 0 stands for about `offset`: clamp(round(-offset / scale)), int32, without
     gradient. `scale` as `lsq` takes it."""
@@ -220,30 +226,6 @@ def _check(who: str, x: torch.Tensor, scale: torch.Tensor) -> None:
         )
 
 
-def _rows(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x as [rows, columns], one row for each scale."""
-    return x.detach().reshape(scale.numel(), x.numel() // max(scale.numel(), 1))
-
-
-def _values(
-    rows: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int
-) -> torch.Tensor:
-    codes = ops.quantize(rows, scale, zero_point, qmin, qmax, torch.int8 if qmin < 0 else torch.uint8)
-    return ops.dequantize(codes, scale, zero_point, rows.dtype)
-
-
-def _steps(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """round(x / scale), as `ops.quantize` computes it before it clips."""
-    return (rows.float() * (1 / scale)[:, None]).round_()
-
-
-# --- gradients ------------------------------------------------------------------------------------------------------
-#
-# `setup_context` is there for the transforms of torch.func. Tensors are kept by save_for_backward and read once, for
-# checkpointing hands each of them out a single time. What a gradient is multiplied by is a constant: rounding has no
-# second derivative. There is no `jvp`, with which torch.compile would refuse the functions.
-
-
 def _may_be_derived(x: torch.Tensor) -> bool:
     """Whether somebody may want a derivative by x. A tensor inside of `torch.vmap` does not say what is outside."""
     return (
@@ -258,126 +240,12 @@ def _is_within(
 ) -> torch.Tensor:
     """Where x gets a code without being clipped: bool, a byte for each element, x's shape."""
     scale = scale.reshape(-1)
-    code = _steps(_rows(x, scale), scale).add_(zero_point.reshape(-1)[:, None])
+    code = steps_of(rows_for(x, scale), scale).add_(zero_point.reshape(-1)[:, None])
     return ((code >= qmin) & (code <= qmax)).view(x.shape)
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """`within` says where the gradient passes; None: everywhere."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, scale, zero_point, qmin, qmax, within):
-        scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
-        return _values(_rows(x, scale), scale, zero_point, qmin, qmax).view(x.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *_, within = inputs
-        ctx.is_clipped = within is not None
-        if within is not None:
-            ctx.save_for_backward(within)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.is_clipped:
-            (within,) = ctx.saved_tensors
-            grad = grad * within
-        return grad, None, None, None, None, None
-
-
-class _FakeQuantizePerToken(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, symmetric, group_size):
-        qmin, qmax = (1, 255) if symmetric else (0, 255)
-        rows = x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        finite = rows.isfinite().all(1, keepdim=True)
-        rows = torch.where(finite, rows, 0.0)
-        granularity = PerToken() if group_size is None else PerGroup(group_size)
-        groups = granularity.to_rows(rows)
-        scale, zero_point = ops.choose_qparams(groups, qmin, qmax, symmetric)
-        values = granularity.from_rows(_values(groups, scale, zero_point, qmin, qmax), rows.shape)
-        return torch.where(finite, values, torch.nan).view(x.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None, None
-
-
-class _StraightThrough(torch.autograd.Function):
-    """`values`, and the gradient of x where `within` says so; None: everywhere."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, values, within):
-        return values.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *_, within = inputs
-        ctx.is_clipped = within is not None
-        if within is not None:
-            ctx.save_for_backward(within)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.is_clipped:
-            (within,) = ctx.saved_tensors
-            grad = grad * within
-        return grad, None, None
-
-
-class _ScaledGradient(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, factor):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, ctx.factor = inputs
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.factor, None
-
-
-class _LSQ(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, scale, offset, zero_point, qmin, qmax, grad_factor):
-        positive = positive_scale(scale).reshape(-1)
-        return _values(_rows(x, positive), positive, zero_point, qmin, qmax).view(x.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, scale, _, zero_point, *ctx.options = inputs
-        ctx.save_for_backward(x, scale, zero_point)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale, zero_point = ctx.saved_tensors
-        qmin, qmax, grad_factor = ctx.options
-        positive = positive_scale(scale).reshape(-1)
-        rows = _rows(x, positive)
-        grad_rows = grad.reshape(rows.shape)
-        steps = _steps(rows, positive)
-        code = steps + zero_point[:, None]
-        inside = (code >= qmin) & (code <= qmax)
-        slope = torch.where(inside, steps - rows / positive[:, None], code.clamp(qmin, qmax))
-        grad_scale = (grad_rows.float() * slope).sum(1) * grad_factor
-        grad_scale = torch.where(scale.detach().reshape(-1) < 0, -grad_scale, grad_scale).view(scale.shape)
-        grad_offset = None
-        if ctx.needs_input_grad[2]:
-            grad_offset = ((grad_rows.float() * ~inside).sum(1) * grad_factor).view(scale.shape)
-        return (grad_rows * inside).view(x.shape), grad_scale, grad_offset, None, None, None, None
+def _unwrapped(x: torch.Tensor) -> torch.Tensor:
+    """The tensor with all that torch.func's transforms batch."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x

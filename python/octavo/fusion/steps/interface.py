@@ -8,7 +8,6 @@ function for torch's SDPA, call by call; what neither knows is refused.
 from __future__ import annotations
 
 import inspect
-import sys
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ... import ops
+from ...nn.fused.capturing import collected
 
 # The precision of ops.attention -> the name of the implementation.
 NAMES = {name: "octavo" if name == "auto" else f"octavo_{name}" for name in ops.PRECISIONS}
@@ -96,11 +96,7 @@ def running(precision: str) -> str:
 
 def _collects_weights() -> bool:
     """Whether transformers collects what attention modules return. Not all models hand output_attentions on to them."""
-    capturing = sys.modules.get("transformers.utils.output_capturing")  # absent from older versions
-    if capturing is None or torch.compiler.is_compiling():
-        return False
-    collected = capturing._active_collector.get()
-    return bool(collected) and any(name.endswith("attentions") for name in collected)
+    return not torch.compiler.is_compiling() and any(name.endswith("attentions") for name in collected())
 
 
 def sdpa(*args: Any, **options: Any) -> Any:

@@ -20,6 +20,7 @@ from torch import nn
 from ...ops.checks import wants_gradient
 from .block_call import BlockCall
 from .block_operations import BlockOperation, LayersChanged
+from .capturing import are_idle
 
 _is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -152,7 +153,7 @@ class BlockPlan:
             and x.dim() == 3
             and not (_is_grad_enabled() and wants_gradient(x, *block.parameters()))
             and not _is_autocast_enabled("cpu")
-            and not any(self._hooks)
+            and (not any(self._hooks) or are_idle(self._hooks))
             and not any(_ALL_MODULES)
             and self._children_now() == self._children
             and not any(["forward" in attributes for attributes in self._attributes])
