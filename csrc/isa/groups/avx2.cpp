@@ -11,7 +11,7 @@
 namespace octavo {
 namespace {
 
-constexpr int kPrefetchBytes = 6144, kPrefetchRows = 6;
+constexpr int kPrefetchBytes = 6144, kPrefetchRows = 6, kStripsOfOneRow = 1;
 
 constexpr bool kAddsInWords = true;
 
@@ -54,43 +54,14 @@ inline void add_words(ColumnSums& sums, const WordSums& words) {
 }  // namespace
 }  // namespace octavo
 
-#include "product.h"
 #include "product_of_words.h"
 #include "rows.h"
+#include "tiles_of_ymm.h"
 
 namespace octavo {
 namespace {
 
-constexpr int kRows = 6, kRowsOfPlanes = 3;
-
-template <class Form, int kTileRows>
-void multiply_rows(const GroupProduct& p) {
-  if (!p.planes) return multiply_strips<Form, kTileRows, 1, false>(p);
-  if constexpr (kTileRows <= kRowsOfPlanes) multiply_strips<Form, kTileRows, 1, true>(p);
-}
-
-template <class Form>
-void multiply_form(const GroupProduct& p) {
-  switch (p.m) {
-    case 1: return multiply_rows<Form, 1>(p);
-    case 2: return multiply_rows<Form, 2>(p);
-    case 3: return multiply_rows<Form, 3>(p);
-    case 4: return multiply_rows<Form, 4>(p);
-    case 5: return multiply_rows<Form, 5>(p);
-    default: return multiply_rows<Form, 6>(p);
-  }
-}
-
-void multiply(const GroupProduct& p) {
-  if (p.codes.table) return multiply_form<Table>(p);
-  switch (p.codes.bits) {
-    case 2: return multiply_form<Quarters>(p);
-    case 3: return multiply_form<Thirds>(p);
-    case 4: return multiply_form<Halves>(p);
-    case 8: return multiply_words(p);
-    default: return multiply_form<Lines>(p);
-  }
-}
+void multiply(const GroupProduct& p) { p.codes.bits == 8 ? multiply_words(p) : multiply_packed(p); }
 
 }  // namespace
 

@@ -10,12 +10,7 @@
 
 #include "contract/group_kernel.h"
 #include "isa/float/vector/vector.h"
-
-#if defined(__AVX512F__)
-#include "isa/integer/bytes_avx512.h"
-#else
-#include "isa/integer/bytes_avx2.h"
-#endif
+#include "isa/integer/bytes.h"
 
 namespace octavo {
 namespace {

@@ -5,13 +5,8 @@
 
 #include <cstring>
 
+#include "bytes.h"
 #include "isa/float/vector/vector.h"
-
-#if defined(__AVX512F__)
-#include "bytes_avx512.h"
-#else
-#include "bytes_avx2.h"
-#endif
 
 namespace octavo {
 namespace {
