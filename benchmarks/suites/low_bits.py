@@ -116,7 +116,7 @@ def measure_plan(plan: Plan) -> tuple[list[Row], list[str]]:
         candidates = [candidate_of(each, linear) for each in chosen]
         for batch in plan.batches:
             x = torch.randn(batch, shape[0])
-            found = bench.measure(
+            found = bench.measure_candidates(
                 candidates,
                 x,
                 bench.exact_linear(linear, x),

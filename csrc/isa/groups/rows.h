@@ -56,11 +56,7 @@ inline void quantize_two_blocks(const QuantizeGroups& q, std::int64_t i, float f
     numbers[v] = bounded(numbers[v] * set(v < 2 ? first_inverse : second_inverse), low, high);
   }
   const Words64 codes(numbers);
-  auto* const to = reinterpret_cast<std::uint8_t*>(q.codes + i);
-  if (i + 64 <= q.count) return codes.low_bytes().store_bytes(to);
-  std::uint8_t bytes[64];
-  codes.low_bytes().store_bytes(bytes);
-  std::memcpy(to, bytes, static_cast<std::size_t>(q.count - i));
+  store_part(reinterpret_cast<std::uint8_t*>(q.codes + i), q.count - i, codes.low_bytes());
 }
 
 template <FloatType kType>

@@ -3,8 +3,6 @@
 // what these functions do and shares no code with them.
 #pragma once
 
-#include <cstring>
-
 #include "bytes.h"
 #include "isa/float/vector/vector.h"
 
@@ -74,14 +72,6 @@ struct Steps {
 
   Vector inverse, low, high;
 };
-
-// The first `count` of 64 bytes.
-inline void store_part(std::uint8_t* to, std::int64_t count, const Words64& bytes) {
-  if (count >= 64) return bytes.store_bytes(to);
-  std::uint8_t all[64];
-  bytes.store_bytes(all);
-  std::memcpy(to, all, static_cast<std::size_t>(count));
-}
 
 template <FloatType kType>
 bool quantize_row_of(const QuantizeRow& all) {
