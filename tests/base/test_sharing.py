@@ -47,3 +47,10 @@ def test_holders_are_models_views_and_not_what_was_dropped():
     other = nn.ModuleList([model[0]])
     assert have(model, or_view=False)
     del other
+
+
+def test_a_half_made_module_elsewhere_is_no_obstacle():
+    """Such as one whose unpickling has failed, while a traceback still holds it."""
+    model, other = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    other._modules["half"] = nn.Sequential.__new__(nn.Sequential)
+    assert not have(model)

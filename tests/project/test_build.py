@@ -84,7 +84,7 @@ def test_an_isa_object_exports_its_table_and_nothing_weak(isa_object):
     """A weak symbol, such as an inline function of a header, could be taken from here by code that runs on any CPU."""
     symbols = [line.split()[-2:] for line in run("nm", "-C", "--defined-only", str(isa_object)).splitlines()]
     shared = [name for kind, name in symbols if kind.isupper() or kind in "uvw"]
-    prefix = "float_" if isa_object.parent.name == "float" else ""
+    prefix = {"float": "float_", "groups": "group_", "integer": ""}[isa_object.parent.name]
     assert shared == [f"octavo::{prefix}kernel_{isa_object.name.removesuffix('.cpp.o')}"]
 
 
@@ -105,9 +105,10 @@ def test_objects_that_run_on_any_cpu_hold_no_wide_instruction(core):
 
 @x86_64
 def test_no_kernel_saturates(core):
+    """But for AVX2, which adds what its sums have lost, or has codes whose sums fit (csrc/isa/groups/avx2.cpp)."""
     for path in core.glob("isa/*/*.o"):
         found = re.findall(r"\b(v?pmaddubsw|vpdpbusds|vpdpwssds|v?phaddsw)\b", disassembly(path))
-        assert found == [], path.name
+        assert set(found) <= ({"vpmaddubsw"} if path.name == "avx2.cpp.o" else set()), path.name
 
 
 @x86_64

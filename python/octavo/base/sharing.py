@@ -75,9 +75,9 @@ class Holders:
         self.owned = {id(tensor) for module in models for tensor in _tensors_of(module)}
         self.owned_spans = [_span_or_none(tensor) for module in models for tensor in _tensors_of(module)]
         self.spans = [_span_or_none(tensor) for tensor in tensors]
-        others = [module for module in models if not any(part is self.model for part in module.modules())]
+        others = [module for module in models if not any(part is self.model for part in _parts_of(module))]
         entries = [child for module in others for child in _children_of(module) if id(child) in own]
-        self.called = {id(part) for entry in entries for part in entry.modules()}
+        self.called = {id(part) for entry in entries for part in _parts_of(entry)}
 
     def have(
         self, module: nn.Module, parameters: Iterable[torch.Tensor | None], *, or_view: bool = True
@@ -110,6 +110,18 @@ def _kinds(base: type) -> set[type]:
 
 def _children_of(module: nn.Module) -> list[Any]:
     return [child for child in module.__dict__.get("_modules", {}).values() if child is not None]
+
+
+def _parts_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all inside of it. Others' modules may be half made, which their method `modules` cannot take."""
+    waiting, seen = [module], {id(module)}
+    while waiting:
+        part = waiting.pop()
+        yield part
+        for child in _children_of(part):
+            if id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(child)
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Any]:

@@ -146,8 +146,8 @@ class LSQ(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale, _ = ctx.saved_tensors
-        inside, slope = _lsq_slopes(ctx)
+        x, scale, zero_point = ctx.saved_tensors
+        inside, slope = _lsq_slopes(x, scale, zero_point, *ctx.options[:2])
         grad_factor = ctx.options[-1]
         grad_rows = grad.reshape(inside.shape)
         grad_scale = (grad_rows.float() * slope).sum(1) * grad_factor
@@ -158,10 +158,10 @@ class LSQ(torch.autograd.Function):
         return (grad_rows * inside).view(x.shape), grad_scale, grad_offset, None, None, None, None
 
 
-def _lsq_slopes(ctx):
+def _lsq_slopes(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Where x gets a code without being clipped, and dy / d|scale|, both of the shape of the rows."""
-    x, scale, zero_point = ctx.saved_tensors
-    qmin, qmax, _ = ctx.options
     positive = positive_scale(scale).reshape(-1)
     rows = rows_for(x, positive)
     steps = steps_of(rows, positive)
@@ -221,8 +221,8 @@ class _LSQForward(LSQ):
     @staticmethod
     def jvp(ctx, x, scale, offset, *_):
         """Of what `backward` multiplies gradients by, so that the two modes agree: grad_factor is in it."""
-        value, sign, _ = ctx.saved_tensors
-        inside, slope = _lsq_slopes(ctx)
+        value, sign, zero_point = ctx.saved_tensors
+        inside, slope = _lsq_slopes(value, sign, zero_point, *ctx.options[:2])
         y = torch.zeros_like(slope, dtype=value.dtype)
         if x is not None:
             y = y + x.reshape(inside.shape) * inside
