@@ -11,7 +11,7 @@
 #include "drivers/pack.h"
 #include "drivers/tiles.h"
 #include "group_rows.h"
-#include "isa/common/half.h"
+#include "isa/common/group_numbers.h"
 #include "registry/registry.h"
 
 namespace octavo {
@@ -212,43 +212,13 @@ void quantize_block(const GroupCall& call, const Activations& x, std::int64_t fi
   });
 }
 
-float number(const void* data, Number type, std::int64_t i) {
-  switch (type) {
-    case Number::none: return 1.0f;
-    case Number::f32: return load_float(data, FloatType::f32, i);
-    case Number::bf16: return load_float(data, FloatType::bf16, i);
-    case Number::f16: return load_float(data, FloatType::f16, i);
-    case Number::u8: return static_cast<const std::uint8_t*>(data)[i];
-    case Number::s8: return static_cast<const std::int8_t*>(data)[i];
-  }
-  return 0.0f;
-}
-
-// What one column and one group of a strip have; `scales` begins with the strip.
-struct ColumnNumbers {
-  float scale, minimum;
-
-  ColumnNumbers(const GroupScales& scales, std::int64_t group, int column) {
-    const std::int64_t at = group * kStripColumns + column;
-    scale = number(scales.scale, scales.scale_type, at);
-    minimum = scales.minimum_type == Number::none ? 0.0f : number(scales.minimum, scales.minimum_type, at);
-    if (scales.super) {
-      const std::int64_t super = group / scales.groups_in_super * 2 * kStripColumns + column;
-      scale = number(scales.super, scales.super_type, super) * scale;
-      minimum = -(number(scales.super, scales.super_type, super + kStripColumns) * minimum);
-    } else if (scales.minimum_type == Number::u8) {
-      minimum = -(scale * minimum);
-    }
-  }
-};
-
 // One row of the weight, from the unpacked lines of its strip. In double, so that only the result is rounded.
 void dequantize_column(const GroupWeight& weight, const GroupScales& scales, const std::uint8_t* lines,
                        std::int64_t column, void* out, FloatType type) {
   const int j = static_cast<int>(column % kStripColumns);
   const std::int64_t group = weight.group_size ? weight.group_size : weight.k;
   for (std::int64_t begin = 0; begin < weight.k; begin += group) {
-    const ColumnNumbers numbers(scales, begin / group, j);
+    const ScaleAndMinimum numbers = scale_of(scales, 0, begin / group, j);
     for (std::int64_t k = begin; k < std::min(weight.k, begin + group); ++k) {
       const int u = lines[k / kLineK * kLineBytes + j * kLineK + k % kLineK];
       const auto value = static_cast<float>(double{numbers.scale} * (u - weight.offset) + double{numbers.minimum});

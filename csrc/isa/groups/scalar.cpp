@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "contract/group_kernel.h"
-#include "isa/common/half.h"
+#include "isa/common/group_numbers.h"
 
 namespace octavo {
 namespace {
@@ -40,34 +40,6 @@ int unsigned_code(const GroupCodes& codes, const std::uint8_t* strip, std::int64
   const std::uint8_t* const block = strip + k / kBlockK * codes.bits * kLineBytes;
   const int code = code_in_block(block, codes.bits, static_cast<int>(k % kBlockK) / kLineK, byte);
   return codes.table ? codes.table[code] : code;
-}
-
-float number(const void* data, Number type, std::int64_t i) {
-  switch (type) {
-    case Number::none: return 1.0f;
-    case Number::f32: return load_float(data, FloatType::f32, i);
-    case Number::bf16: return load_float(data, FloatType::bf16, i);
-    case Number::f16: return load_float(data, FloatType::f16, i);
-    case Number::u8: return static_cast<const std::uint8_t*>(data)[i];
-    case Number::s8: return static_cast<const std::int8_t*>(data)[i];
-  }
-  return 0.0f;
-}
-
-struct ScaleAndMinimum {
-  float scale, minimum;
-};
-
-ScaleAndMinimum scale_of(const GroupScales& scales, int strip, std::int64_t group, int column) {
-  const std::int64_t at = (strip * scales.groups + group) * kStripColumns + column;
-  const std::int64_t super =
-      (strip * scales.supers + group / std::max<std::int64_t>(1, scales.groups_in_super)) * 2 * kStripColumns + column;
-  float scale = number(scales.scale, scales.scale_type, at);
-  if (scales.super) scale = number(scales.super, scales.super_type, super) * scale;
-  if (scales.minimum_type == Number::none) return {scale, 0.0f};
-  const float minimum = number(scales.minimum, scales.minimum_type, at);
-  if (scales.super) return {scale, -(number(scales.super, scales.super_type, super + kStripColumns) * minimum)};
-  return {scale, scales.minimum_type == Number::u8 ? -(scale * minimum) : minimum};
 }
 
 // The exact sum of row i and one column over the units `begin` .. `end`.

@@ -218,8 +218,8 @@ class GroupFormat(WeightFormat, ABC):
         """The weight as the operator takes it, from what `operands` names."""
 
     def multiply(self, layer: Any, x: torch.Tensor, activation: str | None) -> torch.Tensor:
-        kernel = self.kernel(layer.scheme.activations)
-        if kernel is None:
+        codes = layer.scheme.activations.signed_codes
+        if codes is None:
             return super().multiply(layer, x, activation)
         *names, _ = self.operands
         buffers, parameters = layer._buffers, layer._parameters  # as Int8 does, and for the same reason
@@ -228,7 +228,8 @@ class GroupFormat(WeightFormat, ABC):
         else:
             operands = *(buffers[name] for name in names), layer.out_features
         bias = parameters["bias"] if "bias" in parameters else buffers["bias"]
-        return kernel(x, operands, bias, activation)
+        input_bits, input_group = codes
+        return self._product(input_bits, input_group, x, operands, bias, activation)
 
     def kernel(self, activations: Any) -> Kernel | None:
         codes = activations.signed_codes
@@ -345,11 +346,9 @@ class CodebookFormat(GroupFormat, ABC):
 
     def pack(self, tensors: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         codes = ops.pack_planes(self._codes(tensors, k), 4)
-        if not (codes.is_meta or torch.compiler.is_compiling()):
-            codes = huge_pages.empty(tuple(codes.shape)).view(codes.dtype).copy_(codes)
         ones = torch.ones(n, dtype=torch.float32, device=codes.device)
         return {
-            "packed": codes,
+            "packed": on_huge_pages(codes),
             "packed_scale": to_strips(self.packed_scale(tensors)),
             "packed_column_scale": ones * self.column_scale(tensors),
         }
@@ -364,6 +363,13 @@ class CodebookFormat(GroupFormat, ABC):
         table, offset = self.codebook.unsigned, self.codebook.offset
         size = self.granularity.group_size
         return ops.GroupWeight(packed, scale, None, None, table, column_scale, n, 4, size, offset)
+
+
+def on_huge_pages(packed: torch.Tensor) -> torch.Tensor:
+    """A copy of `packed` in the pages that packed weights share; on the meta device and in a traced graph itself."""
+    if packed.is_meta or torch.compiler.is_compiling():
+        return packed
+    return huge_pages.empty(tuple(packed.shape)).view(packed.dtype).copy_(packed)
 
 
 def to_strips(rows: torch.Tensor) -> torch.Tensor:

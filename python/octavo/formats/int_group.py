@@ -15,13 +15,12 @@ import torch
 from .. import ops
 from ..base.configs import require_flags, require_group_size, require_int
 from ..base.float_types import FLOAT_DTYPES
-from ..runtime import huge_pages
 from ..tensors.dense_bits import from_words, to_words, words_for
 from ..tensors.fake_quantize import SMALLEST_SCALE
 from ..tensors.forms import TensorForm, equal_to, positive
 from ..tensors.granularity import Granularity, PerChannel, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import GroupFormat, Tensors, WeightFormat, differs, from_strips, to_strips
+from .base import GroupFormat, Tensors, WeightFormat, differs, from_strips, on_huge_pages, to_strips
 
 SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 LEAST_FLOAT16, LEAST_NORMAL_FLOAT16 = 2.0**-24, 2.0**-14
@@ -220,12 +219,9 @@ class IntGroup(GroupFormat):
         return held
 
     def _packed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        packed = (
-            ops.pack_weight(self._signed(codes))[0] if self.bits == 8 else ops.pack_planes(codes, self.bits)
-        )
-        if packed.is_meta or torch.compiler.is_compiling():
-            return packed
-        return huge_pages.empty(tuple(packed.shape)).view(packed.dtype).copy_(packed)
+        if self.bits == 8:
+            return on_huge_pages(ops.pack_weight(self._signed(codes))[0])
+        return on_huge_pages(ops.pack_planes(codes, self.bits))
 
     def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         packed = held["packed"]

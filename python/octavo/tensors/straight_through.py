@@ -40,20 +40,15 @@ def _values(
     return ops.dequantize(codes, scale, zero_point, rows.dtype)
 
 
-class FakeQuantize(torch.autograd.Function):
-    """`within` says where the gradient passes; None: everywhere."""
+class _WithinMask(torch.autograd.Function):
+    """The gradient of the first argument passes where the last one, `within`, says so; None: everywhere."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x, scale, zero_point, qmin, qmax, within):
-        scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
-        return _values(rows_for(x, scale), scale, zero_point, qmin, qmax).view(x.shape)
-
-    @staticmethod
     def setup_context(ctx, inputs, output):
         *_, within = inputs
-        ctx.is_clipped = within is not None
+        ctx.is_clipped, ctx.others = within is not None, len(inputs) - 1
         if within is not None:
             ctx.save_for_backward(within)
 
@@ -62,7 +57,16 @@ class FakeQuantize(torch.autograd.Function):
         if ctx.is_clipped:
             (within,) = ctx.saved_tensors
             grad = grad * within
-        return grad, None, None, None, None, None
+        return grad, *[None] * ctx.others
+
+
+class FakeQuantize(_WithinMask):
+    """x rounded to codes of these qparams."""
+
+    @staticmethod
+    def forward(x, scale, zero_point, qmin, qmax, within):
+        scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        return _values(rows_for(x, scale), scale, zero_point, qmin, qmax).view(x.shape)
 
 
 class FakeQuantizePerToken(torch.autograd.Function):
@@ -89,28 +93,12 @@ class FakeQuantizePerToken(torch.autograd.Function):
         return grad, None, None
 
 
-class StraightThrough(torch.autograd.Function):
-    """`values`, and the gradient of x where `within` says so; None: everywhere."""
-
-    generate_vmap_rule = True
+class StraightThrough(_WithinMask):
+    """`values`, with the gradient of x."""
 
     @staticmethod
     def forward(x, values, within):
         return values.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *_, within = inputs
-        ctx.is_clipped = within is not None
-        if within is not None:
-            ctx.save_for_backward(within)
-
-    @staticmethod
-    def backward(ctx, grad):
-        if ctx.is_clipped:
-            (within,) = ctx.saved_tensors
-            grad = grad * within
-        return grad, None, None
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -173,10 +161,10 @@ def _lsq_slopes(
 # --- forward mode -----------------------------------------------------------------------------------------------------
 
 
-class _FakeQuantizeForward(FakeQuantize):
+class _WithinMaskForward(_WithinMask):
     @staticmethod
     def setup_context(ctx, inputs, output):
-        FakeQuantize.setup_context(ctx, inputs, output)
+        _WithinMask.setup_context(ctx, inputs, output)
         *_, within = inputs
         if within is not None:
             ctx.save_for_forward(within)
@@ -184,6 +172,10 @@ class _FakeQuantizeForward(FakeQuantize):
     @staticmethod
     def jvp(ctx, x, *_):
         return x * ctx.saved_tensors[0] if ctx.is_clipped else x.clone()
+
+
+class _FakeQuantizeForward(_WithinMaskForward, FakeQuantize):
+    pass
 
 
 class _FakeQuantizePerTokenForward(FakeQuantizePerToken):
@@ -192,17 +184,8 @@ class _FakeQuantizePerTokenForward(FakeQuantizePerToken):
         return x.clone()
 
 
-class _StraightThroughForward(StraightThrough):
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        StraightThrough.setup_context(ctx, inputs, output)
-        *_, within = inputs
-        if within is not None:
-            ctx.save_for_forward(within)
-
-    @staticmethod
-    def jvp(ctx, x, *_):
-        return x * ctx.saved_tensors[0] if ctx.is_clipped else x.clone()
+class _StraightThroughForward(_WithinMaskForward, StraightThrough):
+    pass
 
 
 class _ScaledGradientForward(ScaledGradient):
