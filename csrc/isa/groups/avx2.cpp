@@ -19,7 +19,6 @@ constexpr bool kAddsInWords = true;
 struct WordSums {
   __m256i low, high;
 };
-inline void clear(WordSums& words) { words.low = words.high = _mm256_setzero_si256(); }
 
 // One asm statement for both instructions, because g++ 12 otherwise moves accumulators through the stack.
 inline void dot_words(__m256i& sum, __m256i codes, __m256i activations) {
@@ -45,10 +44,19 @@ inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {
   dot_bytes(sums.high, codes.high, activations.bytes, ones);
 }
 
-inline void add_words(ColumnSums& sums, const WordSums& words) {
+inline void dot_first(WordSums& words, const Line& codes, const Four& activations) {
+  words.low = _mm256_maddubs_epi16(codes.low, activations.bytes);
+  words.high = _mm256_maddubs_epi16(codes.high, activations.bytes);
+}
+
+inline ColumnSums widened(const WordSums& words) {
   const __m256i ones = _mm256_set1_epi16(1);
-  sums.low = _mm256_add_epi32(sums.low, _mm256_madd_epi16(words.low, ones));
-  sums.high = _mm256_add_epi32(sums.high, _mm256_madd_epi16(words.high, ones));
+  return {_mm256_madd_epi16(words.low, ones), _mm256_madd_epi16(words.high, ones)};
+}
+
+inline void add(ColumnSums& sums, const ColumnSums& others) {
+  sums.low = _mm256_add_epi32(sums.low, others.low);
+  sums.high = _mm256_add_epi32(sums.high, others.high);
 }
 
 }  // namespace

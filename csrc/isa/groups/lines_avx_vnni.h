@@ -15,8 +15,6 @@ namespace {
 // Sums of words, which AVX2 needs on the way, do not exist here.
 constexpr bool kAddsInWords = false;
 using WordSums = ColumnSums;
-inline void clear(WordSums&) {}
-inline void add_words(ColumnSums&, const WordSums&) {}
 
 inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {
   asm(OCTAVO_VPDPBUSD " %2, %1, %0" : "+x"(sums.low) : "x"(codes.low), "x"(activations.bytes));

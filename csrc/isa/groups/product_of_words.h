@@ -83,8 +83,9 @@ template <int kTileRows>
     ColumnSums sums[kTileRows][1];
     each<kTileRows>([&](auto r) OCTAVO_INLINE { sums[r][0] = {low[r], high[r]}; });
     if (p.has_start) {
+      const std::int32_t* const row_start = p.row_start + segment * p.segment_stride;
       each<kTileRows>([&](auto r) OCTAVO_INLINE {
-        const __m256i first = _mm256_set1_epi32(p.row_start[r * p.segment_stride + segment]);
+        const __m256i first = _mm256_set1_epi32(row_start[r]);
         sums[r][0] = {_mm256_add_epi32(low[r], first), _mm256_add_epi32(high[r], first)};
       });
     }
