@@ -74,16 +74,6 @@ inline Line looked_up(const Line& table, const Line& codes) {
   return each_half(codes, [&](__m256i half) { return _mm256_shuffle_epi8(table.low, half); });
 }
 
-// 4 activations, for all columns.
-struct Four {
-  __m256i bytes;
-};
-inline Four load_four(const char* codes) {
-  std::int32_t word;
-  __builtin_memcpy(&word, codes, 4);
-  return {_mm256_set1_epi32(word)};
-}
-
 // The exact sums of 16 columns.
 struct ColumnSums {
   __m256i low, high;

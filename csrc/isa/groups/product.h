@@ -81,7 +81,7 @@ OCTAVO_INLINE inline void each_product(const Form& form, const std::uint8_t* con
                                        std::ptrdiff_t stride, Sum (&sums)[kRows][kStrips], const Dot& dot) {
   form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
     each<kRows>([&](auto r) OCTAVO_INLINE {
-      const Four activations = load_four(codes + r * stride + line * kLineK);
+      const Four& activations = load_four(codes + r * stride + line * kLineK);
       each<kStrips>([&](auto s) OCTAVO_INLINE { dot(line == 0, sums[r][s], lines[s], activations); });
     });
   });
