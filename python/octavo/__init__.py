@@ -39,6 +39,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .evaluation.sensitivities import Sensitivity, sensitivity
     from .files import CheckpointContents, inspect_checkpoint, load, save
     from .fusion import FusionReport, fuse_, unfuse_
+    from .integrations.transformers import OctavoConfig
     from .methods import RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
@@ -69,6 +70,7 @@ _HOMES = {
     "evaluation.sensitivities": ["Sensitivity", "sensitivity"],
     "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
+    "integrations.transformers": ["OctavoConfig"],
     "methods": ["RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
@@ -107,6 +109,7 @@ __all__ = [
     "Int8Static",
     "Int8WeightOnly",
     "LLMInt8",
+    "OctavoConfig",
     "PerChannel",
     "PerGroup",
     "PerTensor",

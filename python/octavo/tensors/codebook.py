@@ -70,7 +70,7 @@ class Codebook:
     def nearest(self, x: torch.Tensor) -> torch.Tensor:
         """The codes, uint8, of the values that are nearest to `x` float32, of any shape. NaN gets that of 0.0."""
         codes, thresholds = (each.to(x.device) for each in self._ascending)
-        return codes[torch.bucketize(torch.nan_to_num(x), thresholds, out_int32=True)]
+        return codes[torch.bucketize(torch.nan_to_num(x).contiguous(), thresholds, out_int32=True)]
 
     def covers(self, x: torch.Tensor) -> torch.Tensor:
         """Where `x` is not clipped: it lies beyond the last value by half a step at most, as integers have it."""
