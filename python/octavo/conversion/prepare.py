@@ -113,8 +113,8 @@ def prepare_layers(model: nn.Module, layers: list[Layer], **options: Any) -> Non
         if layer.scheme is not None:
             at = places[id(layer.module)]
             prepared = prepare_layer(layer, **options)
-            if layer.shares is not None and prepared.learn_scales:
-                prepared.weight_scale = layer.shares.module.weight_scale
+            if layer.shares is not None:
+                prepared.share_scales_(layer.shares.module)
             replace_at(at, prepared)
     leave_fused_paths(model)
 

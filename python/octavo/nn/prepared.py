@@ -264,6 +264,11 @@ class PreparedLinear(nn.Module):
                 scale = self._first_weight_scale(self.float_weight())
                 self.weight_scale.copy_(scale.reshape(self.weight_scale.shape))
 
+    def share_scales_(self, other: PreparedLinear) -> None:
+        """Learned scales become those of `other`, which has the same weight."""
+        if self.learn_scales:
+            self.weight_scale = other.weight_scale
+
     def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
         q = self._range_of(weight)
         return q.first_scale(q.granularity.to_rows(weight))
