@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to keep float, such as lm_head"
     )
     parser.add_argument(
+        "--include-embeddings",
+        nargs="*",
+        metavar="PATTERN",
+        help="quantize embeddings as well, and heads that are tied to them; patterns say which",
+    )
+    parser.add_argument(
         "--shard-size",
         type=size,
         default="4GB",
@@ -41,12 +47,18 @@ def run(options: argparse.Namespace) -> None:
         options.output,
         options.scheme or scheme_called(DEFAULT),
         exclude=options.exclude,
+        include_embeddings=_embeddings(options.include_embeddings),
         shard_size=options.shard_size,
         progress=True,
     )
     print(report)
     print(f"saved: {options.output}")
     print(f"load it in Python: import octavo; model = octavo.load({str(options.output)!r})")
+
+
+def _embeddings(patterns: list[str] | None) -> Any:
+    """False without the flag, True with nothing behind it, and the patterns otherwise."""
+    return False if patterns is None else patterns or True
 
 
 def _without_data(text: str) -> Any:
