@@ -16,6 +16,7 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import leave_fused_paths
+from ..nn.experts import experts_as_layers, joined_parameters
 from ..runtime.malloc import give_back
 from ..schemes import label
 from .plan import Layer, plan_quantization, report_of
@@ -65,10 +66,11 @@ def quantize_(
                        already is raised when all layers are quantized: the model is never half converted
     """
     require_root("quantize_", model, is_replaced, "use layer = octavo.quantized(layer, scheme)")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    _require_data("quantize_", layers, data)
-    originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
-    with undone_on_error(model) as undo:
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with undone_on_error(model) as undo, experts_as_layers(model):
+        layers = plan_quantization(model, selection)
+        _require_data("quantize_", layers, data)
+        originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
         prepare_layers(model, layers)
         _calibrate(model, layers, data, progress)
         freeze_layers(model, layers, progress, undo, originals)
@@ -92,14 +94,19 @@ def quantized(
     The weights that are quantized are never copied as floats. `model` may be a bare linear layer.
     """
     require_module("quantized", model)
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    _require_data("quantized", layers, data)
-    copies: dict[int, object] = {}  # deepcopy's memo: what it finds here, it takes for copied already
-    for layer in layers:
-        if layer.scheme is not None:
-            key = id(layer.module)
-            copies[key] = prepare_layer(layer)
-    result = copied("quantized", model, copies)
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with experts_as_layers(model):
+        layers = plan_quantization(model, selection)
+        _require_data("quantized", layers, data)
+        chosen = {id(layer.module) for layer in layers if layer.scheme is not None}
+        copies: dict[int, object] = joined_parameters(
+            model, chosen
+        )  # deepcopy takes what is here for copied already
+        for layer in layers:
+            if layer.scheme is not None:
+                key = id(layer.module)
+                copies[key] = prepare_layer(layer)
+        result = copied("quantized", model, copies)
     leave_fused_paths(result)
     _calibrate(result, layers, data, progress)
     result = freeze_layers(result, layers, progress)

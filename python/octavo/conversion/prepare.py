@@ -22,6 +22,7 @@ from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
 from ..nn import PreparedLinear, QuantLinear, leave_fused_paths
+from ..nn.experts import experts_as_layers
 from ..nn.replacements import embedding_of, replacement_of
 from ..schemes import Scheme
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
@@ -57,8 +58,9 @@ def prepare_(
     require_root("prepare_", model, is_replaced, "wrap it: nn.Sequential(layer)")
     if learn_scales:
         require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    with undone_on_error(model):
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with undone_on_error(model), experts_as_layers(model):
+        layers = plan_quantization(model, selection)
         prepare_layers(model, layers, estimator=estimator, learn_scales=learn_scales)
     return report_of(layers)
 

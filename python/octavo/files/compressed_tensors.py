@@ -68,9 +68,8 @@ class CompressedTensors(FileFormat):
             schemes = schemes_of(quantization_entry(path) or {}, skeleton)
         except (TypeError, KeyError, AttributeError, re.error) as error:
             raise ValueError(f"load: {ENTRY} of {path / CONFIG} is damaged ({error!r})") from error
-        found = safetensors.read_folder(path)
-        unguard_(found, schemes)
-        tensors, unknown = by_name_of(skeleton, found, set(schemes))
+        tensors, unknown = by_name_of(skeleton, safetensors.read_folder(path), set(schemes))
+        unguard_(tensors, schemes)
         unknown -= computed.may_be_left_over(skeleton, unknown)
         if unknown:
             _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))

@@ -8,13 +8,14 @@ model has saved is read into layers of codes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -26,6 +27,7 @@ from ..files.compressed_tensors import layers_entry, schemes_of
 from ..files.guard import guard, guarded
 from ..files.loading import check_values, unfilled
 from ..nn import QuantLinear, leave_fused_paths
+from ..nn.experts import ExpertMatrices, join_experts_, split_experts_, split_in
 from ..nn.replacements import with_tensors
 from ..schemes import Scheme, from_dict
 
@@ -100,7 +102,8 @@ class OctavoQuantizer(HfQuantizer):
         super().__init__(quantization_config, **options)
         self.report = QuantizationReport([])
         self.schemes: dict[str, Scheme] = {}
-        self.made: dict[str, QuantLinear] = {}
+        self.plan: list[Layer] = []
+        self.made: dict[str, Any] = {}
 
     def validate_environment(self, *, device_map: Any = None, **options: Any) -> None:
         devices = {str(device) for device in device_map.values()} if isinstance(device_map, dict) else set()
@@ -116,13 +119,17 @@ class OctavoQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
         if not self.pre_quantized:
+            split_experts_(model)
             self.plan = [
                 _kept_if_tied(layer, model)
                 for layer in plan_skeleton(model, self.quantization_config.selection())
             ]
             self.schemes = {layer.name: layer.scheme for layer in self.plan if layer.scheme is not None}
+            join_experts_(model)  # transformers looks for the names that its files have
             return
-        self.schemes = schemes_of({METHOD: self.quantization_config.octavo}, model)
+        entry = self.quantization_config.octavo or {"layers": {}}
+        split_experts_(model, split_in(entry["layers"], model))
+        self.schemes = schemes_of({METHOD: entry}, model)
         for name, scheme in self.schemes.items():
             linear = model.get_submodule(name)
             layer = unfilled(linear, scheme)
@@ -134,24 +141,48 @@ class OctavoQuantizer(HfQuantizer):
         ignored = set(model._keys_to_ignore_on_load_unexpected or ())  # guards of codes with other names
         model._keys_to_ignore_on_load_unexpected = ignored | {rf"{name}\.weight$" for name in self.schemes}
 
+    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
+        """Without the conversions that would join what the file has for each expert: the layers are apart here."""
+        parts = [
+            f"{prefix}.{value.name}"
+            for prefix, module in model.named_modules()
+            for value in vars(module).values()
+            if isinstance(value, ExpertMatrices)
+        ]
+        return [
+            each
+            for each in super().update_weight_conversions(weight_conversions, model)
+            if not isinstance(each, WeightConverter)
+            or not any(re.search(target, part) for target in each.target_patterns for part in parts)
+        ]
+
     def param_needs_quantization(self, model: nn.Module, param_name: str, **options: Any) -> bool:
-        name, _, leaf = param_name.rpartition(".")
-        return not self.pre_quantized and leaf == "weight" and name in self.schemes
+        return not self.pre_quantized and bool(self._layers_of(param_name))
+
+    def _layers_of(self, parameter: str) -> list[Layer]:
+        """The planned layers whose weight `parameter` is or, with experts, holds; none if all of them stay float."""
+        name, _, leaf = parameter.rpartition(".")
+        own = re.compile(re.escape(name) + ("" if leaf == "weight" else rf"\.\d+\.{re.escape(leaf)}"))
+        layers = [layer for layer in self.plan if own.fullmatch(layer.name)]
+        return layers if any(layer.scheme for layer in layers) else []
 
     def get_quantize_ops(self) -> ConversionOps:
         return _QuantizeOne(self)
 
-    def quantize(self, name: str, linear: Any, weight: torch.Tensor) -> None:
-        """Makes the layer `name` out of its float weight, and keeps it until all tensors are there."""
-        layer = next(layer for layer in self.plan if layer.name == name)
-        assert layer.scheme is not None
-        layer.module = with_tensors(linear, weight, None)
-        obstacle = layer.scheme.reason_to_keep(layer.module)
-        if obstacle:
-            raise ValueError(f"{name}: {obstacle}")
-        require_finite(layer)
-        self.made[name] = layer.scheme.quantize_linear(layer.module)
-        layer.becomes(self.made[name], "quantized")
+    def quantize(self, parameter: str, weight: torch.Tensor) -> None:
+        """Makes layers out of a float weight, and keeps them until all tensors are there."""
+        layers = self._layers_of(parameter)
+        matrices = [weight] if weight.dim() == 2 else list(weight)
+        for layer, matrix in zip(layers, matrices, strict=True):
+            is_turned = matrix.shape != layer.module.weight.shape  # of experts whose matrices are [k, n]
+            layer.module = with_tensors(layer.module, matrix.T if is_turned else matrix, None)
+            if layer.scheme is not None:
+                obstacle = layer.scheme.reason_to_keep(layer.module)
+                if obstacle:
+                    raise ValueError(f"{layer.name}: {obstacle}")
+                require_finite(layer)
+                layer.becomes(layer.scheme.quantize_linear(layer.module), "quantized")
+            self.made[layer.name] = layer.module
 
     def _process_model_after_weight_loading(self, model: nn.Module, **options: Any) -> nn.Module:
         if self.pre_quantized:
@@ -165,12 +196,14 @@ class OctavoQuantizer(HfQuantizer):
         missing = self.schemes.keys() - self.made.keys()
         if missing:
             raise ValueError(f"the checkpoint has no weight, or no usable one, for {sorted(missing)}")
+        split_experts_(model, split_in(self.made, model))
         for name, layer in self.made.items():
             linear: Any = model.get_submodule(name)
             layer.bias = (
                 None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
             )
             model.set_submodule(name, layer.train(linear.training))
+        join_experts_(model)
         self.report = report_of(self.plan)
         self.made, self.plan = {}, []
         self.quantization_config.octavo = layers_entry(model)
@@ -229,9 +262,8 @@ class _QuantizeOne(ConversionOps):
     ) -> Any:
         ((key, value),) = input_dict.items()
         weight = value[0] if isinstance(value, list) else value
-        name = key.rpartition(".")[0]
-        self.hf_quantizer.quantize(name, options["model"].get_submodule(name), weight)
-        return {key: weight.new_empty(0)}
+        self.hf_quantizer.quantize(key, weight)
+        return {key: weight.new_zeros(()).expand(weight.shape)}  # of the right shape, without memory
 
 
 def _kept_if_tied(layer: Layer, model: Any) -> Layer:
