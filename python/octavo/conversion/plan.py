@@ -52,12 +52,14 @@ class Layer:
     def name(self) -> str:
         return self.names[0]
 
-    def becomes(self, module: nn.Module, action: str) -> None:
-        """Notes that `module` has taken the place of the layer."""
+    def becomes(self, module: nn.Module, action: str, remark: str = "") -> None:
+        """Notes that `module` has taken the place of the layer, and what there is to say of it."""
         assert self.scheme is not None
         self.module = module
         size = bytes_of_module(module, set())
-        self.row = replace(self.row, action=action, reason="", scheme=label(self.scheme), bytes_after=size)
+        self.row = replace(
+            self.row, action=action, reason=remark, scheme=label(self.scheme), bytes_after=size
+        )
 
     def rows(self) -> list[Row]:
         alias = replace(self.row, reason=f"the same module as {self.name!r}", bytes_before=0, bytes_after=0)

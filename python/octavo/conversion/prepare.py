@@ -21,6 +21,7 @@ from ..base.distributed import require_unwrapped
 from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
+from ..methods.statistics import Positions
 from ..nn import PreparedLinear, leave_fused_paths
 from ..nn.replacements import replacement_of
 from ..schemes import Scheme
@@ -142,7 +143,13 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool = True) -> Iterator[None]:
+def _watching(
+    model: nn.Module,
+    layers: list[PreparedLinear],
+    *,
+    in_place: bool = True,
+    positions: Positions | None = None,
+) -> Iterator[None]:
     before = [layer.is_calibrating for layer in layers]
     for layer in layers:
         layer.is_calibrating = True
@@ -150,7 +157,7 @@ def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool 
         with ExitStack() as stack:
             for method in dict.fromkeys(type(layer.scheme.method) for layer in layers):
                 own = [layer for layer in layers if type(layer.scheme.method) is method]
-                stack.enter_context(method.watching(model, own, in_place=in_place))
+                stack.enter_context(method.watching(model, own, in_place=in_place, positions=positions))
             yield
     finally:
         # Inference tensors could take no part in training later.
@@ -173,6 +180,7 @@ def require_ready(layers: list[Layer]) -> None:
     with torch.no_grad():
         for layer in prepared:
             require_finite(layer)
+            layer.module.scheme.method.require_ready(layer.module)
             layer.module.require_scales()
             if type(layer.module).float_weight is not PreparedLinear.float_weight:
                 _ = layer.module.weight_qparams  # raises if what becomes codes is not finite
@@ -244,15 +252,16 @@ def freeze_layers(
 
 def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
     """Attempts once to freeze a layer. An attempt before may have been interrupted at any point."""
-    module = layer.module
+    module, remark = layer.module, layer.row.reason
     if isinstance(module, PreparedLinear):
-        at = places[id(module)]
+        at, prepared = places[id(module)], module
         with torch.inference_mode(False), torch.no_grad():
-            module = layer.scheme.freeze(module)  # type: ignore[union-attr]
+            module = layer.scheme.freeze(prepared)  # type: ignore[union-attr]
+        remark = prepared.remark
         if undo is not None:
             undo.let_go()
         replace_at(at, module)
-    layer.becomes(module, "quantized")
+    layer.becomes(module, "quantized", remark)
 
 
 def require_module(who: str, model: object) -> None:
