@@ -159,7 +159,7 @@ def test_dead_channels_are_rounded_to_nearest_and_disturb_nobody():
     x[:, [5, 70]] = 0
     codes, rest = GPTQ().codes(weights, w, gram(x)).codes, torch.ones(80, dtype=torch.bool)
     rest[[5, 70]] = False
-    q = ClipSearch().qparams(weights, w, gram(x))
+    q = ClipSearch().qparams(weights, w)
     assert torch.equal(codes[:, ~rest], q.quantize(w).codes[:, ~rest])
     assert torch.equal(living(torch.zeros(3, 3)), torch.eye(3, dtype=torch.float64))
 

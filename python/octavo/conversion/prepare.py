@@ -28,6 +28,7 @@ from ..schemes import Scheme
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
 from .selection import LayerFilter, Patterns, SchemeLike, Selection
+from .sequence import BlockSequence
 
 _log = logging.getLogger("octavo")
 
@@ -140,6 +141,31 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
         with torch.no_grad(), evaluating(model), _watching(model, watched, in_place=False):
             for args, kwargs in with_bar(batches, "calibrating", "batch", progress):
                 model(*args, **kwargs)
+
+
+def quantize_in_sequence(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
+    """Calibrates and freezes the layers block by block. The float weights are there until the last one is frozen.
+
+    raises   ValueError if data is empty, and as `require_ready`
+    """
+    require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
+    batches = list(calls(data, "quantize_: data", model))
+    if not batches:
+        raise ValueError("quantize_: data is empty; give at least one batch")
+    of = {layer.module: layer for layer in layers if layer.scheme is not None}
+    places = places_of(of, model)
+    with torch.no_grad(), evaluating(model):
+        sequence = BlockSequence(model, batches)
+        for part in with_bar(sequence, "quantizing", "block", progress):
+            own = [of[module] for module in part.layers]
+            for _ in range(max(layer.scheme.calibration_passes for layer in own if layer.scheme)):
+                positions = sequence.positions
+                with _watching(part.root, part.layers, in_place=False, positions=positions):
+                    part.run(positions)
+            require_ready(own)
+            for layer in own:
+                _freeze_layer(layer, places, None)
+    model_changed(model)
 
 
 @contextmanager

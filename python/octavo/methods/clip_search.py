@@ -3,8 +3,9 @@
 
 With few bits a step is so coarse that a range which leaves the largest weight of a group out makes the sum of the
 squared errors smaller. Several ranges are tried; for the codes that each of them gives, the best scale is known in
-closed form. What counts as close is a matrix: the identity, or what the inputs have in common, X^T X, which says what
-an error of two weights does to the output.
+closed form. Without data large weights count more than small ones: they meet inputs that matter, and a plain sum of
+squares, which clips them most, was worse than no search at all on models of 3 and 2 bits. With data the inputs say what
+counts: X^T X, which is what an error of two weights does to the output.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .base import Method, RoundToNearest
 LEAST, MOST = 0.4, 1.2  # shares of the covering range that are tried
 ROUNDING = 2.0**-20  # of the square of a row: a gain that is smaller may be one of float32's sums
 PIECE = 2**17  # weights at a time: what is computed of them stays in the L2 cache
+COARSEST = 2  # bits, with which large weights count more than with 3 and 4
 FEW_BITS = 4  # above, clipping gains little: 0.1 dB at 5 bits
 
 
@@ -32,11 +34,12 @@ class ClipSearch(Method):
 
     steps      how many ranges are tried, from 0.4 to 1.2 of the one that covers all weights
     refit      the scale of a range is replaced by the one that fits the codes best, by least squares
-    Never worse than RoundToNearest in the squared error of any group, except with scales that are quantized
-    themselves. Zero points stay those of the covering range. It is the default of integer groups of 4 bits and fewer;
-    it costs 0.1 seconds for each million weights, in training too, where each forward searches anew.
-    source     the grid: Frantar et al. 2022 (arXiv:2210.17323), its code; the refit as ggml's K types have it;
-               docs/numerics.md, eq. 87 and 88
+    Errors count more where weights are large, eq. 87. No group is further off, counted so, than with RoundToNearest,
+    except with scales that are quantized themselves. Zero points stay those of the covering range. It is the default
+    of integer groups of 4 bits and fewer; it costs 0.1 seconds for each million weights, in training too, where each
+    forward searches anew.
+    source     the grid: Frantar et al. 2022 (arXiv:2210.17323), its code; the refit and the importance of large weights
+               as ggml's K types have them; docs/numerics.md, eq. 87 and 88
     """
 
     steps: int = 20
@@ -58,7 +61,8 @@ class ClipSearch(Method):
         """The scales for `weight` [n, k], the closest ones as `gram` [k, k] = X^T X of inputs X counts closeness."""
         covering = weights.qparams(weight)
         rows = covering.granularity.to_rows(weight.detach()).float()
-        pieces = list(_pieces(covering, rows, gram))
+        power = 1.0 if weights.bits <= COARSEST else 0.5
+        pieces = list(_pieces(covering, rows, gram, power))
         scale = covering.scale.reshape(-1).clone()
         for piece in pieces:
             scale[piece.rows] = self._best_scale(piece)
@@ -86,17 +90,23 @@ class _Piece(NamedTuple):
     rows: slice
     columns: torch.Tensor
     covering: QParams
-    gram: torch.Tensor | None  # [columns, columns]
+    metric: (
+        torch.Tensor
+    )  # what errors cost: X^T X [columns, columns], or the importance of each weight [columns, rows]
+    is_gram: bool
+
+    def seen(self, v: torch.Tensor) -> torch.Tensor:
+        """`v` [columns, rows] times the metric."""
+        return self.metric @ v if self.is_gram else self.metric * v
 
     def square(self) -> torch.Tensor:
-        """The square of each row, in the sense of `gram`."""
-        seen = self.columns if self.gram is None else self.gram @ self.columns
-        return (self.columns * seen).sum(0)
+        """The square of each row, as the metric counts."""
+        return (self.columns * self.seen(self.columns)).sum(0)
 
     def gain(self, scale: torch.Tensor, *, refit: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(scale, by how much the squared error of each row is less than its square): eq. 87, and 88 with `refit`."""
         v = self.covering.nearest_(self.columns * (1 / scale))
-        seen = v if self.gram is None else self.gram @ v
+        seen = self.seen(v)
         wv, vv = (self.columns * seen).sum(0), (v * seen).sum(0)
         if refit:
             fitted = wv / vv
@@ -104,21 +114,32 @@ class _Piece(NamedTuple):
         return scale, scale * (2 * wv - scale * vv)
 
 
-def _pieces(covering: QParams, rows: torch.Tensor, gram: torch.Tensor | None) -> Iterator[_Piece]:
+def _pieces(
+    covering: QParams, rows: torch.Tensor, gram: torch.Tensor | None, power: float
+) -> Iterator[_Piece]:
     """All rows, a few at a time; with a gram, the rows at one place in k together."""
     count, width = rows.shape
     if gram is None:
         step = max(PIECE // max(width, 1), 1)
         for start in range(0, count, step):
             part = slice(start, start + step)
-            yield _Piece(part, rows[part].T.contiguous(), covering.part(part), None)
+            columns = rows[part].T.contiguous()
+            yield _Piece(part, columns, covering.part(part), importance(columns, power), False)
         return
     groups = -(-len(gram) // width)
     for group in range(groups):
         part = slice(group, None, groups)
         at = slice(group * width, min((group + 1) * width, len(gram)))
         columns = rows[part, : at.stop - at.start].T.contiguous()
-        yield _Piece(part, columns, covering.part(part), gram[at, at].to(columns))
+        yield _Piece(part, columns, covering.part(part), gram[at, at].to(columns), True)
+
+
+def importance(columns: torch.Tensor, power: float) -> torch.Tensor:
+    """What a squared error of each weight in `columns` [columns, rows] counts, in units that do not matter: eq. 87."""
+    squares = columns.square()
+    largest = squares.amax(0).clamp_min(torch.finfo(torch.float32).tiny)  # so that no power underflows
+    squares = squares / largest
+    return (squares + squares.mean(0)) ** power
 
 
 def has_scales(weights: WeightFormat) -> bool:
