@@ -40,7 +40,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .files import CheckpointContents, inspect_checkpoint, load, save
     from .fusion import FusionReport, fuse_, unfuse_
     from .integrations.transformers import OctavoConfig
-    from .methods import RoundToNearest, SmoothQuant
+    from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
     from .runtime.cpu import cpu_info, use_isa
@@ -71,7 +71,7 @@ _HOMES = {
     "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
     "integrations.transformers": ["OctavoConfig"],
-    "methods": ["RoundToNearest", "SmoothQuant"],
+    "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "runtime.cpu": ["cpu_info", "use_isa"],
@@ -96,10 +96,13 @@ __version__ = _version("octavo")
 
 __all__ = [
     "FP4",
+    "GPTQ",
+    "HQQ",
     "MXFP4",
     "NF4",
     "NVFP4",
     "CheckpointContents",
+    "ClipSearch",
     "Evaluation",
     "FusionReport",
     "HalfWeightOnly",

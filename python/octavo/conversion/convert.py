@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..base.modules import undone_on_error
-from ..nn import leave_fused_paths
+from ..nn import PreparedLinear, leave_fused_paths
 from ..nn.experts import experts_as_layers, joined_parameters
 from ..runtime.malloc import give_back
 from ..schemes import label
@@ -27,6 +27,7 @@ from .prepare import (
     is_replaced,
     prepare_layer,
     prepare_layers,
+    quantize_in_sequence,
     require_module,
     require_ready,
     require_root,
@@ -72,8 +73,12 @@ def quantize_(
         _require_data("quantize_", layers, data)
         originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
         prepare_layers(model, layers)
-        _calibrate(model, layers, data, progress)
-        freeze_layers(model, layers, progress, undo, originals)
+        if _is_sequential(layers):
+            quantize_in_sequence(model, layers, data, progress)
+            undo.let_go()
+        else:
+            _calibrate(model, layers, data, progress)
+            freeze_layers(model, layers, progress, undo, originals)
     give_back()  # else the process stays as large as with the float weights: 540 MB for 134 MB of codes
     return report_of(layers)
 
@@ -108,8 +113,11 @@ def quantized(
                 copies[key] = prepare_layer(layer)
         result = copied("quantized", model, copies)
     leave_fused_paths(result)
-    _calibrate(result, layers, data, progress)
-    result = freeze_layers(result, layers, progress)
+    if _is_sequential(layers) and not isinstance(result, PreparedLinear):
+        quantize_in_sequence(result, layers, data, progress)
+    else:
+        _calibrate(result, layers, data, progress)
+        result = freeze_layers(result, layers, progress)
     give_back()
     report_of(layers)
     return result
@@ -148,6 +156,11 @@ def _require_data(who: str, layers: list[Layer], data: Any) -> None:
                 f"{who}: {label(layer.scheme)} calibrates the input of {layer.name!r} and needs data: give batches, "
                 f"{who}(model, scheme, data=batches), or use octavo.Int8Dynamic(), which needs none"
             )
+
+
+def _is_sequential(layers: list[Layer]) -> bool:
+    """Whether the method of some layer wants to see what the quantized layers before it give."""
+    return any(layer.scheme is not None and layer.scheme.method.is_sequential for layer in layers)
 
 
 def _calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:

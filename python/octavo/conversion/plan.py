@@ -69,12 +69,12 @@ class Layer:
     def keep(self, reason: str) -> None:
         self.scheme, self.row = None, replace(self.row, reason=reason)
 
-    def becomes(self, module: nn.Module, action: str) -> None:
-        """Notes that `module` has taken the place of the layer."""
+    def becomes(self, module: nn.Module, action: str, remark: str = "") -> None:
+        """Notes that `module` has taken the place of the layer, and what there is to say of it."""
         assert self.scheme is not None
         self.module = module
         seen: set[object] = set()
-        reason = ""
+        reason = remark
         if self.shares is not None:
             bytes_of_module(self.shares.module, seen)
             reason = f"shares the weight of {self.shares.name!r}"

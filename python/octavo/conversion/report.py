@@ -18,7 +18,7 @@ class Row:
     name           where it sits in the model, "" for the model itself
     kind           class before the conversion
     action         "quantized", "prepared" or "kept"
-    reason         why it was kept; empty for most others
+    reason         why it was kept; of a quantized layer what should be known of how it was done, mostly nothing
     scheme         the scheme's name, empty if kept
     bytes_before, bytes_after   memory of its own parameters and buffers; what modules share counts once, at the first
     """
