@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -70,9 +71,7 @@ class BlockSequence:
     def __iter__(self) -> Iterator[Part]:
         for blocks, before in zip(self.lists, self.before, strict=True):
             if before:
-                yield Part(
-                    self.model, before, lambda positions, at=blocks[0]: self._run(positions, before=at)
-                )
+                yield Part(self.model, before, partial(self._run, before=blocks[0]))
             yield from self._parts_of(blocks)
         if self.outside:
             yield Part(self.model, self.outside, self._run)
@@ -123,7 +122,7 @@ class BlockSequence:
         for i, block in enumerate(blocks):
             layers = _prepared(block)
             if calls is None:
-                yield Part(block, layers, lambda positions, at=block: self._run(positions, after=at))
+                yield Part(block, layers, partial(self._run, after=block))
                 continue
 
             def run(positions: Positions, block: nn.Module = block, i: int = i) -> None:
@@ -164,7 +163,7 @@ class _Call:
     # --- while the whole model runs
 
     def enter(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         i = len(self.arguments)
         in_order = i < len(self.blocks) and self.blocks[i] is block
         slots = [slot for slot, value in given.items() if value is self.x] if i else list(given)[:1]
