@@ -46,6 +46,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
     from .schemes.fp4 import FP4
+    from .schemes.ggml import GGML
     from .schemes.half_weight_only import HalfWeightOnly
     from .schemes.int4_dynamic import Int4Dynamic
     from .schemes.int4_weight_only import Int4WeightOnly
@@ -77,6 +78,7 @@ _HOMES = {
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
+    "schemes.ggml": ["GGML"],
     "schemes.int4_dynamic": ["Int4Dynamic"],
     "schemes.int4_weight_only": ["Int4WeightOnly"],
     "schemes.int8_dynamic": ["Int8Dynamic"],
@@ -98,6 +100,7 @@ __all__ = [
     "FP4",
     "GPTQ",
     "HQQ",
+    "GGML",
     "MXFP4",
     "NF4",
     "NVFP4",
