@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..tensors.qparams import QParams
 from .linear import LinearScheme, QuantLinear
 from .prepared import PreparedLinear
 from .replacements import EMBEDDING
@@ -81,7 +80,7 @@ class QuantEmbedding(QuantLinear):
 class PreparedEmbedding(PreparedLinear):
     """Rows of the fake-quantized weight; while calibrating, of the float one. Arguments and the rest as PreparedLinear.
 
-    Each code is the nearest one: methods that choose codes by what the layer's input is have nothing to look at here.
+    The method is one without data: what this layer reads are numbers of rows.
     """
 
     padding_idx: int | None = None
@@ -95,9 +94,6 @@ class PreparedEmbedding(PreparedLinear):
         """input [...] int64 or int32 to [..., embedding_dim] in the weight's dtype."""
         weight = self.weight if self.is_calibrating else self.fake_quantized_weight()
         return scaled(F.embedding(input, weight, self.padding_idx), self.embed_scale)
-
-    def _range_of(self, weight: torch.Tensor) -> QParams:
-        return self.scheme.weights.qparams(weight)
 
 
 def scaled(rows: torch.Tensor, scale: Any) -> torch.Tensor:
