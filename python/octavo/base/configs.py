@@ -98,7 +98,7 @@ def label(config: Config) -> str:
         own
     ):  # what follows from other fields, such as weights from a group_size, goes first
         rest = {name: value for name, value in needed.items() if name != item.name}
-        if item.default is not MISSING and type(config)(**rest) == config:
+        if item.default is not MISSING and _equals(config, rest):
             needed = rest
     changed = []
     for item in own:
@@ -131,6 +131,14 @@ def require_group_size(what: str, value: Any, multiple: int) -> None:
     require_int(what, value)
     if value < 1 or value % multiple:
         raise ValueError(f"{what} must be a multiple of {multiple}, got {value}; None is the whole row")
+
+
+def _equals(config: Config, fields: Mapping[str, Any]) -> bool:
+    """Whether these fields alone make `config`: without the others they may make none."""
+    try:
+        return type(config)(**fields) == config
+    except (TypeError, ValueError):
+        return False
 
 
 def _given(config: Config) -> list[Field]:

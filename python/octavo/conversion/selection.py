@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layer gets which scheme: name patterns, include, exclude, a filter function, or a dict of patterns.
 
-A pattern is fnmatch ("encoder.*.fc?") or, after "re:", a regular expression; both must match the whole name. A pattern
-that matches no layer is an error: a typo would otherwise quantize, or keep, the wrong layers without a word.
+base/patterns.py says what a pattern is.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from ..base import configs
+from ..base.patterns import Patterns, matches, pattern_list, require_match
 from ..methods import Method
 from ..schemes import Scheme, by_name
 
 SchemeLike = Scheme | type[Scheme] | str
-Patterns = str | Iterable[str] | None
+REMEDY = "; to choose by module use filter_fn"
 LayerFilter = Callable[[nn.Module, str], bool]
 
 
@@ -39,11 +36,11 @@ class Selection:
     ):
         if filter_fn is not None and not callable(filter_fn):
             raise TypeError(f"filter_fn must be callable as filter_fn(module, name), got {filter_fn!r}")
-        self.include = None if include is None else _pattern_list("include", include)
-        self.exclude = _pattern_list("exclude", exclude or ())
+        self.include = None if include is None else pattern_list("include", include, REMEDY)
+        self.exclude = pattern_list("exclude", exclude or (), REMEDY)
         self.filter_fn = filter_fn
         if isinstance(scheme, Mapping):
-            _pattern_list("scheme", scheme)
+            pattern_list("scheme", scheme, REMEDY)
             self.schemes = {
                 pattern: None if value is None else _scheme(value) for pattern, value in scheme.items()
             }
@@ -53,15 +50,15 @@ class Selection:
 
     def choose(self, module: nn.Module, names: Sequence[str]) -> tuple[Scheme | None, str]:
         """The scheme for a layer that goes by `names`, or None and the reason."""
-        if self.include is not None and not any(_matches(pattern, names) for pattern in self.include):
+        if self.include is not None and not any(matches(pattern, names) for pattern in self.include):
             return None, "not matched by include"
         for pattern in self.exclude:
-            if _matches(pattern, names):
+            if matches(pattern, names):
                 return None, f"excluded by {pattern!r}"
         if self.filter_fn is not None and not self.filter_fn(module, names[0]):
             return None, "refused by filter_fn"
         for pattern, scheme in self.schemes.items():
-            if _matches(pattern, names):
+            if matches(pattern, names):
                 return scheme, "" if scheme else f"{pattern!r} keeps it float"
         return None, "no pattern matches"
 
@@ -74,38 +71,7 @@ class Selection:
         }
         for argument, values in patterns.items():
             for pattern in values:
-                if not _matches(pattern, names):
-                    raise ValueError(
-                        f"{argument}: pattern {pattern!r} matches no layer{_hint(pattern, names)}"
-                    )
-
-
-def _matches(pattern: str, names: Iterable[str]) -> bool:
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], name) for name in names)
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _hint(pattern: str, names: Sequence[str]) -> str:
-    if any(name.startswith(pattern + ".") for name in names):
-        return f"; it is a module with layers inside, {pattern + '.*'!r} matches those"
-    closest = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=1, cutoff=0.0)
-    return f"; the closest name is {closest[0]!r}" if closest else "; the model has no layers with weights"
-
-
-def _pattern_list(argument: str, patterns: str | Iterable[str]) -> list[str]:
-    result = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in result:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"{argument}: patterns are strings, got {pattern!r}; to choose by module use filter_fn"
-            )
-        if pattern.startswith("re:"):
-            try:
-                re.compile(pattern[3:])
-            except re.error as error:
-                raise ValueError(f"{argument}: {pattern!r} is not a regular expression: {error}") from error
-    return result
+                require_match(argument, pattern, names)
 
 
 def _scheme(value: object) -> Scheme:

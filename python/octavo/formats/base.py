@@ -102,6 +102,13 @@ class WeightFormat(Config, ABC):
         n, k = layer.out_features, layer.in_features
         return self.dequantize(layer.canonical_tensors(), n, k, dtype)
 
+    def layer_rows(self, layer: Any, begin: int, end: int) -> torch.Tensor:
+        """Rows `begin`, a multiple of 16, to `end` of what `layer` multiplies by, float32 [end - begin, k].
+
+        Here: of the whole weight, which then is in memory for a moment.
+        """
+        return self.layer_weight(layer)[begin:end]
+
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None
@@ -230,6 +237,12 @@ class GroupFormat(WeightFormat, ABC):
         bias = parameters["bias"] if "bias" in parameters else buffers["bias"]
         input_bits, input_group = codes
         return self._product(input_bits, input_group, x, operands, bias, activation)
+
+    def layer_rows(self, layer: Any, begin: int, end: int) -> torch.Tensor:
+        if layer.scheme.activations.signed_codes is None:
+            return super().layer_rows(layer, begin, end)
+        weight = self.group_weight(*self.operands_of(layer))
+        return ops.dequantize_group_rows(weight, layer.in_features, begin, end)
 
     def kernel(self, activations: Any) -> Kernel | None:
         codes = activations.signed_codes

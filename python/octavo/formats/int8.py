@@ -118,6 +118,10 @@ class Int8(WeightFormat):
         bias = parameters["bias"] if "bias" in parameters else buffers["bias"]  # codes of a bias are a buffer
         return product(x, operands, bias, activation, layer.input_tensors() if layer.input_names else ())
 
+    def layer_rows(self, layer: Any, begin: int, end: int) -> torch.Tensor:
+        packed, _, scale = self.operands_of(layer)
+        return ops.dequantized_rows(packed, scale, layer.in_features, begin, end)
+
     def kernel(self, activations: Any) -> Kernel | None:
         return activations.int8_product
 

@@ -202,6 +202,12 @@ class QuantLinear(nn.Module):
         """The weight as a new float matrix [n, k] in `dtype` (float32, bfloat16, float16)."""
         return self.code_weight(dtype)
 
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        """Rows `begin`, a multiple of 16, to `end` of what x is multiplied by, float32 [end - begin, k]: a part of
+        `dequantize()`, without the whole. Codebooks are those of the kernel. The layer is packed first.
+        """
+        return self.scheme.weights.layer_rows(self, begin, end)
+
     def code_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """What the codes alone stand for [n, k], where a layer does more than multiply by them."""
         return self.scheme.weights.layer_weight(self, dtype)

@@ -101,6 +101,11 @@ class OutlierLinear(QuantLinear):
         result[:, self.outlier_columns] = self.outlier_weight.detach().to(dtype)
         return result
 
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        rows = super().dequantize_rows(begin, end)
+        rows[:, self.outlier_columns] = self.outlier_weight.detach()[begin:end]
+        return rows
+
     def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
         super().take_shapes_(state, prefix)
         self._take_columns_(state, prefix)

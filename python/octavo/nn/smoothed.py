@@ -58,6 +58,9 @@ class SmoothedLinear(QuantLinear):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return (super().dequantize() * self.input_multiplier.detach()).to(dtype)
 
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        return super().dequantize_rows(begin, end) * self.input_multiplier.detach()
+
     def _expected_state(self) -> Expected:
         form = TensorForm((self.in_features,), torch.float32, FLOAT_DTYPES, check=positive)
         return {**super()._expected_state(), "input_multiplier": form}
