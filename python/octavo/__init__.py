@@ -30,6 +30,9 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         reference,
         schemes,
     )
+    from .adaptation.adapt import adapt_, adapters, remove_adapters_, use_adapters
+    from .adaptation.peft_folder import load_adapter, save_adapter
+    from .adaptation.rank_allocator import RankAllocator
     from .conversion.convert import quantize_, quantized
     from .conversion.prepare import calibrating, freeze_, prepare_
     from .evaluation import Evaluation, Prompts
@@ -43,6 +46,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
+    from .nn.adapters import IA3, AdaLoRA, LoRA
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
     from .schemes.fp4 import FP4
@@ -62,6 +66,9 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
 
 # Each module of the package that defines public names, and these names.
 _HOMES = {
+    "adaptation.adapt": ["adapt_", "adapters", "remove_adapters_", "use_adapters"],
+    "adaptation.peft_folder": ["load_adapter", "save_adapter"],
+    "adaptation.rank_allocator": ["RankAllocator"],
     "conversion.convert": ["quantize_", "quantized"],
     "conversion.prepare": ["calibrating", "freeze_", "prepare_"],
     "evaluation": ["Evaluation", "Prompts"],
@@ -75,6 +82,7 @@ _HOMES = {
     "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
+    "nn.adapters": ["IA3", "AdaLoRA", "LoRA"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
@@ -101,9 +109,11 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "GGML",
+    "IA3",
     "MXFP4",
     "NF4",
     "NVFP4",
+    "AdaLoRA",
     "CheckpointContents",
     "ClipSearch",
     "Evaluation",
@@ -116,6 +126,7 @@ __all__ = [
     "Int8WeightOnly",
     "LLMInt8",
     "OctavoConfig",
+    "LoRA",
     "PerChannel",
     "PerGroup",
     "PerTensor",
@@ -123,11 +134,14 @@ __all__ = [
     "Prompts",
     "QParams",
     "QuantizedTensor",
+    "RankAllocator",
     "RoundToNearest",
     "Sensitivity",
     "SmoothQuant",
     "__version__",
     "activations",
+    "adapt_",
+    "adapters",
     "calibrating",
     "choose",
     "choose_qparams",
@@ -146,6 +160,7 @@ __all__ = [
     "int8_mm",
     "keep_memory",
     "load",
+    "load_adapter",
     "methods",
     "metrics",
     "nn",
@@ -157,10 +172,13 @@ __all__ = [
     "quantize_",
     "quantized",
     "reference",
+    "remove_adapters_",
     "save",
+    "save_adapter",
     "schemes",
     "sensitivity",
     "unfuse_",
+    "use_adapters",
     "use_isa",
 ]
 

@@ -27,7 +27,7 @@ ROOMS = [
     ["methods"],
     ["schemes"],
     ["files"],
-    ["conversion", "huggingface"],
+    ["conversion", "huggingface", "adaptation"],
     ["evaluation", "integrations"],
     ["fusion", "lab"],
     ["cli"],

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which layer gets which scheme: name patterns, include, exclude, a filter function, or a dict of patterns.
 
-A pattern is fnmatch ("encoder.*.fc?") or, after "re:", a regular expression; both must match the whole name. A pattern
-that matches no layer is an error: a typo would otherwise quantize, or keep, the wrong layers without a word.
+base/patterns.py says what a pattern is.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base import configs
+from ..base.patterns import Patterns, matches, pattern_list, require_match
 from ..methods import Method
 from ..schemes import Scheme, by_name
 
 SchemeLike = Scheme | type[Scheme] | str
-Patterns = str | Iterable[str] | None
+REMEDY = "; to choose by module use filter_fn"
 LayerFilter = Callable[[nn.Module, str], bool]
 Embeddings = bool | Patterns  # whether embeddings are quantized as well, or which
 
@@ -42,15 +39,15 @@ class Selection:
     ):
         if filter_fn is not None and not callable(filter_fn):
             raise TypeError(f"filter_fn must be callable as filter_fn(module, name), got {filter_fn!r}")
-        self.include = None if include is None else _pattern_list("include", include)
-        self.exclude = _pattern_list("exclude", exclude or ())
+        self.include = None if include is None else pattern_list("include", include, REMEDY)
+        self.exclude = pattern_list("exclude", exclude or (), REMEDY)
         self.filter_fn = filter_fn
         is_pattern = not isinstance(include_embeddings, bool) and include_embeddings is not None
         wanted: Any = include_embeddings if is_pattern else "*" if include_embeddings else ()
-        self.include_embeddings = _pattern_list("include_embeddings", wanted)
+        self.include_embeddings = pattern_list("include_embeddings", wanted, REMEDY)
         self.names_embeddings = is_pattern
         if isinstance(scheme, Mapping):
-            _pattern_list("scheme", scheme)
+            pattern_list("scheme", scheme, REMEDY)
             self.schemes = {
                 pattern: None if value is None else _scheme(value) for pattern, value in scheme.items()
             }
@@ -60,15 +57,15 @@ class Selection:
 
     def choose(self, module: nn.Module, names: Sequence[str]) -> tuple[Scheme | None, str]:
         """The scheme for a layer that goes by `names`, or None and the reason."""
-        if self.include is not None and not any(_matches(pattern, names) for pattern in self.include):
+        if self.include is not None and not any(matches(pattern, names) for pattern in self.include):
             return None, "not matched by include"
         for pattern in self.exclude:
-            if _matches(pattern, names):
+            if matches(pattern, names):
                 return None, f"excluded by {pattern!r}"
         if self.filter_fn is not None and not self.filter_fn(module, names[0]):
             return None, "refused by filter_fn"
         for pattern, scheme in self.schemes.items():
-            if _matches(pattern, names):
+            if matches(pattern, names):
                 return scheme, "" if scheme else f"{pattern!r} keeps it float"
         return None, "no pattern matches"
 
@@ -76,7 +73,7 @@ class Selection:
         """The same for an embedding, which the user must have asked for."""
         if not self.include_embeddings:
             return None, "an embedding: include_embeddings=True quantizes it"
-        if not any(_matches(pattern, names) for pattern in self.include_embeddings):
+        if not any(matches(pattern, names) for pattern in self.include_embeddings):
             return None, "not matched by include_embeddings"
         return self.choose(module, names)
 
@@ -89,43 +86,11 @@ class Selection:
             "scheme": self.schemes if self.is_mapping else [],
         }
         for argument, values in patterns.items():
-            _check_patterns(argument, values, names, "layer")
+            for pattern in values:
+                require_match(argument, pattern, names)
         if self.names_embeddings:
-            _check_patterns("include_embeddings", self.include_embeddings, embeddings, "embedding")
-
-
-def _check_patterns(argument: str, patterns: Iterable[str], names: Sequence[str], kind: str) -> None:
-    for pattern in patterns:
-        if not _matches(pattern, names):
-            raise ValueError(f"{argument}: pattern {pattern!r} matches no {kind}{_hint(pattern, names)}")
-
-
-def _matches(pattern: str, names: Iterable[str]) -> bool:
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], name) for name in names)
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _hint(pattern: str, names: Sequence[str]) -> str:
-    if any(name.startswith(pattern + ".") for name in names):
-        return f"; it is a module with layers inside, {pattern + '.*'!r} matches those"
-    closest = difflib.get_close_matches(pattern.removeprefix("re:"), names, n=1, cutoff=0.0)
-    return f"; the closest name is {closest[0]!r}" if closest else "; the model has no layers with weights"
-
-
-def _pattern_list(argument: str, patterns: str | Iterable[str]) -> list[str]:
-    result = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in result:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"{argument}: patterns are strings, got {pattern!r}; to choose by module use filter_fn"
-            )
-        if pattern.startswith("re:"):
-            try:
-                re.compile(pattern[3:])
-            except re.error as error:
-                raise ValueError(f"{argument}: {pattern!r} is not a regular expression: {error}") from error
-    return result
+            for pattern in self.include_embeddings:
+                require_match("include_embeddings", pattern, embeddings, "embedding")
 
 
 def _scheme(value: object) -> Scheme:

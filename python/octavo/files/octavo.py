@@ -22,6 +22,7 @@ from torch import nn
 from ..base.float_types import FLOAT_DTYPES
 from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear
+from ..nn.adapters import AdaptedLinear
 from ..schemes import Scheme, from_dict, label
 from . import manifest, safetensors
 from .disk import current, save_into
@@ -86,6 +87,7 @@ class Octavo(FileFormat):
         others   writes what else shall take its place together with the model's files, into the folder it is given
         raises   as `octavo.save`
         """
+        _require_no_adapters(model)
         state = model.state_dict(keep_vars=True)
         tensors, aliases = _without_duplicates(state)
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -167,6 +169,15 @@ def _dtypes(saved: Mapping[str, str] | None) -> dict[str, torch.dtype] | None:
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _require_no_adapters(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            raise ValueError(
+                f"save: {name!r} has adapters, which have files of their own: octavo.save_adapter(model, folder). To "
+                "save the model, take them off with octavo.remove_adapters_(model), or merge them with octavo.merge_"
+            )
 
 
 def _without_duplicates(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

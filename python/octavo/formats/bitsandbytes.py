@@ -21,7 +21,8 @@ from ..tensors.double_quantization import (
 )
 from ..tensors.forms import TensorForm, finite, not_negative
 from ..tensors.granularity import PerGroup
-from .base import CodebookFormat, Tensors
+from .base import Tensors
+from .groups import CodebookFormat
 
 NESTED = "weight_nested_absmax", "weight_nested_offset"
 

@@ -13,7 +13,8 @@ import torch
 from ..tensors.codebook import E2M1_VALUES, Codebook, CodebookQParams, codebook_qparams
 from ..tensors.forms import TensorForm, not_negative, positive
 from ..tensors.granularity import PerGroup
-from .base import CodebookFormat, Tensors, WeightFormat, differs
+from .base import Tensors, WeightFormat, differs
+from .groups import CodebookFormat
 
 
 def _words(strategy: str, group_size: int, scale_dtype: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ..tensors.codebook import E2M1_VALUES, IQ4_NL_VALUES
 from ..tensors.forms import TensorForm
 from ..tensors.granularity import PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import GroupFormat, Tensors, on_huge_pages
+from .base import Tensors, on_huge_pages
+from .groups import GroupFormat
 
 # What llama.cpp takes instead if k is no whole number of blocks: llama-quant.cpp, `tensor_type_fallback`.
 _INSTEAD = {"TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}

@@ -108,6 +108,10 @@ class Half(WeightFormat):
             packed = self._packed_on_use(layer)
         return ops.embedding_half(ids, packed, layer.out_features, dtype)
 
+    def layer_rows(self, layer: Any, begin: int, end: int) -> torch.Tensor:
+        packed, _ = self.operands_of(layer)
+        return ops.unpack_half_rows(packed, layer.in_features, begin, end).float()
+
     def kernel(self, activations: Any) -> Kernel | None:
         return None if activations.half_product is None else partial(_product, activations)
 

@@ -127,6 +127,10 @@ class Int8(WeightFormat):
         weight = ops.group_weight(packed, **numbers, column_scale=scale.detach().reshape(-1))
         return ops.embedding_groups(ids, weight, layer.in_features, dtype)
 
+    def layer_rows(self, layer: Any, begin: int, end: int) -> torch.Tensor:
+        packed, _, scale = self.operands_of(layer)
+        return ops.dequantized_rows(packed, scale, layer.in_features, begin, end)
+
     def kernel(self, activations: Any) -> Kernel | None:
         return activations.int8_product
 

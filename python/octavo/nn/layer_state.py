@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..base.float_types import FLOAT_DTYPES
 from ..tensors.forms import TensorForm
@@ -118,3 +119,14 @@ class StoredCodes(torch.Tensor):
 def stored(codes: torch.Tensor) -> torch.Tensor:
     """`codes` as a state_dict has them: StoredCodes, unless they are values, which a float layer may take."""
     return codes if codes.is_floating_point() else StoredCodes.of(codes)
+
+
+def add_bias_(layer: nn.Module, bias: Any) -> None:
+    """Gives a layer without bias one like `bias`, on the meta device, if that is a tensor: to be filled."""
+    if isinstance(bias, torch.Tensor) and layer.bias is None:
+        layer.bias = frozen(torch.empty_like(bias, device="meta"))
+
+
+def frozen(tensor: torch.Tensor) -> nn.Parameter:
+    """`tensor` as a Parameter that is not trained."""
+    return nn.Parameter(tensor.detach(), requires_grad=False)

@@ -18,7 +18,16 @@ from ..base.float_types import FLOAT_DTYPES
 from ..formats import WeightFormat
 from ..runtime.cpu import cpu_info
 from ..tensors.forms import TensorForm, not_nan
-from .layer_state import Expected, StoredCodes, form_errors, require_forms, stored, value_errors
+from .layer_state import (
+    Expected,
+    StoredCodes,
+    add_bias_,
+    form_errors,
+    frozen,
+    require_forms,
+    stored,
+    value_errors,
+)
 from .packed_weight import PackedWeight
 from .replacements import LINEAR, Replacement
 from .shared_weight import SharedWeight
@@ -226,6 +235,12 @@ class QuantLinear(nn.Module):
         """The weight as a new float matrix [n, k] in `dtype` (float32, bfloat16, float16)."""
         return self.code_weight(dtype)
 
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        """Rows `begin`, a multiple of 16, to `end` of what x is multiplied by, float32 [end - begin, k]: a part of
+        `dequantize()`, without the whole. Codebooks are those of the kernel. The layer is packed first.
+        """
+        return self.scheme.weights.layer_rows(self, begin, end)
+
     def code_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """What the codes alone stand for [n, k], where a layer does more than multiply by them."""
         return self.scheme.weights.layer_weight(self, dtype)
@@ -386,14 +401,3 @@ class QuantLinear(nn.Module):
             **self.scheme.weights.tensors(n, k),
             "bias": TensorForm((n,), None, FLOAT_DTYPES, check=not_nan),
         }
-
-
-def add_bias_(layer: nn.Module, bias: Any) -> None:
-    """Gives a layer without bias one like `bias`, on the meta device, if that is a tensor: to be filled."""
-    if isinstance(bias, torch.Tensor) and layer.bias is None:
-        layer.bias = frozen(torch.empty_like(bias, device="meta"))
-
-
-def frozen(tensor: torch.Tensor) -> nn.Parameter:
-    """`tensor` as a Parameter that is not trained."""
-    return nn.Parameter(tensor.detach(), requires_grad=False)

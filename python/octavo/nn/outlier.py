@@ -17,8 +17,8 @@ from .. import ops
 from ..base.float_types import FLOAT_DTYPES
 from ..tensors.forms import TensorForm, ascending_below, finite
 from .float_input import fits, in_float32
-from .layer_state import Expected
-from .linear import LinearScheme, QuantLinear, frozen
+from .layer_state import Expected, frozen
+from .linear import LinearScheme, QuantLinear
 from .prepared_channels import PreparedChannels
 
 Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # packed, column_sum, weight_scale
@@ -100,6 +100,11 @@ class OutlierLinear(QuantLinear):
         result = super().dequantize(dtype)
         result[:, self.outlier_columns] = self.outlier_weight.detach().to(dtype)
         return result
+
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        rows = super().dequantize_rows(begin, end)
+        rows[:, self.outlier_columns] = self.outlier_weight.detach()[begin:end]
+        return rows
 
     def take_shapes_(self, state: dict[str, Any], prefix: str) -> None:
         super().take_shapes_(state, prefix)

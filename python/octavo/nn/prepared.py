@@ -26,7 +26,7 @@ from ..tensors.fake_quantize import (
 )
 from ..tensors.granularity import PerTensor
 from ..tensors.qparams import QParams, QuantizedTensor
-from .linear import add_bias_
+from .layer_state import add_bias_
 from .replacements import LINEAR, Replacement, bias_of, features_of, kind_of
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 

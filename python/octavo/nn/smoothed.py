@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from ..base.float_types import FLOAT_DTYPES
 from ..tensors.forms import TensorForm, positive
 from .float_input import fits, in_float32
-from .layer_state import Expected
-from .linear import LinearScheme, QuantLinear, frozen
+from .layer_state import Expected, frozen
+from .linear import LinearScheme, QuantLinear
 from .prepared_channels import PreparedChannels
 from .static import StaticQuantLinear
 
@@ -57,6 +57,9 @@ class SmoothedLinear(QuantLinear):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return (super().dequantize() * self.input_multiplier.detach()).to(dtype)
+
+    def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
+        return super().dequantize_rows(begin, end) * self.input_multiplier.detach()
 
     def _expected_state(self) -> Expected:
         form = TensorForm((self.in_features,), torch.float32, FLOAT_DTYPES, check=positive)

@@ -15,8 +15,8 @@ from ..tensors.fake_quantize import quantize_bias
 from ..tensors.forms import TensorForm, positive
 from ..tensors.granularity import PerTensor
 from ..tensors.qparams import QParams
-from .layer_state import Expected
-from .linear import LinearScheme, QuantLinear, frozen
+from .layer_state import Expected, frozen
+from .linear import LinearScheme, QuantLinear
 from .scales import INPUT_QMAX, INPUT_QMIN
 
 

@@ -20,9 +20,17 @@ from .codes import (
 )
 from .embedding import ID_TYPES, embedding_groups, embedding_half
 from .ggml import block_type, ggml_dequantize, ggml_pack, ggml_quantize, ggml_unpack
-from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
-from .half import linear_half, pack_half, pack_half_into, packed_half_shape, unpack_half
-from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
+from .groups import (
+    GroupWeight,
+    dequantize_group_rows,
+    dequantize_groups,
+    group_weight,
+    linear_groups,
+    pack_planes,
+    unpack_planes,
+)
+from .half import linear_half, pack_half, pack_half_into, packed_half_shape, unpack_half, unpack_half_rows
+from .linear import dequantized_rows, linear_codes, linear_dynamic, linear_static, linear_weight_only
 from .norms import add_norm, add_norm_codes, rms_norm, rope
 from .softmax_attention import PRECISIONS, attention
 
@@ -42,7 +50,9 @@ __all__ = [
     "block_type",
     "choose_qparams",
     "dequantize",
+    "dequantize_group_rows",
     "dequantize_groups",
+    "dequantized_rows",
     "embedding_groups",
     "embedding_half",
     "ggml_dequantize",
@@ -71,6 +81,7 @@ __all__ = [
     "silu_mul",
     "torch_activation",
     "unpack_half",
+    "unpack_half_rows",
     "unpack_planes",
     "unpack_weight",
 ]

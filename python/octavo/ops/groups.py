@@ -16,6 +16,7 @@ from ..base.float_types import FLOAT_DTYPES
 from . import group_shapes, shapes
 from .activations import activation_number, torch_activation
 from .checks import check, check_dtype, wants_gradient
+from .input_gradient import input_gradient
 from .registration import register_fake
 
 _linear_groups = torch.ops.octavo.linear_groups.default
@@ -113,6 +114,15 @@ def dequantize_groups(weight: GroupWeight, k: int, dtype: torch.dtype = torch.fl
     return torch.ops.octavo.dequantize_groups(*weight, k, dtype)
 
 
+def dequantize_group_rows(weight: GroupWeight, k: int, begin: int, end: int) -> torch.Tensor:
+    """Rows `begin`, a multiple of 16, to `end` of that weight, float32 [end - begin, k]. Raises as `linear_groups`."""
+    strips = slice(begin // 16, -(-end // 16))
+    by_strip = {name: getattr(weight, name) for name in ("codes", "scale", "super_scale", "minimum")}
+    part: dict[str, Any] = {name: None if t is None else t[strips] for name, t in by_strip.items()}
+    column_scale = None if weight.column_scale is None else weight.column_scale[begin:end]
+    return dequantize_groups(weight._replace(**part, column_scale=column_scale, n=end - begin), k)
+
+
 def pack_planes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Unsigned codes as `linear_groups` reads them: bits / 8 bytes for each weight, and padding.
 
@@ -149,7 +159,10 @@ class _LinearGroups(torch.autograd.Function):
     def backward(ctx, grad_y):
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ _dense(ctx, grad_y.dtype)
+            weight = _weight_of(ctx)
+            grad_x = input_gradient(
+                grad_y, lambda a, b: dequantize_group_rows(weight, ctx.k, a, b), weight.n, ctx.k
+            )
         if ctx.needs_input_grad[11]:
             grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
         return (grad_x, *[None] * 10, grad_bias, None, None)
@@ -175,8 +188,12 @@ def _function() -> type[_LinearGroups]:
 
 
 def _dense(ctx: Any, dtype: torch.dtype) -> torch.Tensor:
+    return dequantize_groups(_weight_of(ctx), ctx.k, dtype)
+
+
+def _weight_of(ctx: Any) -> GroupWeight:
     fields: list[Any] = [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
-    return dequantize_groups(GroupWeight(*fields, *ctx.numbers), ctx.k, dtype)
+    return GroupWeight(*fields, *ctx.numbers)
 
 
 @register_fake("octavo::linear_groups")

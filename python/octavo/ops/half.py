@@ -13,6 +13,7 @@ from ..base.float_types import FLOAT_DTYPES
 from . import shapes
 from .activations import activation_number, torch_activation
 from .checks import HALF_TYPES, check, wants_gradient
+from .input_gradient import input_gradient
 from .registration import register_fake
 
 _linear_half = torch.ops.octavo.linear_half.default
@@ -60,6 +61,11 @@ def unpack_half(packed: torch.Tensor, n: int, k: int) -> torch.Tensor:
     """
     check("unpack_half", "packed", packed, HALF_TYPES)
     return _unpack_half(packed.detach(), n, k)
+
+
+def unpack_half_rows(packed: torch.Tensor, k: int, begin: int, end: int) -> torch.Tensor:
+    """Rows `begin`, a multiple of 16, to `end` of that weight [end - begin, k]. Raises as `unpack_half`."""
+    return unpack_half(packed[begin // 16 : -(-end // 16)], end - begin, k)
 
 
 def linear_half(
@@ -110,7 +116,8 @@ class _LinearHalf(torch.autograd.Function):
         (packed,) = ctx.saved_tensors
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ unpack_half(packed, ctx.n, ctx.k).to(grad_y.dtype)
+            k = ctx.k
+            grad_x = input_gradient(grad_y, lambda a, b: unpack_half_rows(packed, k, a, b).float(), ctx.n, k)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(0).to(ctx.bias_dtype)
         return grad_x, None, grad_bias, None

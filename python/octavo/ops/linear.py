@@ -15,6 +15,7 @@ from . import shapes
 from .activations import activation_number, torch_activation
 from .checks import check, wants_gradient
 from .codes import dequantize, unpack_weight
+from .input_gradient import input_gradient
 from .registration import register_fake
 
 _linear_dynamic = torch.ops.octavo.linear_dynamic.default
@@ -165,7 +166,10 @@ class _Linear(torch.autograd.Function):
         packed, weight_scale = ctx.saved_tensors
         grad_x = grad_bias = None
         if ctx.needs_input_grad[1]:
-            grad_x = grad_y @ dequantized(packed, weight_scale, ctx.k, grad_y.dtype)
+            n, k = weight_scale.numel(), ctx.k
+            grad_x = input_gradient(
+                grad_y, lambda a, b: dequantized_rows(packed, weight_scale, k, a, b), n, k
+            )
         if ctx.needs_input_grad[5]:
             # One axis of rows, also where there is none; reshape(-1, n) cannot tell how many rows 0 elements are.
             grad_bias = grad_y[None].flatten(0, -2).sum(0).to(ctx.bias_dtype)
@@ -197,6 +201,13 @@ def dequantized(packed: torch.Tensor, weight_scale: torch.Tensor, k: int, dtype:
     scale = weight_scale.detach().flatten()
     codes = unpack_weight(packed.detach(), len(scale), k)
     return dequantize(codes, scale, torch.zeros_like(scale, dtype=torch.int32), dtype)
+
+
+def dequantized_rows(
+    packed: torch.Tensor, weight_scale: torch.Tensor, k: int, begin: int, end: int
+) -> torch.Tensor:
+    """Rows `begin`, a multiple of 16, to `end` of that weight, float32 [end - begin, k]."""
+    return dequantized(packed[begin // 16 : -(-end // 16)], weight_scale[begin:end], k, torch.float32)
 
 
 @register_fake("octavo::linear_codes")

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ...runtime import huge_pages
-from ..linear import QuantLinear, frozen
+from ..layer_state import frozen
+from ..linear import QuantLinear
 
 # The operands of the weight format's product, and the bias.
 Joined = tuple[tuple[Any, ...], torch.Tensor | None]
