@@ -29,7 +29,7 @@ ROOMS = [
     ["files"],
     ["conversion", "huggingface", "adaptation"],
     ["evaluation"],
-    ["fusion", "lab"],
+    ["fusion", "lab", "integrations"],
     ["cli"],
 ]
 MOST_ROOMS, MOST_FILES = 26, 16

@@ -24,6 +24,7 @@ from ..tensors.codebook import Codebook, CodebookQParams, codebook_qparams
 from ..tensors.forms import TensorForm
 from ..tensors.granularity import Granularity, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
+from ..tensors.strips import from_strips, to_strips
 
 Tensors = Mapping[str, torch.Tensor]
 # f(x, operands, bias, activation=None, inputs=()): the product of x [..., k] and `operands`, [..., n] in x's dtype.
@@ -109,6 +110,10 @@ class WeightFormat(Config, ABC):
         """
         return self.layer_weight(layer)[begin:end]
 
+    def scaled_rows(self, tensors: Tensors, factors: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """The tensors with each row times its factor float32 [n], if that needs no rounding of codes; else None."""
+        return None
+
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None
@@ -189,13 +194,10 @@ class WeightFormat(Config, ABC):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    stored_as: ClassVar[str] = (
-        ""  # the layout's name in files of compressed-tensors; "" if they have none for it
-    )
-
-    read_as: ClassVar[
-        tuple[str, ...]
-    ] = ()  # other layouts of theirs that `adapt` brings to the canonical form
+    # The layout's name in files of compressed-tensors, "" if they have none for it, and other layouts of theirs that
+    # `adapt` brings to the canonical form.
+    stored_as: ClassVar[str] = ""
+    read_as: ClassVar[tuple[str, ...]] = ()
 
     def compressed_tensors(self) -> dict[str, Any] | None:
         """The weights as compressed-tensors' QuantizationArgs say it; None if they have no words for this format."""
@@ -383,19 +385,6 @@ def on_huge_pages(packed: torch.Tensor) -> torch.Tensor:
     if packed.is_meta or torch.compiler.is_compiling():
         return packed
     return huge_pages.empty(tuple(packed.shape)).view(packed.dtype).copy_(packed)
-
-
-def to_strips(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` [n, groups] as kernels of groups read them, [ceil(n / 16), groups, 16], with zeros after the last one."""
-    n, groups = rows.shape
-    padded = F.pad(rows, (0, 0, 0, -n % 16))
-    return padded.reshape(-1, 16, groups).transpose(1, 2).contiguous()
-
-
-def from_strips(strips: torch.Tensor, n: int) -> torch.Tensor:
-    """The inverse of `to_strips`."""
-    rows = strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n]
-    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -20,7 +20,8 @@ from ..tensors.fake_quantize import SMALLEST_SCALE
 from ..tensors.forms import TensorForm, equal_to, positive
 from ..tensors.granularity import Granularity, PerChannel, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
-from .base import GroupFormat, Tensors, WeightFormat, differs, from_strips, on_huge_pages, to_strips
+from ..tensors.strips import from_strips, to_strips
+from .base import GroupFormat, Tensors, WeightFormat, differs, on_huge_pages
 
 SCALE_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
 LEAST_FLOAT16, LEAST_NORMAL_FLOAT16 = 2.0**-24, 2.0**-14
