@@ -2,6 +2,7 @@
 #include "saturating.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -44,16 +45,21 @@ std::vector<std::uint16_t> words_of(const std::int8_t* strip, std::int64_t lines
 
 }  // namespace
 
-std::vector<std::int32_t> list_saturating(const std::int8_t* strips, std::int64_t n, std::int64_t k) {
+std::vector<std::int32_t> list_saturating(const std::int8_t* strips, std::int64_t n, std::int64_t k,
+                                          std::int64_t most) {
   if (k > kMaxListedK) return {};
   const std::int64_t count = ceil_divide(n, kStripColumns), strip_bytes = ceil_divide(k, kTileK) * kTileBytes;
   std::vector<std::vector<std::uint16_t>> lists(static_cast<std::size_t>(count));
   const std::int64_t grain = std::max<std::int64_t>(1, kCodesPerTask / std::max<std::int64_t>(1, strip_bytes));
+  std::atomic<std::int64_t> found{0};
   parallel(count, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t strip = begin; strip < end; ++strip) {
-      lists[static_cast<std::size_t>(strip)] = words_of(strips + strip * strip_bytes, strip_bytes / kLineBytes);
+    for (std::int64_t strip = begin; strip < end && found <= most; ++strip) {
+      auto& words = lists[static_cast<std::size_t>(strip)];
+      words = words_of(strips + strip * strip_bytes, strip_bytes / kLineBytes);
+      found += static_cast<std::int64_t>(words.size());
     }
   });
+  if (found > most) return {};
   std::vector<std::int32_t> values{0};
   for (const auto& words : lists) values.push_back(values.back() + static_cast<std::int32_t>(words.size()));
   values.resize(values.size() + static_cast<std::size_t>(ceil_divide(values.back(), 2)));
@@ -68,10 +74,7 @@ std::vector<std::int32_t> list_saturating(const std::int8_t* strips, std::int64_
 
 std::vector<std::int32_t> useful_list(const std::int8_t* strips, std::int64_t n, std::int64_t k) {
   if (!active_kernel().byte_kernel) return {};
-  std::vector<std::int32_t> values = list_saturating(strips, n, k);
-  const auto count = static_cast<std::size_t>(ceil_divide(n, kStripColumns));
-  if (!values.empty() && values[count] > packed_bytes(n, k) / kCodesPerListed) values.clear();
-  return values;
+  return list_saturating(strips, n, k, packed_bytes(n, k) / kCodesPerListed);
 }
 
 SaturatingWords words_in(const char* op, const std::int32_t* values, std::int64_t count, std::int64_t n) {

@@ -4,14 +4,16 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "contract/layout.h"
 
 namespace octavo {
 
-// The list for packed strips of n columns and k rows; empty if k is too long for one.
-std::vector<std::int32_t> list_saturating(const std::int8_t* strips, std::int64_t n, std::int64_t k);
+// The list for packed strips of n columns and k rows; empty if k is too long for one, and if there are more than `most` words.
+std::vector<std::int32_t> list_saturating(const std::int8_t* strips, std::int64_t n, std::int64_t k,
+                                          std::int64_t most = std::numeric_limits<std::int64_t>::max());
 
 // The same, also empty where the list is of no use: the active instruction set does not read it, or so many words can saturate
 // that the kernel without it is faster.

@@ -31,6 +31,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         schemes,
     )
     from .adaptation.adapt import adapt_, adapters, remove_adapters_, use_adapters
+    from .adaptation.merge import merge_
     from .adaptation.peft_folder import load_adapter, save_adapter
     from .adaptation.rank_allocator import RankAllocator
     from .conversion.convert import quantize_, quantized
@@ -67,6 +68,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
 # Each module of the package that defines public names, and these names.
 _HOMES = {
     "adaptation.adapt": ["adapt_", "adapters", "remove_adapters_", "use_adapters"],
+    "adaptation.merge": ["merge_"],
     "adaptation.peft_folder": ["load_adapter", "save_adapter"],
     "adaptation.rank_allocator": ["RankAllocator"],
     "conversion.convert": ["quantize_", "quantized"],
@@ -161,6 +163,7 @@ __all__ = [
     "keep_memory",
     "load",
     "load_adapter",
+    "merge_",
     "methods",
     "metrics",
     "nn",

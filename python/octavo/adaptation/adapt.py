@@ -47,7 +47,7 @@ def adapt_(model: nn.Module, adapter: Adapter | type[Adapter], name: str = "defa
     made = new_layers(adapter, layers)
     with undone_on_error(model):
         attach(model, name, adapter, made)
-    return report_of(name, adapter, layers, made)
+    return adapter_report(name, adapter, layers, made)
 
 
 def remove_adapters_(model: nn.Module, name: str | None = None) -> None:
@@ -202,7 +202,7 @@ def attach(model: nn.Module, name: str, adapter: Adapter, made: Mapping[nn.Modul
     _freeze(model)
 
 
-def report_of(
+def adapter_report(
     name: str, adapter: Adapter, layers: Layers, made: Mapping[nn.Module, LayerAdapter]
 ) -> AdapterReport:
     rows = [_row(names[0], layer, made.get(layer)) for layer, names in layers.items()]

@@ -24,7 +24,7 @@ from ..files import safetensors
 from ..files.disk import current, folder_argument, read_json, save_into
 from ..files.format import errors_naming
 from ..nn.adapters import AdaptedLinear, Adapter, LayerAdapter
-from .adapt import adapter_layers, attach, linear_layers, new_layers, report_of, require_free
+from .adapt import adapter_layers, adapter_report, attach, linear_layers, new_layers, require_free
 from .report import AdapterReport
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -91,7 +91,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "
         for layer, own in made.items():
             own.fill_(trained[layer])
         attach(model, name, adapter, made)
-    return report_of(name, adapter, layers, made)
+    return adapter_report(name, adapter, layers, made)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -107,6 +107,10 @@ class WeightFormat(Config, ABC):
         """
         return self.layer_weight(layer)[begin:end]
 
+    def scaled_rows(self, tensors: Tensors, factors: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """The tensors with each row times its factor float32 [n], if that needs no rounding of codes; else None."""
+        return None
+
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         """The scale of each row, float32 [n], if a row has a single one."""
         return None

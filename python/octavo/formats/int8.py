@@ -86,6 +86,16 @@ class Int8(WeightFormat):
     def row_scales(self, tensors: Tensors) -> torch.Tensor | None:
         return tensors["weight_scale"].detach().float().reshape(-1)
 
+    def scaled_rows(self, tensors: Tensors, factors: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """With the sign of a factor in the codes, and its size in the scale; a row of zeros has the scale 1."""
+        codes, scale = tensors["weight"].detach(), tensors["weight_scale"].detach() * factors.abs()[:, None]
+        if (scale == 0).any() and not (factors[scale[:, 0] == 0] == 0).all():
+            return None  # a scale that became too small for float32
+        return {
+            "weight": codes * factors.sign().to(codes.dtype)[:, None],
+            "weight_scale": torch.where(scale == 0, 1.0, scale),
+        }
+
     def part_of(self, name: str) -> str:
         return "other" if name == "column_sum" else super().part_of(name)
 

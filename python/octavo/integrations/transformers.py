@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightConverter
-from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -278,17 +277,16 @@ def _kept_if_tied(layer: Layer, model: Any) -> Layer:
 
 
 def _float_layer(name: str, layer: QuantLinear, dtype: torch.dtype) -> nn.Module:
-    """A layer of torch or transformers with the dequantized weight."""
-    kinds: dict[str, Any] = {
-        "torch.nn.modules.linear.Linear": lambda k, n: nn.Linear(k, n, device="meta"),
-        "transformers.pytorch_utils.Conv1D": lambda k, n: Conv1D(n, k),
-    }
-    make = kinds.get(layer.replaces.kind)
-    if make is None:
-        raise ValueError(f"{name} was a {layer.replaces.kind}, of which dequantize() cannot make a new one")
+    """A layer of the class that `layer` has replaced, with the dequantized weight."""
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
     weight = layer.replaces.weight(layer.dequantize(dtype)).contiguous()
-    return with_tensors(make(layer.in_features, layer.out_features), weight, bias).train(layer.training)
+    try:
+        linear = layer.replaces.made(layer.in_features, layer.out_features)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} was a {layer.replaces.kind}, of which dequantize() cannot make one"
+        ) from error
+    return with_tensors(linear, weight, bias).train(layer.training)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantLinear]]:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .replacements import replacement_of
+
 EAGER = "eager"  # transformers' word for the loop over experts, which is the forward of the class
 OWN_CONFIG, ORDER = "config_of_joined_experts", "order_of_joined_experts"
 
@@ -42,7 +44,7 @@ class ExpertMatrices:
     def __len__(self) -> int:
         return sum(key.isdecimal() for key in self.experts._modules)
 
-    def layer(self, index: int) -> nn.Module:
+    def layer(self, index: int) -> Any:
         """The layer of an expert."""
         return getattr(self.experts._modules[str(index)], self.name)
 
@@ -53,7 +55,7 @@ class ExpertMatrices:
             return False
         layers = (self.layer(i) for i in range(len(self)))
         pairs = zip(layers, self.joined, strict=True)
-        return all(type(a) is nn.Linear and a.weight.data_ptr() == b.data_ptr() for a, b in pairs)
+        return all(replacement_of(a) is not None and a.weight.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
 class ExpertMatrix:

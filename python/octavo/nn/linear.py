@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """QuantLinear: a linear layer whose weight is quantized. It holds what its weight format says and calls one operator.
 
-It is in one of two states. Canonical: the codes are an ordinary frozen Parameter, so that any loader can fill it.
-Packed: the codes, with some formats the scales as well, have left it, and buffers hold the kernels' layout of them. The
-first forward packs, if nobody has before. Files only ever see the canonical form, memory holds only one of the two.
+It has two states. Canonical: the codes are an ordinary frozen Parameter, so that any loader can fill it. Packed: the
+codes, with some formats the scales as well, have left it, and buffers hold the kernels' layout of them. The first
+forward packs, if nobody has before. Files see the canonical form, and memory holds only one of the two.
 """
 
 from __future__ import annotations
@@ -222,8 +222,7 @@ class QuantLinear(nn.Module):
 
     def _unpacked(self) -> dict[str, torch.Tensor]:
         """The tensors that packing has replaced."""
-        held: dict[str, Any] = self._buffers
-        return self.scheme.weights.unpack(held, self.out_features, self.in_features)
+        return self.scheme.weights.unpack(self._buffers, self.out_features, self.in_features)  # type: ignore[arg-type]
 
     def _weight_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the canonical form that are in memory."""
@@ -236,9 +235,7 @@ class QuantLinear(nn.Module):
         return self.code_weight(dtype)
 
     def dequantize_rows(self, begin: int, end: int) -> torch.Tensor:
-        """Rows `begin`, a multiple of 16, to `end` of what x is multiplied by, float32 [end - begin, k]: a part of
-        `dequantize()`, without the whole. Codebooks are those of the kernel. The layer is packed first.
-        """
+        """Rows `begin`, a multiple of 16, to `end` of what x is multiplied by, float32 [end - begin, k]; packs."""
         return self.scheme.weights.layer_rows(self, begin, end)
 
     def code_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -10,6 +10,7 @@ registered by its full name, so that nothing is imported to know it. A class of 
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,13 @@ class Replacement:
     def weight(self, matrix: torch.Tensor) -> torch.Tensor:
         """The way back: what the Parameter holds for W = `matrix` [n, k], a view."""
         return matrix.T if self.transposed else matrix
+
+    def made(self, k: int, n: int) -> nn.Module:
+        """A new layer of the class on the meta device. Raises: TypeError if the class is not made from two sizes."""
+        module, _, name = self.kind.rpartition(".")
+        sizes = (n, k) if self.transposed else (k, n)
+        with torch.device("meta"):
+            return getattr(importlib.import_module(module), name)(*sizes)
 
 
 LINEAR = Replacement("torch.nn.modules.linear.Linear", target="Linear")

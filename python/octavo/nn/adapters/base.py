@@ -197,7 +197,7 @@ def weight_rows(layer: Any, begin: int, end: int) -> torch.Tensor:
     return matrix_of(layer).detach()[begin:end].float()
 
 
-def by_layer(patterns: Any, name: str, otherwise: Any) -> Any:
+def value_for(patterns: Any, name: str, otherwise: Any) -> Any:
     """The value of the first of `patterns`, pairs (pattern, value), that matches `name`."""
     return next((value for pattern, value in patterns if matches(pattern, [name])), otherwise)
 

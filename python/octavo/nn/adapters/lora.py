@@ -22,10 +22,10 @@ from .base import (
     Adapter,
     LayerAdapter,
     bias_values,
-    by_layer,
     require_number,
     require_rank,
     sizes_of,
+    value_for,
     weight_rows,
 )
 
@@ -92,10 +92,10 @@ class LoRA(Adapter):
         return self.bias == "all"
 
     def rank_of(self, name: str) -> int:
-        return by_layer(self.ranks, name, self.r)
+        return value_for(self.ranks, name, self.r)
 
     def alpha_of(self, name: str) -> float:
-        return by_layer(self.alphas, name, self.alpha)
+        return value_for(self.alphas, name, self.alpha)
 
     def layer(self, name: str, base: nn.Module) -> LoRALayer:
         r = self.rank_of(name)
