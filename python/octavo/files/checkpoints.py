@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.modules import undone_on_error
 from .disk import folder_argument
 from .format import errors_naming, format_of, model_changed
 from .inspection import CheckpointContents
 from .loading import fill
 from .octavo import Octavo
+from .skeleton import tie_weights_on_meta_
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -68,7 +70,9 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
         format = format_of(folder, to_load=True)
     if skeleton is None:
         skeleton = format.skeleton(folder)
-    model = fill(skeleton, format.read(folder, skeleton))
+    with undone_on_error(skeleton):
+        tie_weights_on_meta_(skeleton)
+        model = fill(skeleton, format.read(folder, skeleton))
     model_changed(model)
     return model
 
