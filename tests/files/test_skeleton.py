@@ -62,6 +62,27 @@ def test_a_skeleton_of_the_user_on_the_meta_device_is_filled_whole_and_put_into_
     assert not any(module.training for module in loaded.modules())
 
 
+def test_a_skeleton_that_is_not_tied_yet_is_tied_as_its_class_says(tmp_path):
+    """Some versions of transformers, 5.0 among them, tie nothing on the meta device."""
+    quantize_folder(folder_of(bert(), tmp_path / "source"), tmp_path / "int8", DYNAMIC)
+    with torch.device("meta"):
+        given = bert()
+        given.cls.predictions.decoder.weight = torch.nn.Parameter(torch.empty(64, 32), requires_grad=False)
+    loaded = octavo.load(tmp_path / "int8", given)
+    assert loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight
+    check_equal_states(loaded, octavo.load(tmp_path / "int8"))
+
+
+def test_a_skeleton_that_is_refused_is_not_tied(tmp_path):
+    quantize_folder(folder_of(llama(), tmp_path / "source"), tmp_path / "int8", DYNAMIC)
+    with torch.device("meta"):
+        given = bert()
+        given.cls.predictions.decoder.weight = untied = torch.nn.Parameter(torch.empty(64, 32))
+    with pytest.raises(ValueError, match="skeleton"):
+        octavo.load(tmp_path / "int8", given)
+    assert given.cls.predictions.decoder.weight is untied
+
+
 def test_the_demo_model_comes_back_into_a_skeleton_of_auto_model(tmp_path, caplog):
     """Its file holds position_ids, which today's class computes."""
     quantize_folder(pretrained.bundled_folder(), tmp_path / "int8", DYNAMIC)

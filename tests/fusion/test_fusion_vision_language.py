@@ -49,7 +49,16 @@ def test_the_attention_of_qwen2_vl_is_fused_for_texts_and_images():
         report = octavo.fuse_(model, with_image, attention="float32")
         found = [model(**inputs).logits for inputs in (with_image, text)]
     fused = [(row.step, row.name) for row in report.fused]
-    assert {("rotary", f"model.language_model.layers.{i}.self_attn") for i in (0, 1)} <= set(fused)
+    kept = {row.reason for row in report.kept if row.step == "rotary"}
+    if (
+        "output_attentions"
+        in inspect.signature(model.model.language_model.layers[0].self_attn.forward).parameters
+    ):
+        assert kept == {"its forward takes output_attentions, which is not known"}  # transformers 5.0
+    else:
+        assert {("rotary", f"model.language_model.layers.{i}.self_attn") for i in (0, 1)} <= set(
+            fused
+        ) and not kept
     assert "attention" in dict(fused)
     for x, y in zip(expected, found, strict=True):
         assert (x - y).abs().max() <= 1e-5 * x.abs().max()

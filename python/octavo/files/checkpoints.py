@@ -19,6 +19,7 @@ from .inspection import CheckpointContents
 from .loading import fill
 from .octavo import Octavo
 from .renaming import possible_layers
+from .skeleton import tie_weights_on_meta_
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -72,6 +73,7 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     if skeleton is None:
         skeleton = format.skeleton(folder)
     with undone_on_error(skeleton):
+        tie_weights_on_meta_(skeleton)
         if holds_experts(skeleton):
             stored = [layer.name for layer in format.inspect(folder).layers]
             split_experts_(skeleton, split_in(possible_layers(skeleton, stored), skeleton))

@@ -61,8 +61,8 @@ def model_class(transformers: Any, folder: Path) -> tuple[Any, Any]:
             f"{folder / CONFIG} gives the model's class as {name!r}, which transformers {transformers.__version__} "
             "does not have: `architectures` must name one, a newer transformers may have it"
         )
-    for field, value in _negative_counts(config.to_dict()):
-        raise ValueError(f"{folder / CONFIG}: {field} is {value}, a number of 0 or more is needed")
+    for field, value in _wrong_counts(config.to_dict()):
+        raise ValueError(f"{folder / CONFIG}: {field} is {value!r}, a number of 0 or more is needed")
     return kind, config
 
 
@@ -108,9 +108,23 @@ def named_errors(path: Path, attempt: str) -> Iterator[None]:
         raise ValueError(f"{path}: transformers cannot {attempt}: {reason}") from error
 
 
-def _negative_counts(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+def tie_weights_on_meta_(model: nn.Module) -> None:
+    """Ties what the classes of transformers in `model` tie, as far as it has no values yet.
+
+    Some versions of transformers, 5.0 among them, do not tie the weights of a model that is made on the meta device.
+    """
+    for part in model.modules():
+        for target, source in getattr(part, "all_tied_weights_keys", {}).items():
+            owner, _, name = target.rpartition(".")
+            tensors = part.get_submodule(owner)._parameters
+            shared = part.get_submodule(source.rpartition(".")[0])._parameters.get(source.rpartition(".")[2])
+            if shared is not None and shared.is_meta and getattr(tensors.get(name), "is_meta", False):
+                tensors[name] = shared
+
+
+def _wrong_counts(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in fields.items():
         if isinstance(value, dict):
-            yield from _negative_counts(value, f"{prefix}{name}.")
-        elif type(value) is int and value < 0 and _COUNTS.search(str(name)):
+            yield from _wrong_counts(value, f"{prefix}{name}.")
+        elif _COUNTS.search(str(name)) and (isinstance(value, str) or (type(value) is int and value < 0)):
             yield prefix + name, value
