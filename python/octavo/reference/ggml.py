@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .codes import pack_weight, unpack_weight
-from .ggml_blocks import BLOCK_TYPES, BlockParts, BlockType, decoded, assembled, disassembled
+from .ggml_blocks import BLOCK_TYPES, BlockParts, BlockType, assembled, decoded, disassembled
 from .ggml_encoders import BlockInput, encoded
 from .ggml_searches import in_order
 from .groups import pack_planes, unpack_planes
