@@ -97,6 +97,26 @@ OCTAVO_INLINE inline void multiply_step(const Form& form, const std::uint8_t* co
   }
 }
 
+// What the sums of a segment begin with.
+template <int kSumRows, int kStrips, bool kPlanes>
+OCTAVO_INLINE inline void start_sums(const GroupProduct& p, std::int64_t segment,
+                                     ColumnSums (&sums)[kSumRows][kStrips]) {
+  each<kSumRows>([&](auto r) OCTAVO_INLINE {
+    const bool is_high = kPlanes && r % 2 == 0;
+    const std::int32_t first = is_high ? 0 : p.row_start[r / (kPlanes ? 2 : 1) * p.segment_stride + segment];
+    each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
+  });
+}
+
+template <int kRows, int kStrips>
+OCTAVO_INLINE inline void write_tile(const GroupProduct& p, int strip, const Vector (&outputs)[kRows][kStrips]) {
+  Vector finished[kRows * kStrips];
+  each<kRows>([&](auto r) OCTAVO_INLINE {
+    each<kStrips>([&](auto s) OCTAVO_INLINE { finished[r * kStrips + s] = outputs[r][s]; });
+  });
+  write_outputs(p, strip, kRows, kStrips, finished);
+}
+
 // Never inlined, so that g++ assigns registers to one tile at a time.
 template <class Form, int kRows, int kStrips, bool kPlanes>
 [[gnu::noinline]] void multiply_tile(const GroupProduct& p, int strip) {
@@ -115,11 +135,7 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
       load_scales(p, strip, kStrips, segment, segments, kept.scale[0], kept.minimum[0]);
     }
     ColumnSums sums[kSumRows][kStrips];
-    each<kSumRows>([&](auto r) OCTAVO_INLINE {
-      const bool is_high = kPlanes && r % 2 == 0;
-      const std::int32_t first = is_high ? 0 : p.row_start[r / (kPlanes ? 2 : 1) * p.segment_stride + segment];
-      each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
-    });
+    start_sums<kSumRows, kStrips, kPlanes>(p, segment, sums);
     const std::int64_t end = unit + p.segment_units < p.units ? unit + p.segment_units : p.units;
     for (; unit < end; unit += Form::kUnits) {
       multiply_step<Form, kSumRows, kStrips>(form, at, codes, p.row_stride, sums);
@@ -134,11 +150,7 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
     }
     add_segment<kRows, kStrips, kPlanes>(p, segment, kept, sums, outputs);
   }
-  Vector finished[kRows * kStrips];
-  each<kRows>([&](auto r) OCTAVO_INLINE {
-    each<kStrips>([&](auto s) OCTAVO_INLINE { finished[r * kStrips + s] = outputs[r][s]; });
-  });
-  write_outputs(p, strip, kRows, kStrips, finished);
+  write_tile(p, strip, outputs);
 }
 
 // All strips of a tile, kStrips at a time.
