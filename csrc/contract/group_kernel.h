@@ -139,7 +139,8 @@ struct GroupKernel : GroupKernelFunctions {
   int largest_byte_code;  // with larger codes, of 8 bits, rows must be words
   int rows;               // the most rows of a tile
   int rows_of_planes;     // the same if rows have planes; 0: `base` takes such calls
-  int panel_rows;         // from this many rows on, codes of fewer than 8 bits are unpacked before they are multiplied
+  int direct_rows;  // up to so many rows, it reads packed codes of 5 and 6 bits and segments of half a block as they are
+  int panel_rows;   // from this many rows on, codes of fewer than 8 bits are unpacked before they are multiplied
   int panel_rows_of_bytes;  // the same for codes of 8 bits that rows of bytes multiply: their signs are flipped once
   void (*leave)();  // each thread calls it after its last multiply of a call; not inherited, null: nothing to tidy up
 };

@@ -149,8 +149,8 @@ def test_bytes_that_do_not_follow_from_their_scales_are_kept():
 
 
 def test_memory_and_files_have_the_bits_that_the_format_says(tmp_path):
-    """512 outputs and inputs: no padding. Beside the codes: in memory a float for each block, 4 bytes for each row."""
-    in_memory = {NF4(): 32 / 64, NF4(64, False): 32 / 64, MXFP4(): 16 / 32, NVFP4(): 16 / 16}
+    """512 outputs and inputs: no padding. Beside the codes: in memory a number for each block, 4 bytes for each row."""
+    in_memory = {NF4(): 32 / 64, NF4(64, False): 32 / 64, MXFP4(): 8 / 32, NVFP4(): 8 / 16}
     in_files = {NF4(): 8 / 64 + 32 / 256 / 64, NF4(64, False): 32 / 64, MXFP4(): 8 / 32, NVFP4(): 8 / 16}
     for format in in_memory:
         m = octavo.quantized(nn.Sequential(linear(512, 512)), octavo.Int8WeightOnly(weights=format))

@@ -5,15 +5,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "drivers/groups/bits.h"
+
 namespace octavo {
 
 // Byte i holds the codes i, i + kCount, i + 2 * kCount, ...: the first one in the lowest bits.
 template <int kBits, int kCount>
 void spread_bits(const std::uint8_t* bytes, std::uint8_t* codes) {
+  std::memset(codes, 0, 8 / kBits * kCount);
   for (int part = 0; part < 8 / kBits; ++part) {
-    for (int i = 0; i < kCount; ++i) {
-      codes[part * kCount + i] = static_cast<std::uint8_t>(bytes[i] >> (part * kBits) & ((1 << kBits) - 1));
-    }
+    add_bits(codes + part * kCount, bytes, kCount, part * kBits, (1 << kBits) - 1, 0);
   }
 }
 
@@ -21,10 +22,7 @@ template <int kBits, int kCount>
 void gather_bits(const std::uint8_t* codes, std::uint8_t* bytes) {
   std::memset(bytes, 0, kCount);
   for (int part = 0; part < 8 / kBits; ++part) {
-    for (int i = 0; i < kCount; ++i) {
-      bytes[i] =
-          static_cast<std::uint8_t>(bytes[i] | (codes[part * kCount + i] & ((1 << kBits) - 1)) << (part * kBits));
-    }
+    add_bits(bytes, codes + part * kCount, kCount, 0, (1 << kBits) - 1, part * kBits);
   }
 }
 

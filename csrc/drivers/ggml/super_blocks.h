@@ -26,10 +26,7 @@ inline void take_apart_q3_k(const std::uint8_t* block, BlockParts& parts) {
   spread_bits<2, 32>(block + 32, parts.codes);
   spread_bits<2, 32>(block + 64, parts.codes + 128);
   for (int part = 0; part < 8; ++part) {
-    for (int i = 0; i < 32; ++i) {
-      std::uint8_t& code = parts.codes[32 * part + i];
-      code = static_cast<std::uint8_t>(code | (block[i] >> part & 1) << 2);
-    }
+    add_bits(parts.codes + 32 * part, block, 32, part, 1, 2);
   }
   const std::uint8_t* const scales = block + 96;
   for (int i = 0; i < 16; ++i) {
@@ -41,9 +38,7 @@ inline void take_apart_q3_k(const std::uint8_t* block, BlockParts& parts) {
 inline void put_together_q3_k(const BlockParts& parts, std::uint8_t* block) {
   std::memset(block, 0, 32);
   for (int part = 0; part < 8; ++part) {
-    for (int i = 0; i < 32; ++i) {
-      block[i] = static_cast<std::uint8_t>(block[i] | (parts.codes[32 * part + i] >> 2 & 1) << part);
-    }
+    add_bits(block, parts.codes + 32 * part, 32, 2, 1, part);
   }
   gather_bits<2, 32>(parts.codes, block + 32);
   gather_bits<2, 32>(parts.codes + 128, block + 64);
@@ -90,10 +85,7 @@ inline void take_apart_q5_k(const std::uint8_t* block, BlockParts& parts) {
   take_apart_six_bits(block + 4, parts);
   for (int pair = 0; pair < 4; ++pair) spread_bits<4, 32>(block + 48 + 32 * pair, parts.codes + 64 * pair);
   for (int part = 0; part < 8; ++part) {
-    for (int i = 0; i < 32; ++i) {
-      std::uint8_t& code = parts.codes[32 * part + i];
-      code = static_cast<std::uint8_t>(code | (block[16 + i] >> part & 1) << 4);
-    }
+    add_bits(parts.codes + 32 * part, block + 16, 32, part, 1, 4);
   }
 }
 inline void put_together_q5_k(const BlockParts& parts, std::uint8_t* block) {
@@ -101,9 +93,7 @@ inline void put_together_q5_k(const BlockParts& parts, std::uint8_t* block) {
   put_together_six_bits(parts, block + 4);
   std::memset(block + 16, 0, 32);
   for (int part = 0; part < 8; ++part) {
-    for (int i = 0; i < 32; ++i) {
-      block[16 + i] = static_cast<std::uint8_t>(block[16 + i] | (parts.codes[32 * part + i] >> 4 & 1) << part);
-    }
+    add_bits(block + 16, parts.codes + 32 * part, 32, 4, 1, part);
   }
   for (int pair = 0; pair < 4; ++pair) gather_bits<4, 32>(parts.codes + 64 * pair, block + 48 + 32 * pair);
 }
@@ -111,12 +101,9 @@ inline void put_together_q5_k(const BlockParts& parts, std::uint8_t* block) {
 // Q6_K: 128 bytes of low and 64 of high bits, 16 signed scales, d.
 inline void take_apart_q6_k(const std::uint8_t* block, BlockParts& parts) {
   for (int half = 0; half < 2; ++half) {
-    std::uint8_t high[128];
     spread_bits<4, 64>(block + 64 * half, parts.codes + 128 * half);
-    spread_bits<2, 32>(block + 128 + 32 * half, high);
-    for (int i = 0; i < 128; ++i) {
-      std::uint8_t& code = parts.codes[128 * half + i];
-      code = static_cast<std::uint8_t>(code | high[i] << 4);
+    for (int part = 0; part < 4; ++part) {
+      add_bits(parts.codes + 128 * half + 32 * part, block + 128 + 32 * half, 32, 2 * part, 3, 4);
     }
   }
   std::memcpy(parts.scale, block + 192, 16);
@@ -124,10 +111,11 @@ inline void take_apart_q6_k(const std::uint8_t* block, BlockParts& parts) {
 }
 inline void put_together_q6_k(const BlockParts& parts, std::uint8_t* block) {
   for (int half = 0; half < 2; ++half) {
-    std::uint8_t high[128];
-    for (int i = 0; i < 128; ++i) high[i] = parts.codes[128 * half + i] >> 4;
     gather_bits<4, 64>(parts.codes + 128 * half, block + 64 * half);
-    gather_bits<2, 32>(high, block + 128 + 32 * half);
+    std::memset(block + 128 + 32 * half, 0, 32);
+    for (int part = 0; part < 4; ++part) {
+      add_bits(block + 128 + 32 * half, parts.codes + 128 * half + 32 * part, 32, 4, 3, 2 * part);
+    }
   }
   std::memcpy(block + 192, parts.scale, 16);
   write_half(block + 208, parts.halves[0]);

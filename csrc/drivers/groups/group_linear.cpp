@@ -75,7 +75,9 @@ struct GroupCall {
     cut.units = whole_blocks ? 2 * ceil_divide(cut.k, kBlockK) : ceil_divide(cut.k, kUnitK);
     cut.segments = ceil_divide(cut.units, cut.segment_units);
     cut.words = bits == 8 && kernel.largest_byte_code < 255;
-    const bool readable = whole_blocks && bits >= 2 && bits <= 4;
+    const bool halves = bits < 8 && cut.segment_units == 1 && cut.k % kBlockK == 0;
+    const bool few = rows <= kernel.direct_rows && bits >= 2 && bits <= 6 && (whole_blocks || (halves && bits != 5));
+    const bool readable = few || (whole_blocks && bits >= 2 && bits <= 4);
     panel = bits < 8 ? !readable || rows >= kernel.panel_rows : !cut.words && rows >= kernel.panel_rows_of_bytes;
   }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/parallel.h"
+#include "bits.h"
 #include "registry/registry.h"
 
 namespace octavo {
@@ -16,19 +17,14 @@ constexpr std::int64_t kCodesPerTask = 1 << 18;
 
 using Lines = std::uint8_t[kBlockLines][kLineBytes];
 
-// to |= (from >> right & mask) << left
-void add_bits(std::uint8_t* to, const std::uint8_t* from, int right, int mask, int left) {
-  for (int i = 0; i < kLineBytes; ++i) to[i] = static_cast<std::uint8_t>(to[i] | (from[i] >> right & mask) << left);
-}
-
 // 3 bits: isa/groups/codes.h, Thirds.
 void fold_thirds(const Lines& lines, std::uint8_t* block) {
   for (int line = 0; line < kBlockLines; ++line) {
     if (line % 3 != 2) {
-      add_bits(block + line / 3 * kLineBytes, lines[line], 0, 7, line % 3 * 3);
+      add_bits(block + line / 3 * kLineBytes, lines[line], kLineBytes, 0, 7, line % 3 * 3);
     } else {
-      add_bits(block + line / 3 * kLineBytes, lines[line], 0, 3, 6);
-      add_bits(block + 2 * kLineBytes, lines[line], 2, 1, line == 2 ? 6 : 7);
+      add_bits(block + line / 3 * kLineBytes, lines[line], kLineBytes, 0, 3, 6);
+      add_bits(block + 2 * kLineBytes, lines[line], kLineBytes, 2, 1, line == 2 ? 6 : 7);
     }
   }
 }
@@ -40,7 +36,7 @@ void fold_planes(const Lines& lines, int bits, std::uint8_t* block) {
     if (!(bits & width)) continue;
     const int in_byte = 8 / width;
     for (int line = 0; line < kBlockLines; ++line) {
-      add_bits(block + (first + line / in_byte) * kLineBytes, lines[line], first, (1 << width) - 1,
+      add_bits(block + (first + line / in_byte) * kLineBytes, lines[line], kLineBytes, first, (1 << width) - 1,
                line % in_byte * width);
     }
     first += width;

@@ -92,6 +92,7 @@ static constexpr GroupKernel make_table() {
   table.largest_byte_code = 127;
   table.rows = kRows;
   table.rows_of_planes = kRowsOfPlanes;
+  table.direct_rows = kDirectRows;
   table.panel_rows = 1 << 30;
   table.multiply = multiply;
   table.unpack_strip = unpack_strip;

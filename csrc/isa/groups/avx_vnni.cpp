@@ -29,6 +29,7 @@ static constexpr GroupKernel make_table() {
   table.features = kFeatureAvx2 | kFeatureFma | kFeatureF16c | kFeatureAvxVnni;
   table.base = &group_kernel_avx2;
   table.largest_byte_code = 255;
+  table.direct_rows = kDirectRows;
   table.rows = kRows;
   table.rows_of_planes = kRowsOfPlanes;
   table.panel_rows = kPanelRows;

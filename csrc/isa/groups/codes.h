@@ -177,10 +177,10 @@ OCTAVO_INLINE inline Line part_of(const std::uint8_t* lines) {
   return masked(shifted_right<kLine % kInByte * kWidth>(packed), (1 << kWidth) - 1);
 }
 
-// 1, 5, 6 and 7 bits: planes of 4, 2 and 1 bits, the lowest one first. Only for one strip, to be unpacked.
+// 1, 5, 6 and 7 bits: planes of 4, 2 and 1 bits, the lowest one first.
 template <int kBits>
 struct Planes {
-  static constexpr int kUnits = 2, kStepBytes = kBits * kLineBytes;
+  static constexpr int kUnits = 2, kStepBytes = kBits * kLineBytes, kLargestCode = (1 << kBits) - 1;
 
   explicit Planes(const GroupCodes&) {}
 

@@ -144,6 +144,27 @@ OCTAVO_INLINE inline void add_steps_in_words(const Form& form, TilePlace<kStrips
   if (units > Form::kUnits) each_sum([&](auto r, auto s) OCTAVO_INLINE { add(sums[r][s], before[r][s]); });
 }
 
+// What the sums of a segment begin with.
+template <int kSumRows, int kStrips, bool kPlanes>
+OCTAVO_INLINE inline void start_sums(const GroupProduct& p, std::int64_t segment,
+                                     ColumnSums (&sums)[kSumRows][kStrips]) {
+  const std::int32_t* const row_start = p.row_start + segment * p.segment_stride;
+  each<kSumRows>([&](auto r) OCTAVO_INLINE {
+    const bool is_high = kPlanes && r % 2 == 0;
+    const std::int32_t first = is_high ? 0 : row_start[r / (kPlanes ? 2 : 1)];
+    each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
+  });
+}
+
+template <int kRows, int kStrips>
+OCTAVO_INLINE inline void write_tile(const GroupProduct& p, int strip, const Vector (&outputs)[kRows][kStrips]) {
+  Vector finished[kRows * kStrips];
+  each<kRows>([&](auto r) OCTAVO_INLINE {
+    each<kStrips>([&](auto s) OCTAVO_INLINE { finished[r * kStrips + s] = outputs[r][s]; });
+  });
+  write_outputs(p, strip, kRows, kStrips, finished);
+}
+
 // Never inlined, so that g++ assigns registers to one tile at a time.
 template <class Form, int kRows, int kStrips, bool kPlanes>
 [[gnu::noinline]] void multiply_tile(const GroupProduct& p, int strip) {
@@ -162,12 +183,7 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
       load_scales(p, strip, kStrips, segment, segments, kept.scale[0], kept.minimum[0]);
     }
     ColumnSums sums[kSumRows][kStrips];
-    const std::int32_t* const row_start = p.row_start + segment * p.segment_stride;
-    each<kSumRows>([&](auto r) OCTAVO_INLINE {
-      const bool is_high = kPlanes && r % 2 == 0;
-      const std::int32_t first = is_high ? 0 : row_start[r / (kPlanes ? 2 : 1)];
-      each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
-    });
+    start_sums<kSumRows, kStrips, kPlanes>(p, segment, sums);
     const std::int64_t left = p.units - segment * p.segment_units;
     const std::int64_t units = left < p.segment_units ? left : p.segment_units;
     if constexpr (kStepFitsWords<Form>) {
@@ -177,11 +193,7 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
     }
     add_segment<kRows, kStrips, kPlanes>(p, segment, kept, sums, outputs);
   }
-  Vector finished[kRows * kStrips];
-  each<kRows>([&](auto r) OCTAVO_INLINE {
-    each<kStrips>([&](auto s) OCTAVO_INLINE { finished[r * kStrips + s] = outputs[r][s]; });
-  });
-  write_outputs(p, strip, kRows, kStrips, finished);
+  write_tile(p, strip, outputs);
 }
 
 // All strips of a tile, kStrips at a time.

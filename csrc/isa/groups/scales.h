@@ -106,6 +106,29 @@ void load_any_scales(const GroupProduct& p, int strip, int strips, std::int64_t 
   }
 }
 
+// Integers times a float for several of them: one for each segment.
+void load_two_levels(const GroupScales& scales, int strip, int strips, std::int64_t first, std::int64_t count,
+                     Vector* scale, Vector* minimum) {
+  const bool has_minimum = scales.minimum_type != Number::none;
+  for (int s = 0; s < strips; ++s) {
+    std::int64_t at = number_at(scales, strip + s, first), left = 0;
+    Vector factor = set(0.0f), minimum_factor = factor;
+    for (std::int64_t i = 0; i < count; ++i, at += kStripColumns, --left) {
+      if (left == 0) {
+        const std::int64_t super = super_at(scales, strip + s, first + i);
+        factor = load_numbers(scales.super, scales.super_type, super);
+        if (has_minimum) minimum_factor = load_numbers(scales.super, scales.super_type, super + kStripColumns);
+        left = scales.groups_in_super - (first + i) % scales.groups_in_super;
+      }
+      scale[i * strips + s] = factor * load_numbers(scales.scale, scales.scale_type, at);
+      if (has_minimum) {
+        const Vector integers = load_numbers(scales.minimum, scales.minimum_type, at);
+        minimum[i * strips + s] = set(-0.0f) - minimum_factor * integers;
+      }
+    }
+  }
+}
+
 // Fills these with the segments from `first` on, [segment][strip]. A function of its own, so that its many cases stand in the
 // program once, and called rarely, because a call empties all registers.
 [[gnu::noinline]] void load_scales(const GroupProduct& p, int strip, int strips, std::int64_t first,
@@ -117,6 +140,9 @@ void load_any_scales(const GroupProduct& p, int strip, int strips, std::int64_t 
   }
   if (is_plain && p.scales.scale_type == Number::f32) {
     return load_float_scales<FloatType::f32>(p.scales, strip, strips, first, count, scale);
+  }
+  if (p.scales.super && p.group_segments == 1) {
+    return load_two_levels(p.scales, strip, strips, first, count, scale, minimum);
   }
   load_any_scales(p, strip, strips, first, count, scale, minimum);
 }

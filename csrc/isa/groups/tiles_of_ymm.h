@@ -3,12 +3,12 @@
 // any number of rows.
 #pragma once
 
-#include "product.h"
+#include "half_blocks.h"
 
 namespace octavo {
 namespace {
 
-constexpr int kRows = 6, kRowsOfPlanes = 3;
+constexpr int kRows = 6, kRowsOfPlanes = 3, kDirectRows = 3;
 
 template <class Form, int kTileRows>
 void multiply_rows(const GroupProduct& p) {
@@ -28,16 +28,27 @@ void multiply_form(const GroupProduct& p) {
   }
 }
 
+// Planes, for the few rows that kDirectRows says.
+template <class Form>
+void multiply_planes(const GroupProduct& p) {
+  switch (p.m) {
+    case 1: return multiply_rows<Form, 1>(p);
+    case 2: return multiply_rows<Form, 2>(p);
+    default: return multiply_rows<Form, 3>(p);
+  }
+}
+
 // Codes of fewer than 8 bits, and lines that unpack_strip has written.
 void multiply_packed(const GroupProduct& p) {
-  if constexpr (kAddsInWords) {
-    if (p.codes.wide) return multiply_form<WideTable>(p);
-  }
+  if (p.codes.bits && p.segment_units == 1) return multiply_halves(p);
+  if (p.codes.wide && kAddsInWords) return multiply_form<WideTable>(p);
   if (p.codes.table) return multiply_form<Table>(p);
   switch (p.codes.bits) {
     case 2: return multiply_form<Quarters>(p);
     case 3: return multiply_form<Thirds>(p);
     case 4: return multiply_form<Halves>(p);
+    case 5: return multiply_planes<Planes<5>>(p);
+    case 6: return multiply_planes<Planes<6>>(p);
     default: return multiply_form<Lines>(p);
   }
 }

@@ -69,10 +69,10 @@ class MXFP4(_Float4):
         return _POWERS_OF_TWO.to(tensors["weight_scale"].device)[tensors["weight_scale"].int()]
 
     def packed_scale(self, tensors: Tensors) -> torch.Tensor:
-        return self.scale_of(tensors).bfloat16()
+        return tensors["weight_scale"].detach()
 
     def unpacked_scale(self, held: Tensors, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"weight_scale": (torch.frexp(scale.float()).exponent + 126).to(torch.uint8)}
+        return {"weight_scale": scale}
 
     def qparams_of(self, absmax: torch.Tensor) -> CodebookQParams:
         exponents = (torch.frexp(absmax).exponent - 1 - 2 + 127).clamp(1, 254)
@@ -121,7 +121,7 @@ class NVFP4(_Float4):
         return tensors["weight_scale"].float() / tensors["weight_global_scale"]
 
     def packed_scale(self, tensors: Tensors) -> torch.Tensor:
-        return tensors["weight_scale"].detach().half()
+        return tensors["weight_scale"].detach()
 
     def column_scale(self, tensors: Tensors) -> torch.Tensor:
         return self.codebook.step / tensors["weight_global_scale"].detach()
@@ -130,7 +130,7 @@ class NVFP4(_Float4):
         return packed_scale.float() / layer.weight_global_scale.detach()
 
     def unpacked_scale(self, held: Tensors, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"weight_scale": scale.to(torch.float8_e4m3fn)}
+        return {"weight_scale": scale}
 
     def qparams_of(self, absmax: torch.Tensor) -> CodebookQParams:
         largest = absmax.amax().reshape(1) if absmax.numel() else absmax.new_zeros(1)

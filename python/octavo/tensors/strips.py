@@ -10,8 +10,9 @@ import torch.nn.functional as F
 def to_strips(rows: torch.Tensor) -> torch.Tensor:
     """`rows` [n, groups] as kernels of groups read them, [ceil(n / 16), groups, 16], with zeros after the last one."""
     n, groups = rows.shape
-    padded = F.pad(rows, (0, 0, 0, -n % 16))
-    return padded.reshape(-1, 16, groups).transpose(1, 2).contiguous()
+    data = rows.view(torch.uint8) if rows.itemsize == 1 else rows  # torch does not pad floats of 8 bits
+    strips = F.pad(data, (0, 0, 0, -n % 16)).reshape(-1, 16, groups).transpose(1, 2).contiguous()
+    return strips.view(rows.dtype)
 
 
 def from_strips(strips: torch.Tensor, n: int) -> torch.Tensor:
