@@ -39,7 +39,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .evaluation.sensitivities import Sensitivity, sensitivity
     from .files import CheckpointContents, inspect_checkpoint, load, save
     from .fusion import FusionReport, fuse_, unfuse_
-    from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
+    from .methods import AWQ, GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
     from .runtime.cpu import cpu_info, use_isa
@@ -69,7 +69,7 @@ _HOMES = {
     "evaluation.sensitivities": ["Sensitivity", "sensitivity"],
     "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
-    "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
+    "methods": ["AWQ", "ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "runtime.cpu": ["cpu_info", "use_isa"],
@@ -93,6 +93,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = _version("octavo")
 
 __all__ = [
+    "AWQ",
     "FP4",
     "GPTQ",
     "HQQ",
