@@ -44,7 +44,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .files import CheckpointContents, inspect_checkpoint, load, save
     from .fusion import FusionReport, fuse_, unfuse_
     from .integrations.transformers import OctavoConfig
-    from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
+    from .methods import AWQ, GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
     from .nn.adapters import IA3, AdaLoRA, LoRA
@@ -81,7 +81,7 @@ _HOMES = {
     "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
     "integrations.transformers": ["OctavoConfig"],
-    "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
+    "methods": ["AWQ", "ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "nn.adapters": ["IA3", "AdaLoRA", "LoRA"],
@@ -107,6 +107,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = _version("octavo")
 
 __all__ = [
+    "AWQ",
     "FP4",
     "GPTQ",
     "HQQ",

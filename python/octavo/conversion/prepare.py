@@ -158,15 +158,22 @@ def quantize_in_sequence(model: nn.Module, layers: list[Layer], data: Any, progr
     batches = list(calls(data, "quantize_: data", model))
     if not batches:
         raise ValueError("quantize_: data is empty; give at least one batch")
-    of = {layer.module: layer for layer in layers if layer.scheme is not None}
-    places = places_of(of, model)
-    for layer in layers:  # what an embedding reads has no range, and a tied head needs the embedding's codes
+    waiting = {layer.module: layer for layer in layers if layer.scheme is not None}
+    places = places_of(waiting, model)
+    for layer in list(
+        waiting.values()
+    ):  # an embedding's input has no range; a tied head needs the embedding's codes
         if layer.is_embedding or layer.shares is not None:
             _freeze_layer(layer, places, None)
+    waiting = {module: layer for module, layer in waiting.items() if layer.module is module}
+    for module in waiting:  # they compute in floats until it is their turn
+        module.is_calibrating, module.is_watching = True, False
     with torch.no_grad(), evaluating(model):
         sequence = BlockSequence(model, batches)
         for part in with_bar(sequence, "quantizing", "block", progress):
-            own = [of[module] for module in part.layers]
+            own = [waiting[module] for module in part.layers]
+            for module in part.layers:
+                module.is_calibrating, module.is_watching = False, True
             for _ in range(max(layer.scheme.calibration_passes for layer in own if layer.scheme)):
                 positions = sequence.positions
                 with _watching(part.root, part.layers, in_place=False, positions=positions):

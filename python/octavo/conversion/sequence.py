@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.batches import is_cache, output_of
@@ -143,7 +144,7 @@ class BlockSequence:
             after = [(block, call.leave) for block in blocks]
             with hooked(before, before=True), hooked(after), _stopping(None, blocks[-1]):
                 output_of(self.model, args, kwargs)
-            if not call.is_chain or len(call.arguments) != len(blocks):
+            if not call.is_chain or len(call.slots) != len(blocks):
                 return None
             calls.append(call)
         return calls
@@ -158,6 +159,9 @@ class _Call:
         self.slots: list[int | str] = []  # where in the arguments what the block before gave is
         self.is_chain = True
         self.x: Any = None  # what the next block reads
+        self.first: dict[
+            int | str, torch.Tensor
+        ] = {}  # what the first block read, by its place in the arguments
         self.versions: list[tuple[Any, int]] = []
 
     # --- while the whole model runs
@@ -166,25 +170,39 @@ class _Call:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         i = len(self.arguments)
         in_order = i < len(self.blocks) and self.blocks[i] is block
-        slots = [slot for slot, value in given.items() if value is self.x] if i else list(given)[:1]
-        if not in_order or len(slots) != 1 or any(map(is_cache, given.values())):
+        if not in_order or any(map(is_cache, given.values())):
             self.is_chain = False
             return
-        self.versions.append((given[slots[0]], given[slots[0]]._version))
+        tensors = {slot: value for slot, value in given.items() if isinstance(value, torch.Tensor)}
+        self.versions = [(tensor, tensor._version) for tensor in tensors.values()]
+        self.arguments.append((args, kwargs))
         if i == 0:
-            self.first = given[slots[0]].clone()
-        empty = tuple(None if slot == slots[0] else value for slot, value in enumerate(args))
-        self.arguments.append((empty, {key: value for key, value in kwargs.items() if key != slots[0]}))
-        self.slots.append(slots[0])
+            self.first = {slot: tensor.clone() for slot, tensor in tensors.items()}
+            return
+        slots = [slot for slot, value in tensors.items() if value is self.x]
+        if len(slots) != 1 or slots[0] not in self.first:
+            self.is_chain = False
+            return
+        if i == 1:  # what the first one reads stands at the same place
+            self._empty(0, slots[0])
+            self.first = {slots[0]: self.first[slots[0]]}
+        self._empty(i, slots[0])
+
+    def _empty(self, i: int, slot: int | str) -> None:
+        """Forgets what block i read of the one before."""
+        args, kwargs = self.arguments[i]
+        kept = tuple(None if place == slot else value for place, value in enumerate(args))
+        self.arguments[i] = kept, {key: value for key, value in kwargs.items() if key != slot}
+        self.slots.append(slot)
 
     def leave(self, block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         x = _handed_on(output)
-        is_kept = bool(self.versions) and all(tensor._version == version for tensor, version in self.versions)
+        is_kept = all(tensor._version == version for tensor, version in self.versions)
         if x is None or not is_kept:  # it writes into what it reads
             self.is_chain = False
         self.versions, self.x = [], x
         if block is self.blocks[-1]:
-            self.x = getattr(self, "first", None)
+            self.x = next(iter(self.first.values()), None)
 
     # --- block by block
 

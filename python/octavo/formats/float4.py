@@ -74,6 +74,9 @@ class MXFP4(_Float4):
     def unpacked_scale(self, held: Tensors, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"weight_scale": scale}
 
+    def exact_scale(self, packed_scale: torch.Tensor, layer: Any) -> torch.Tensor:
+        return self.scale_of({"weight_scale": packed_scale})
+
     def qparams_of(self, absmax: torch.Tensor) -> CodebookQParams:
         exponents = (torch.frexp(absmax).exponent - 1 - 2 + 127).clamp(1, 254)
         stored = {"weight_scale": torch.where(absmax > 0, exponents, 0).to(torch.uint8)}

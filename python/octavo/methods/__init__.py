@@ -11,9 +11,10 @@ from .base import Method, RoundToNearest
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
+from .awq import AWQ  # noqa: E402
 from .clip_search import ClipSearch, default_method  # noqa: E402
 from .gptq import GPTQ  # noqa: E402
 from .hqq import HQQ  # noqa: E402
 from .smoothquant import SmoothQuant  # noqa: E402
 
-__all__ = ["GPTQ", "HQQ", "ClipSearch", "Method", "RoundToNearest", "SmoothQuant", "default_method"]
+__all__ = ["AWQ", "GPTQ", "HQQ", "ClipSearch", "Method", "RoundToNearest", "SmoothQuant", "default_method"]

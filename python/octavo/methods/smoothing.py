@@ -8,7 +8,7 @@ input by it. Either way the float model computes what it did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -25,17 +25,27 @@ from .base import RoundToNearest
 from .folding import Divided, powers_of_two, proven, undone
 from .tracing import Group, Trace, traced
 
+Choose = Callable[[Sequence[PreparedSmoothed]], torch.Tensor]
+
 SMALLEST, LARGEST = 2.0**-40, 2.0**40  # s, so that neither 1 / s nor weight * s leaves float32
 
 
 @contextmanager
-def smoothing(model: nn.Module, calibrated: Sequence[nn.Module], *, in_place: bool = True) -> Iterator[None]:
-    """Watches the layers in `calibrated`; on exit smooths those that saw data and have SmoothQuant as their method.
+def smoothing(
+    model: nn.Module,
+    calibrated: Sequence[nn.Module],
+    *,
+    in_place: bool = True,
+    choose: Choose | None = None,
+) -> Iterator[None]:
+    """Watches the layers in `calibrated`; on exit smooths those that saw data and were prepared for it.
 
+    choose     gives one s [k] for layers that read the same input; None: `choose_smoothing`
     in_place   True: linear layers that absorb an s keep their Parameters, which an optimizer may have; False: they
                get new ones, because another model has the same Parameters
     raises   ValueError if a scheme's `fold` names what is not there. After an error no layer is smoothed
     """
+    choose = choose or choose_smoothing
     layers = [m for m in calibrated if isinstance(m, PreparedSmoothed) and not m.is_smoothed]
     if not layers:
         yield
@@ -46,13 +56,13 @@ def smoothing(model: nn.Module, calibrated: Sequence[nn.Module], *, in_place: bo
     for group in told:
         group.calls = trace.calls_of(group.producer)
     with torch.inference_mode(False), torch.no_grad(), undone_on_error(model):
-        _fold_(model, [*told, *_found_groups(trace)], trace, in_place)
+        _fold_(model, [*told, *_found_groups(trace)], trace, in_place, choose)
         for layer in layers:
             if not layer.is_smoothed and layer.channel_observer.is_initialized:
-                layer.smooth_(choose_smoothing([layer]), folded=False)
+                layer.smooth_(choose([layer]), folded=False)
 
 
-def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bool) -> None:
+def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bool, choose: Choose) -> None:
     """Folds one s for all layers of a group into the producer, where that is shown to change nothing."""
     candidates = _candidates(model, groups, in_place)
     folds = [fold for fold in candidates if fold.divided.find_form()]
@@ -63,7 +73,7 @@ def _fold_(model: nn.Module, groups: Sequence[Group], trace: Trace, in_place: bo
         folds = proven(model, folds, trace.replay)
     with undone(folds):
         for fold in folds:
-            fold.smooth_()
+            fold.smooth_(choose)
 
 
 # --- who shares an s ------------------------------------------------------------------------------------------------
@@ -162,9 +172,9 @@ class _SmoothFold:
         while self.tried:
             self.tried.pop().end_trial_()
 
-    def smooth_(self) -> None:
+    def smooth_(self, choose: Choose) -> None:
         """Folds for good, if the producer gives what it should."""
-        s = choose_smoothing(self.layers)
+        s = choose(self.layers)
         largest = max((layer.input_absmax / s).max() for layer in self.layers)
         fits = largest <= torch.finfo(self.divided.producer.weight.dtype).max / 2  # float16 ends early
         if fits and self.divided.by_(s):

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
+from ..base import configs
+from ..formats import WeightFormat
 from ..nn import (
     PreparedLinear,
     PreparedSmoothed,
@@ -18,9 +21,11 @@ from ..nn import (
     StaticQuantLinear,
     StaticSmoothedLinear,
 )
-from .base import Method, RoundToNearest
+from ..tensors.qparams import QParams, QuantizedTensor
+from .base import Method
+from .clip_search import default_method
 from .smoothing import smoothing
-from .statistics import Positions
+from .statistics import Positions, recorded
 
 FoldChoice = bool | tuple[tuple[str, tuple[str, ...]], ...]
 LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
@@ -30,41 +35,43 @@ LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
 
 
 @dataclass(frozen=True)
-class SmoothQuant(Method):
-    """Each input channel is divided by an s, its weights are multiplied by it; then both are quantized.
+class ChannelMethod(Method):
+    """A method that multiplies the columns of a weight by factors s, while its input is divided by them, and leaves it
+    to another one, `then`, to choose the codes of what comes out.
 
-    alpha    in [0, 1]: how much of a channel's range goes into the weights. Several, such as (0.3, 0.5, 0.7): for each
-             layer the one whose output is closest, on some rows of the data, is taken
-    fold     True: a layer before that can absorb 1 / s does, a norm or a linear layer, if everything that reads its
-             output is smoothed alike; it costs nothing then. Which layers do is found while calibrating: what reads
-             the output in a branch that no batch takes is not seen. A mapping {"norm": ["q", "k", "v"]} says it
-             instead, and only those are folded. False: every layer multiplies its input
-    With Int8Static the data is run twice.
-    source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4; docs/numerics.md, eq. 36 and 37
+    then   RoundToNearest(), ClipSearch(), HQQ() or GPTQ(); None: what schemes of the format have without a method
     """
 
-    alpha: float | tuple[float, ...] = 0.5
-    fold: Any = True
+    then: Any = field(default=None, kw_only=True)
 
     needs_data: ClassVar[bool] = True
+    keeps_sample: ClassVar[bool] = False  # whether rows of the input are needed to find s
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alpha", _alpha(self.alpha))
-        object.__setattr__(self, "fold", _fold(self.fold))
+        if self.then is not None:
+            then = configs.instance(f"{self.name}: then", Method, self.then, "octavo.GPTQ() and the like")
+            if isinstance(then, ChannelMethod):
+                raise ValueError(
+                    f"{self.name}: then is {then.name}, and both multiply the columns of a weight; take one of them"
+                )
+            object.__setattr__(self, "then", then)
+
+    def then_for(self, weights: WeightFormat) -> Method:
+        """The method that chooses the codes of `weights`."""
+        return default_method(weights) if self.then is None else self.then
 
     @property
-    def alphas(self) -> tuple[float, ...]:
-        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+    def is_sequential(self) -> bool:  # type: ignore[override]
+        return self.then is not None and self.then.is_sequential
 
     @property
-    def keeps_sample(self) -> bool:
-        """Whether rows of the input are needed, to choose among several alphas."""
-        return len(self.alphas) > 1
+    def rounds_to_nearest(self) -> bool:  # type: ignore[override]
+        return self.then is None or self.then.rounds_to_nearest
 
     def reason_to_refuse(self, scheme: Any) -> str:
         if scheme.activations.layer in LAYERS:
-            return ""
-        return f"SmoothQuant does not go with {scheme.name}, whose layers read some columns apart"
+            return self.then_for(scheme.weights).reason_to_refuse(scheme)
+        return f"{self.name} does not go with {scheme.name}, whose layers read some columns apart"
 
     def passes(self, scheme: Any) -> int:
         return 2 if scheme.activations.needs_data else 1
@@ -75,21 +82,69 @@ class SmoothQuant(Method):
     def layer(self, scheme: Any) -> type[QuantLinear]:
         return LAYERS[scheme.activations.layer]
 
+    def qparams(self, weights: WeightFormat, weight: torch.Tensor) -> QParams:
+        return self.then_for(weights).qparams(weights, weight)
+
+    def require_ready(self, prepared: Any) -> None:
+        self.then_for(prepared.scheme.weights).require_ready(prepared)
+
+    def choose_codes(self, prepared: Any) -> QuantizedTensor:
+        return self.then_for(prepared.scheme.weights).choose_codes(prepared)
+
+    def frozen_scheme(self, prepared: Any) -> Any:
+        """The scheme without this method if another module divides the inputs; else the layer does it itself."""
+        scheme = prepared.scheme
+        return replace(scheme, method=self.then_for(scheme.weights)) if prepared.is_folded else scheme
+
+    def finish_(self, layer: Any, prepared: Any) -> None:
+        if isinstance(layer, SmoothedLinear):
+            layer.set_input_multiplier_(prepared.input_multiplier)
+
+
+def unsmoothed(layers: Sequence[Any]) -> list[Any]:
+    """Those of `layers` that still read what the float model gives them."""
+    return [layer for layer in layers if not layer.is_smoothed]
+
+
+@dataclass(frozen=True)
+class SmoothQuant(ChannelMethod):
+    """Each input channel is divided by an s, its weights are multiplied by it; then both are quantized.
+
+    alpha    in [0, 1]: how much of a channel's range goes into the weights. Several, such as (0.3, 0.5, 0.7): for each
+             layer the one whose output is closest, on some rows of the data, is taken
+    fold     True: a layer before that can absorb 1 / s does, a norm or a linear layer, if everything that reads its
+             output is smoothed alike; it costs nothing then. Which layers do is found while calibrating: what reads
+             the output in a branch that no batch takes is not seen. A mapping {"norm": ["q", "k", "v"]} says it
+             instead, and only those are folded. False: every layer multiplies its input
+    then     as in ChannelMethod: chooses the codes of the smoothed weight, octavo.GPTQ() for example
+    With Int8Static the data is run twice.
+    source   Xiao et al. 2023 (arXiv:2211.10438), eq. 4; docs/numerics.md, eq. 36 and 37
+    """
+
+    alpha: float | tuple[float, ...] = 0.5
+    fold: Any = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "alpha", _alpha(self.alpha))
+        object.__setattr__(self, "fold", _fold(self.fold))
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        return self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+
+    @property
+    def keeps_sample(self) -> bool:  # type: ignore[override]
+        return len(self.alphas) > 1  # to choose among them
+
     @classmethod
     @contextmanager
     def watching(
         cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
     ) -> Iterator[None]:
-        with smoothing(model, layers, in_place=in_place):
+        learning = [layer for layer in unsmoothed(layers) if layer.scheme.method.is_sequential]
+        with smoothing(model, layers, in_place=in_place), recorded(model, learning, positions):
             yield
-
-    def frozen_scheme(self, prepared: Any) -> Any:
-        """The scheme without SmoothQuant if another module smooths the inputs; else the layer smooths them itself."""
-        return replace(prepared.scheme, method=RoundToNearest()) if prepared.is_folded else prepared.scheme
-
-    def finish_(self, layer: Any, prepared: Any) -> None:
-        if isinstance(layer, SmoothedLinear):
-            layer.set_input_multiplier_(prepared.input_multiplier)
 
 
 def _alpha(value: Any) -> float | tuple[float, ...]:

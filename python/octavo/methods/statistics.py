@@ -7,6 +7,7 @@ padding do not count.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -53,13 +54,17 @@ def inputs_recorded(
     """
     told = positions is not None
     positions = Positions(model) if positions is None else positions
-    last: dict[str, Any] = {}
+    last: dict[str, Any] = {
+        "x": lambda: None
+    }  # by reference it would be kept alive, which tracing takes for a use
 
     def see(layer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         x: torch.Tensor = args[0] if args else kwargs["input"]
-        if last.get("x") is not x or last.get("version") != x._version:
+        is_seen = last["x"]() is x and last["version"] == x._version and last["masks"] is positions.masks
+        if not is_seen:
             rows = positions.padding.rows(x.detach(), positions.masks, has_channels=True)
-            last.update(x=x, version=x._version, sums=_sums(rows.reshape(-1, x.shape[-1])))
+            sums = _sums(rows.reshape(-1, x.shape[-1]))
+            last.update(x=weakref.ref(x), version=x._version, masks=positions.masks, sums=sums)
         if not last["sums"].absolute.isfinite().all():
             raise ValueError(
                 f"layer {layer.name!r} reads NaN or Inf on this data, of which nothing can be learned; leave the batch "

@@ -95,6 +95,7 @@ class PreparedLinear(nn.Module):
         self.scheme = scheme
         self.estimator, self.learn_scales = estimator, learn_scales
         self.is_calibrating = False
+        self.is_watching = True  # while calibrating; False while something is tried out
         self.weight = linear.weight  # type: ignore[assignment]
         self.register_parameter("bias", bias_of(linear))
         self.input_observer = observer
@@ -128,7 +129,7 @@ class PreparedLinear(nn.Module):
         raises   ValueError if the scheme needs calibration and no batch has been seen
         """
         if self.is_calibrating:
-            if self.input_observer is not None:
+            if self.input_observer is not None and self.is_watching:
                 self.input_observer.update(input)
             return F.linear(input, self.weight_matrix, self.bias)
         if torch.is_autocast_enabled("cpu"):  # as the integer layers do, so that the codes are the same

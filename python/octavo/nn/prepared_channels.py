@@ -55,7 +55,8 @@ class PreparedChannels(PreparedLinear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.is_calibrating:
-            self.watch(input)
+            if self.is_watching:
+                self.watch(input)
             return F.linear(input, self.calibrating_weight(), self.bias)
         self.require_calibrated()
         return in_float32(self.fake_quantized_product, input)
