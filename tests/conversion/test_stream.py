@@ -44,12 +44,14 @@ def test_the_folder_holds_what_quantize_makes_of_the_loaded_model(tmp_path, make
     folder = folder_of(make(), tmp_path / "source", max_shard_size=20_000 if shard_size == 4000 else "1GB")
     report = quantize_folder(folder, tmp_path / "int8", scheme, shard_size=shard_size)
     expected = models.load_model(folder)
-    in_memory = octavo.quantize_(expected, scheme)
+    joined = make is mixtral  # experts, which stay float in folders
+    in_memory = octavo.quantize_(expected, scheme, exclude="*.experts.*" if joined else None)
     loaded = models.load_quantized(tmp_path / "int8")
     check_equal_states(loaded, expected)
     assert torch.equal(logits(loaded), logits(expected))
-    assert [(row.name, row.action, row.reason) for row in report.rows] == [
-        (row.name, row.action, row.reason) for row in in_memory.rows
+    rows, others = ([row for row in each.rows if "experts" not in row.name] for each in (report, in_memory))
+    assert [(row.name, row.action, row.reason) for row in rows] == [
+        (row.name, row.action, row.reason) for row in others
     ]
     assert (report.bytes_before, report.bytes_after) == (in_memory.bytes_before, in_memory.bytes_after)
 

@@ -28,6 +28,7 @@ from ..files.format import FileFormat, Stored
 from ..files.renaming import by_name_of, missing_from, own_names
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
+from ..nn.experts import expert_parameters
 from ..nn.replacements import bias_of, features_of, kind_of, with_tensors
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
@@ -88,7 +89,8 @@ def quantize_folder(
     scheme       one that needs no data, or its class
     exclude, include_embeddings   as in `octavo.quantize_`
     shard_size   bytes of tensors in one file, more only if one layer is larger
-    The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied.
+    The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied, and so
+    do experts that transformers joins into one Parameter while it loads, which the report says.
     All other files are copied, also from subfolders, but for weights in formats that nothing here reads, code and
     hidden files; the report names what is left out. `octavo.load(output)` reads the result.
 
@@ -108,6 +110,11 @@ def quantize_folder(
     layers = plan_skeleton(
         skeleton, Selection(scheme, exclude=exclude, include_embeddings=include_embeddings)
     )
+    for layer in layers:
+        if expert_parameters(layer.module):
+            layer.keep(
+                "experts in one Parameter: load the model with transformers, octavo.quantize_ serves them"
+            )
     _require_servable(layers)
     unknown = _unknown_tensors(source, skeleton, stored)
     parts = _parts(skeleton, layers, stored)
