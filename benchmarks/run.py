@@ -43,6 +43,7 @@ BENCHMARKS = {
     "fusion": "suites",
     "decoding": "suites",
     "low_bits": "suites",
+    "ggml_types": "limits",
 }
 
 

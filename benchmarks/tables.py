@@ -24,6 +24,7 @@ TITLES = {
     "memory": "Memory",
     "fusion": "Encoders after octavo.fuse_",
     "low_bits": "Few bits, and groups",
+    "ggml_types": "Types of GGML",
     "decoding": "A Llama-like decoder after octavo.fuse_ and with octavo.nn.KVCache",
 }
 

@@ -16,9 +16,9 @@ namespace octavo::test {
 namespace {
 
 // Which numbers stand beside the codes.
-enum class Scales { per_channel, plain, zero_points, minima, two_levels, table };
-constexpr Scales kScales[] = {Scales::per_channel, Scales::plain,      Scales::zero_points,
-                              Scales::minima,      Scales::two_levels, Scales::table};
+enum class Scales { per_channel, plain, zero_points, minima, two_levels, table, wide_table };
+constexpr Scales kScales[] = {Scales::per_channel, Scales::plain, Scales::zero_points, Scales::minima,
+                              Scales::two_levels,  Scales::table, Scales::wide_table};
 
 struct Layer {
   Layer(std::int64_t n_, std::int64_t k_, int bits_, std::int64_t group_, Scales scales_, unsigned seed)
@@ -54,14 +54,16 @@ struct Layer {
     for (auto& each : floats) each = real(random);
     for (auto& each : integers) each = static_cast<std::uint8_t>(byte(random));
     for (auto& each : super) each = real(random);
-    for (auto& each : table) each = static_cast<std::uint8_t>(small(random));
+    for (auto& each : table) {
+      each = static_cast<std::uint8_t>(small(random) * (scales == Scales::wide_table ? 2 : 1));
+    }
     for (auto& each : bias) each = any(random);
   }
 
   GroupWeight weight() {
     GroupWeight w{};
     w.codes = {packed.data(), static_cast<std::ptrdiff_t>(packed.size() / static_cast<std::size_t>(ceil_divide(n, 16))),
-               bits, scales == Scales::table ? table.data() : nullptr, false};
+               bits, has_table() ? table.data() : nullptr, scales == Scales::wide_table};
     w.scales.groups = groups;
     if (scales != Scales::per_channel) {
       w.scales.scale = floats.data();
@@ -86,12 +88,14 @@ struct Layer {
       w.scales.groups_in_super = groups;
     }
     w.group_size = group >= k ? 0 : group;
-    w.offset = scales == Scales::zero_points ? 0 : 1 << (bits - 1);
+    w.offset = scales == Scales::zero_points ? 0 : scales == Scales::wide_table ? 127 : 1 << (bits - 1);
     w.bias = bias.data();
     w.n = n;
     w.k = k;
     return w;
   }
+
+  bool has_table() const { return scales == Scales::table || scales == Scales::wide_table; }
 
   std::int64_t n, k;
   int bits;
@@ -139,11 +143,16 @@ void test_same_bits_on_every_kernel() {
   };
   constexpr GroupInput kInputs[] = {{8, 0}, {8, 32}, {8, 128}, {16, 0}};
   unsigned seed = 1;
-  for (const auto& [m, n, k, group] :
-       {Shape{1, 16, 64, 32}, {3, 70, 100, 0}, {8, 33, 130, 16}, {37, 130, 288, 96}, {2, 65, 544, 64}}) {
+  for (const auto& [m, n, k, group] : {Shape{1, 16, 64, 32},
+                                       {3, 70, 100, 0},
+                                       {8, 33, 130, 16},
+                                       {3, 20, 288, 16},
+                                       {37, 130, 288, 96},
+                                       {2, 65, 544, 64}}) {
     for (int bits = 1; bits <= 8; ++bits) {
       for (const Scales scales : kScales) {
-        if (scales == Scales::table && bits != 4) continue;
+        if ((scales == Scales::table || scales == Scales::wide_table) && bits != 4) continue;
+        if (scales == Scales::wide_table && group % kBlockK != 0) continue;
         Layer layer(n, k, bits, group, scales, ++seed);
         const auto x = reals(m * k, seed);
         for (const GroupInput input : kInputs) {

@@ -24,7 +24,7 @@ import rivals  # noqa: E402
 import roofline  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
-from limits import ceilings, small_ops  # noqa: E402
+from limits import ceilings, ggml_types, small_ops  # noqa: E402
 from suites import attention, float_ops, layers, low_bits, speech, whisper  # noqa: E402
 
 TINY = layers.Plan(
@@ -373,3 +373,13 @@ def test_octavo_bench_prints_a_table_or_json(monkeypatch, capsys, as_json):
         assert len(found["layers"][0]["measurements"]) == 4
     else:
         assert "64 x 32" in printed and "Int8WeightOnly" in printed and octavo.cpu_info().active in printed
+
+
+def test_every_type_of_ggml_is_a_row_and_more_bits_of_a_family_leave_less_error():
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    types = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    found = [ggml_types.row_of(type, weight, rounds=1) for type in types]
+    errors = [each["relative_error"] for each in found]
+    assert errors == sorted(errors, reverse=True)
+    text = ggml_types.table(found)
+    assert all(f"| {type} |" in text for type in types)
