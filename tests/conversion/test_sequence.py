@@ -8,7 +8,7 @@ from torch import nn
 import octavo
 from octavo import GPTQ, Int4WeightOnly
 from octavo.conversion import sequence
-from octavo.methods.statistics import InputStatistics, Positions, recorded
+from octavo.methods.statistics import InputStatistics, Positions, inputs_recorded
 from octavo.nn import QuantLinear
 
 SCHEME = Int4WeightOnly(16, method=GPTQ())
@@ -80,7 +80,7 @@ def test_each_layer_learns_from_the_quantized_ones_before_it(joins):
         }
         for layer in own:
             layer.statistics, layer.name = None, ""
-        with torch.no_grad(), recorded(expected, list(own)):
+        with torch.no_grad(), inputs_recorded(expected, list(own)):
             for batch in batches():
                 expected(batch)
         for layer, name in own.items():
@@ -162,7 +162,7 @@ def test_padding_does_not_count_and_a_tensor_that_two_read_is_multiplied_once():
     model, x = Masked(), torch.randn(2, 5, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     model.linear.statistics, model.linear.name = None, ""
-    with recorded(model, [model.linear]):
+    with inputs_recorded(model, [model.linear]):
         model(x, attention_mask=mask)
         model(x, attention_mask=torch.ones(2, 5))
     kept = torch.cat([x[mask.bool()], x.reshape(-1, 8)])
@@ -173,6 +173,6 @@ def test_padding_does_not_count_and_a_tensor_that_two_read_is_multiplied_once():
     positions = Positions(model)
     positions.masks = [mask.bool()]
     model.linear.statistics = None
-    with recorded(model, [model.linear], positions):
+    with inputs_recorded(model, [model.linear], positions):
         model(x)
     assert model.linear.statistics.rows == 8

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,9 +72,7 @@ class BlockSequence:
     def __iter__(self) -> Iterator[Part]:
         for blocks, before in zip(self.lists, self.before, strict=True):
             if before:
-                yield Part(
-                    self.model, before, lambda positions, at=blocks[0]: self._run(positions, before=at)
-                )
+                yield Part(self.model, before, partial(self._run, before=blocks[0]))
             yield from self._parts_of(blocks)
         if self.outside:
             yield Part(self.model, self.outside, self._run)
@@ -89,8 +88,11 @@ class BlockSequence:
                 if not isinstance(items[0], PreparedLinear):
                     found[name] = items
         ran: dict[nn.Module, None] = {}
-        firsts = [(blocks[0], lambda module, *_: ran.setdefault(module)) for blocks in found.values()]
-        with hooked(firsts, before=True):
+
+        def note(module: nn.Module, *_: Any) -> None:
+            ran.setdefault(module)
+
+        with hooked([(blocks[0], note) for blocks in found.values()], before=True):
             args, kwargs = self.batches[0]
             output_of(self.model, args, kwargs)
         lists = {blocks[0]: blocks for blocks in found.values()}
@@ -109,7 +111,11 @@ class BlockSequence:
     def _run_before(self, block: nn.Module) -> list[PreparedLinear]:
         """Takes the layers that run before `block` does out of those outside."""
         ran: set[nn.Module] = set()
-        with hooked([(layer, lambda module, *_: ran.add(module)) for layer in self.outside], before=True):
+
+        def note(module: nn.Module, *_: Any) -> None:
+            ran.add(module)
+
+        with hooked([(layer, note) for layer in self.outside], before=True):
             args, kwargs = self.batches[0]
             with _stopping(block, None):
                 output_of(self.model, args, kwargs)
@@ -124,7 +130,7 @@ class BlockSequence:
         for i, block in enumerate(blocks):
             layers = _prepared(block)
             if calls is None:
-                yield Part(block, layers, lambda positions, at=block: self._run(positions, after=at))
+                yield Part(block, layers, partial(self._run, after=block))
                 continue
 
             def run(positions: Positions, block: nn.Module = block, i: int = i) -> None:
@@ -168,7 +174,7 @@ class _Call:
     # --- while the whole model runs
 
     def enter(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         i = len(self.arguments)
         in_order = i < len(self.blocks) and self.blocks[i] is block
         if not in_order or any(map(is_cache, given.values())):

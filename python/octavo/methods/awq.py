@@ -22,7 +22,7 @@ from ..tensors.qparams import QuantizedTensor
 from .clip_search import ClipSearch
 from .smoothing import LARGEST, SMALLEST, smoothing
 from .smoothquant import ChannelMethod, unsmoothed
-from .statistics import Positions, gram_of, recorded
+from .statistics import Positions, gram_of, inputs_recorded
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class AWQ(ChannelMethod):
     rows: int = 2048
 
     fold: ClassVar[bool] = True
-    is_sequential: ClassVar[bool] = True  # type: ignore[misc]
+    is_sequential: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,7 @@ class AWQ(ChannelMethod):
         learning = unsmoothed(layers)
         calls = _Calls(model, learning)
         with smoothing(model, layers, in_place=in_place, choose=calls.best_scales):
-            with recorded(model, learning, positions), calls.kept():
+            with inputs_recorded(model, learning, positions), calls.kept():
                 yield
 
     def choose_codes(self, prepared: Any) -> QuantizedTensor:
@@ -142,7 +142,7 @@ class _Calls:
         ratios = [step / method.steps for step in range(method.steps)]
         candidates = [ones, *(channel_scales(mean_input, weight, ratio, duo=method.duo) for ratio in ratios)]
         module, kept = calls
-        errors = [output_error(module, layers, s, kept) for s in candidates]
+        errors = [reader_error(module, layers, s, kept) for s in candidates]
         return candidates[min(range(len(errors)), key=errors.__getitem__)]
 
     def _calls_of(self, layers: Sequence[Any]) -> Any:
@@ -170,7 +170,7 @@ def _common(names: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def output_error(
+def reader_error(
     module: nn.Module,
     layers: Sequence[Any],
     s: torch.Tensor,
@@ -178,7 +178,7 @@ def output_error(
 ) -> float:
     """The mean squared error of what `module` gives, if its `layers` were rescaled by `s` [k] and rounded."""
     with _rounded(layers, lambda weight, format: _divided(format, weight, s)):
-        watching = [each for each in module.modules() if hasattr(each, "is_watching")]
+        watching: list[Any] = [each for each in module.modules() if hasattr(each, "is_watching")]
         total, count = 0.0, 0
         for each in watching:
             each.is_watching = False

@@ -17,8 +17,8 @@ from ..nn import PreparedLinear
 from ..tensors.qparams import QParams, QuantizedTensor
 from .base import Method, RoundToNearest
 from .clip_search import ClipSearch, default_method, has_scales
-from .compensation import BLOCK, compensated
-from .statistics import Positions, gram_of, recorded
+from .compensation import COLUMNS_AT_ONCE, compensated
+from .statistics import Positions, gram_of, inputs_recorded
 
 ORDERS, GROUPS = ("activation", "ascending"), ("static", "dynamic")
 FEWEST_ROWS = 4  # a layer of k inputs needs k / FEWEST_ROWS rows
@@ -86,7 +86,7 @@ class GPTQ(Method):
     def watching(
         cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
     ) -> Iterator[None]:
-        with recorded(model, layers, positions):
+        with inputs_recorded(model, layers, positions):
             yield
 
     def qparams(self, weights: WeightFormat, weight: torch.Tensor) -> QParams:
@@ -118,7 +118,7 @@ class GPTQ(Method):
             def find(columns: torch.Tensor) -> QParams:
                 return scales.qparams(weights, columns)
 
-            block = -(-BLOCK // group_size) * group_size
+            block = -(-COLUMNS_AT_ONCE // group_size) * group_size
             return compensated(
                 weight,
                 gram,

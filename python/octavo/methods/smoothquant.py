@@ -25,7 +25,7 @@ from ..tensors.qparams import QParams, QuantizedTensor
 from .base import Method
 from .clip_search import default_method
 from .smoothing import smoothing
-from .statistics import Positions, recorded
+from .statistics import Positions, inputs_recorded
 
 FoldChoice = bool | tuple[tuple[str, tuple[str, ...]], ...]
 LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
@@ -143,7 +143,7 @@ class SmoothQuant(ChannelMethod):
         cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
     ) -> Iterator[None]:
         learning = [layer for layer in unsmoothed(layers) if layer.scheme.method.is_sequential]
-        with smoothing(model, layers, in_place=in_place), recorded(model, learning, positions):
+        with smoothing(model, layers, in_place=in_place), inputs_recorded(model, learning, positions):
             yield
 
 

@@ -44,7 +44,9 @@ class _Sums(NamedTuple):
 
 
 @contextmanager
-def recorded(model: nn.Module, layers: Sequence[Any], positions: Positions | None = None) -> Iterator[None]:
+def inputs_recorded(
+    model: nn.Module, layers: Sequence[Any], positions: Positions | None = None
+) -> Iterator[None]:
     """Inside, what `layers`, prepared ones, read while `model` runs is added to their `statistics`.
 
     positions   those that count, if whoever runs the batches says so; else the masks in the arguments of `model` do
