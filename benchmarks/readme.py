@@ -78,6 +78,14 @@ LANGUAGE_MODEL = {
     "kld": "KL divergence",
     "top1_agreement": "same first choice",
 }
+WEIGHT_CODES = {
+    "method": "method",
+    "kld_4": "4 bits",
+    "kld_3": "3 bits",
+    "kld_2": "2 bits",
+    "top1_3": "same first choice, 3 bits",
+    "seconds": "seconds",
+}
 FLOAT_OPS = {
     "operator": "",
     "size": "",
@@ -101,6 +109,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decoding": chosen("decoding", DECODING),
     "low_bits": lambda results: low_bits.page(results["low_bits"]),
     "language_model": chosen("rows", LANGUAGE_MODEL),
+    "weight_codes": chosen("weight_codes", WEIGHT_CODES),
     "speech": chosen("speech", speech.COLUMNS),
     "mixed_precision": lambda results: mixed_precision.page(results["mixed_precision"]),
     **{name: plain(name) for name in ("small_ops", "overhead", "startup", "encoder", "decoder", "memory")},

@@ -121,11 +121,11 @@ def test_an_interruption_leaves_the_model_as_it_was(monkeypatch):
     before, y = dict(model.named_modules()), model(batches()[0])
     freeze = Int4WeightOnly.freeze
 
-    def interrupted(self, prepared):
+    def interrupted(self, prepared, shares=None):
         count.append(1)
         if len(count) == 6:
             raise KeyboardInterrupt
-        return freeze(self, prepared)
+        return freeze(self, prepared, shares)
 
     monkeypatch.setattr(Int4WeightOnly, "freeze", interrupted)
     with pytest.raises(KeyboardInterrupt):

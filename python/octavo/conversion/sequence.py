@@ -88,8 +88,11 @@ class BlockSequence:
                 if not isinstance(items[0], PreparedLinear):
                     found[name] = items
         ran: dict[nn.Module, None] = {}
-        firsts = [(blocks[0], lambda module, *_: ran.setdefault(module)) for blocks in found.values()]
-        with hooked(firsts, before=True):
+
+        def note(module: nn.Module, *_: Any) -> None:
+            ran.setdefault(module)
+
+        with hooked([(blocks[0], note) for blocks in found.values()], before=True):
             args, kwargs = self.batches[0]
             output_of(self.model, args, kwargs)
         lists = {blocks[0]: blocks for blocks in found.values()}
@@ -108,7 +111,11 @@ class BlockSequence:
     def _run_before(self, block: nn.Module) -> list[PreparedLinear]:
         """Takes the layers that run before `block` does out of those outside."""
         ran: set[nn.Module] = set()
-        with hooked([(layer, lambda module, *_: ran.add(module)) for layer in self.outside], before=True):
+
+        def note(module: nn.Module, *_: Any) -> None:
+            ran.add(module)
+
+        with hooked([(layer, note) for layer in self.outside], before=True):
             args, kwargs = self.batches[0]
             with _stopping(block, None):
                 output_of(self.model, args, kwargs)

@@ -75,8 +75,9 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     with undone_on_error(skeleton):
         tie_weights_on_meta_(skeleton)
         if holds_experts(skeleton):
-            stored = [layer.name for layer in format.inspect(folder).layers]
-            split_experts_(skeleton, split_in(possible_layers(skeleton, stored), skeleton))
+            stored = format.inspect(folder).layers
+            quantized = possible_layers(skeleton, (layer.name for layer in stored if layer.scheme))
+            split_experts_(skeleton, split_in(quantized, skeleton))
         model = fill(skeleton, format.read(folder, skeleton))
     model_changed(model)
     return model

@@ -142,7 +142,7 @@ class _Calls:
         ratios = [step / method.steps for step in range(method.steps)]
         candidates = [ones, *(channel_scales(mean_input, weight, ratio, duo=method.duo) for ratio in ratios)]
         module, kept = calls
-        errors = [error_of_module(module, layers, s, kept) for s in candidates]
+        errors = [reader_error(module, layers, s, kept) for s in candidates]
         return candidates[min(range(len(errors)), key=errors.__getitem__)]
 
     def _calls_of(self, layers: Sequence[Any]) -> Any:
@@ -170,7 +170,7 @@ def _common(names: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def error_of_module(
+def reader_error(
     module: nn.Module,
     layers: Sequence[Any],
     s: torch.Tensor,

@@ -16,7 +16,7 @@ import torch
 from ..tensors.granularity import PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
 
-COLUMNS = 128  # columns whose effect on all later ones is one matrix product
+COLUMNS_AT_ONCE = 128  # columns whose effect on all later ones is one matrix product
 ATTEMPTS = 8  # to factor H; each has ten times the damping
 LEAST_DAMPING = 1e-6  # of the second attempt
 
@@ -31,7 +31,7 @@ def compensated(
     damping: float = 0.01,
     by_activation: bool = True,
     group_size: int = 0,
-    block: int = COLUMNS,
+    block: int = COLUMNS_AT_ONCE,
 ) -> QuantizedTensor:
     """The codes of `weight` [n, k] with which the outputs for inputs of this `gram` [k, k] change little.
 

@@ -17,7 +17,7 @@ from ..nn import PreparedLinear
 from ..tensors.qparams import QParams, QuantizedTensor
 from .base import Method, RoundToNearest
 from .clip_search import ClipSearch, default_method, has_scales
-from .compensation import COLUMNS, compensated
+from .compensation import COLUMNS_AT_ONCE, compensated
 from .statistics import Positions, gram_of, inputs_recorded
 
 ORDERS, GROUPS = ("activation", "ascending"), ("static", "dynamic")
@@ -118,7 +118,7 @@ class GPTQ(Method):
             def find(columns: torch.Tensor) -> QParams:
                 return scales.qparams(weights, columns)
 
-            block = -(-COLUMNS // group_size) * group_size
+            block = -(-COLUMNS_AT_ONCE // group_size) * group_size
             return compensated(
                 weight,
                 gram,

@@ -114,8 +114,7 @@ def holds_experts(model: nn.Module) -> bool:
 
 
 def split_in(layers: Iterable[str], model: nn.Module) -> set[str]:
-    """The names of the modules of experts in `model` that a file holds as linear layers, if `layers` are the names of
-    all layers in the file."""
+    """The names of the modules of experts in `model` of which a file holds quantized layers, whose names `layers` are."""
     ends = {layer.rpartition(".")[0].rpartition(".")[0] for layer in layers}
     modules = dict(model.named_modules())
     return {name for name in ends if name in modules and expert_parameters(modules[name])}
