@@ -37,14 +37,25 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .evaluation.evaluator import evaluate
     from .evaluation.mixed_precision import choose
     from .evaluation.sensitivities import Sensitivity, sensitivity
-    from .files import CheckpointContents, inspect_checkpoint, load, save
+    from .files import (
+        CheckpointContents,
+        inspect_checkpoint,
+        load,
+        load_gguf,
+        load_imatrix,
+        save,
+        save_gguf,
+        save_imatrix,
+    )
     from .fusion import FusionReport, fuse_, unfuse_
     from .methods import RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
+    from .methods.input_squares import importance
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
     from .schemes.fp4 import FP4
+    from .schemes.ggml import GGML
     from .schemes.half_weight_only import HalfWeightOnly
     from .schemes.int4_dynamic import Int4Dynamic
     from .schemes.int4_weight_only import Int4WeightOnly
@@ -67,14 +78,25 @@ _HOMES = {
     "evaluation.evaluator": ["evaluate"],
     "evaluation.mixed_precision": ["choose"],
     "evaluation.sensitivities": ["Sensitivity", "sensitivity"],
-    "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
+    "files": [
+        "CheckpointContents",
+        "inspect_checkpoint",
+        "load",
+        "load_gguf",
+        "load_imatrix",
+        "save",
+        "save_gguf",
+        "save_imatrix",
+    ],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
     "methods": ["RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
+    "methods.input_squares": ["importance"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
+    "schemes.ggml": ["GGML"],
     "schemes.int4_dynamic": ["Int4Dynamic"],
     "schemes.int4_weight_only": ["Int4WeightOnly"],
     "schemes.int8_dynamic": ["Int8Dynamic"],
@@ -133,10 +155,13 @@ __all__ = [
     "formats",
     "freeze_",
     "fuse_",
+    "importance",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
     "load",
+    "load_gguf",
+    "load_imatrix",
     "methods",
     "metrics",
     "nn",
@@ -149,6 +174,8 @@ __all__ = [
     "quantized",
     "reference",
     "save",
+    "save_gguf",
+    "save_imatrix",
     "schemes",
     "sensitivity",
     "unfuse_",

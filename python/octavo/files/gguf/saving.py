@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`octavo.save_gguf`: a model of transformers, float or quantized, as a GGUF file.
+
+Each tensor is made, written and forgotten before the next one. What `load_gguf` has opened keeps its metadata and the
+order of its tensors, so a file that nobody has changed is written again byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ... import ops
+from ...formats import Half
+from ...formats.ggml import GGML as Blocks
+from ...nn import QuantLinear
+from ...nn.replacements import replacement_of
+from ..disk import folder_argument
+from ..format import errors_naming
+from . import values
+from .checkpoint import FLOATS, Origin
+from .config import HEAD, ROPE_FACTORS
+from .described import architecture_name, described, query_groups
+from .header import ALIGNMENT, block_sizes, header_bytes, padded
+from .imatrix import importance_argument
+from .mixtures import Mixture
+from .names import Placement, owners, placements
+from .vocabulary import vocabulary_of
+
+
+class _Planned(NamedTuple):
+    """A tensor of the file before it is made.
+
+    source   the tensor of the model, and the part of it that belongs here: which of how many
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    source: str
+    part: tuple[int, int]
+
+    def bytes(self, sizes: Mapping[str, tuple[int, int, int]]) -> int:
+        _, weights, size = sizes[self.type]
+        return torch.Size(self.shape).numel() // weights * size
+
+
+def save_gguf(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    scheme: Any = None,
+    *,
+    tokenizer: Any = None,
+    imatrix: Any = None,
+) -> None:
+    """Writes `model` to the file `path`, which takes its place when it is complete.
+
+    scheme      None: each tensor in the type that it has. "Q4_K_M" and the like: a mixture of llama.cpp, by its rules.
+                "Q8_0" or octavo.GGML("Q8_0"): one type for all matrices, and what llama.cpp takes instead where rows are
+                no whole number of blocks. "F16", "BF16", "F32"
+    tokenizer   of transformers; None: that of the file which the model comes from, or none
+    imatrix     how much the errors of each column count: what octavo.importance has found, or the path of a file of
+                llama.cpp's; None: all alike
+
+    A model of `load_gguf` that nobody has changed is written byte for byte as it was, metadata included, unless experts
+    became float. Norms, biases, routers and tables of positions are written in float32.
+
+    Raises: TypeError if model is no module or scheme is neither a name nor an octavo.GGML; ValueError for a model that GGUF
+    has no names for, for a layer whose format it does not have if scheme is None, for a tokenizer that it has no words
+    for, and for NaN or Inf; OSError. Then the file is as it was.
+    Source: ours; rules of mixtures as in llama.cpp's llama-quant.cpp.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"save_gguf: model is {type(model).__name__}, a torch.nn.Module is needed")
+    path = folder_argument("save_gguf", path)
+    with errors_naming("save_gguf"), torch.no_grad():
+        writer = _Writer(model, _mixture_name(scheme), importance_argument(imatrix))
+        metadata = writer.metadata(tokenizer)
+        writer.write(path, metadata)
+
+
+def _mixture_name(scheme: Any) -> str | None:
+    if scheme is None:
+        return None
+    if isinstance(scheme, str):
+        return scheme.upper()
+    found = getattr(scheme, "weights", None)
+    if isinstance(found, Blocks):
+        return found.type
+    raise TypeError(
+        f"save_gguf: scheme is {scheme!r}; a name such as 'Q4_K_M', octavo.GGML('Q4_K') or None is needed"
+    )
+
+
+class _Writer:
+    """One model on the way into a file."""
+
+    def __init__(self, model: Any, mixture: str | None, importance: Mapping[str, torch.Tensor]) -> None:
+        self.model, self.importance, self.mixture_name = model, importance, mixture
+        self.origin: Origin | None = getattr(model, "gguf_origin", None)
+        self.architecture, traits = architecture_name(model)
+        self.owners = owners(model)
+        found = self.origin.placements if self.origin else placements(self.architecture, traits, model)
+        self.placements: dict[str, Placement] = dict(found)
+        self.has_head = any(each.sources == (HEAD,) for each in self.placements.values())
+        self.plan = self._planned()
+
+    # --- what is written --------------------------------------------------------------------------------------------
+
+    def metadata(self, tokenizer: Any) -> dict[str, values.MetadataValue]:
+        if self.origin:
+            first = self.origin.source.first.metadata
+            found = {key: value for key, value in first.items() if not key.startswith("split.")}
+        else:
+            found = described(self.model, self.architecture)
+        if tokenizer is not None:
+            found = {key: value for key, value in found.items() if not key.startswith("tokenizer.")}
+            found |= vocabulary_of(tokenizer)
+        if self.mixture_name is not None:
+            found["general.file_type"] = values.number(_file_type(self.mixture_name))
+            found["general.quantization_version"] = values.number(2)
+        return found
+
+    def _planned(self) -> list[_Planned]:
+        mixture = None
+        if self.mixture_name is not None:
+            config = self.model.config
+            experts = getattr(config, "num_experts", 0) or 0
+            mixture = Mixture(
+                self.mixture_name,
+                self.architecture,
+                config.num_hidden_layers,
+                experts,
+                query_groups(config),
+                self.has_head,
+            )
+        found: dict[str, _Planned] = {}
+        for source, placement in self.placements.items():
+            for index, name in enumerate(placement.sources):
+                if name not in found:
+                    shape = self._shape(source, placement)
+                    type = self._own_type(source, name) if mixture is None else mixture.type_of(name, shape)
+                    part = (index, len(placement.sources))
+                    found[name] = _Planned(name, type, shape, source, part)
+        if self.origin and ROPE_FACTORS in self.origin.kept:
+            shape = self.origin.source.tensors[ROPE_FACTORS].shape
+            found[ROPE_FACTORS] = _Planned(ROPE_FACTORS, "F32", shape, ROPE_FACTORS, (0, 1))
+        order = self.origin.source.tensors if self.origin else found
+        return [found[name] for name in order if name in found]
+
+    def _shape(self, source: str, placement: Placement) -> tuple[int, ...]:
+        if self.origin:
+            return self.origin.source.tensors[placement.sources[0]].shape
+        layer = self.owners.get(source)
+        if isinstance(layer, QuantLinear) and source.endswith("weight"):
+            return layer.out_features, layer.in_features
+        tensor = self._float(source)
+        if len(placement.sources) > 1:
+            return tensor.chunk(len(placement.sources), dim=1)[0].shape
+        shape = tuple(tensor.shape)
+        return shape[1:] if "ffn_gate_inp_shexp" in placement.sources[0] and len(shape) == 2 else shape
+
+    def _own_type(self, source: str, name: str) -> str:
+        """The type that the tensor has, or had in the file that the model comes from."""
+        layer = self._layer(source)
+        if isinstance(layer, QuantLinear) and source.endswith("weight"):
+            format = layer.scheme.weights
+            if isinstance(format, Blocks):
+                return format.type
+            if isinstance(format, Half):
+                return "F16" if format.half == torch.float16 else "BF16"
+            raise ValueError(
+                f"layer {source.rpartition('.')[0]!r} is {format.name}, which GGUF has no type for; give a scheme such as "
+                "octavo.GGML('Q8_0'), which encodes what its codes stand for"
+            )
+        if self.origin:
+            return self.origin.source.tensors[name].type
+        tensor = self._float(source)
+        if Mixture("F16", self.architecture, 0).type_of(name, tensor.shape) == "F32":
+            return "F32"
+        return next((type for type, dtype in FLOATS.items() if dtype == tensor.dtype), "F32")
+
+    def _layer(self, source: str) -> nn.Module:
+        return (
+            self.owners[source]
+            if source in self.owners
+            else self.model.get_submodule(source.rpartition(".")[0])
+        )
+
+    def _float(self, source: str) -> torch.Tensor:
+        """A tensor of the model as floats, in the file's axes but the model's order of rows."""
+        module, leaf = self._layer(source), source.rpartition(".")[2]
+        if isinstance(module, QuantLinear) and leaf == "weight":
+            return module.dequantize()
+        tensor: Any = getattr(module, leaf).detach()
+        entry = replacement_of(module)
+        return entry.matrix(tensor) if entry is not None and leaf == "weight" else tensor
+
+    # --- bytes ------------------------------------------------------------------------------------------------------
+
+    def _content(self, planned: _Planned) -> torch.Tensor:
+        """The bytes of a tensor."""
+        if planned.source == ROPE_FACTORS and self.origin:
+            return self.origin.kept[ROPE_FACTORS][0]
+        placement, layer = self.placements[planned.source], self._layer(planned.source)
+        if isinstance(layer, QuantLinear) and planned.source.endswith("weight"):
+            format = layer.scheme.weights
+            if isinstance(format, Blocks) and format.type == planned.type:
+                return placement.to_file(layer.canonical_tensors()["weight_blocks"])
+        value = self._float(planned.source)
+        index, parts = planned.part
+        if parts > 1:
+            value = value.chunk(parts, dim=1)[index]
+        value = placement.to_file(value.reshape(planned.shape))
+        kept = self.origin.kept.get(planned.name) if self.origin else None
+        if kept is not None and torch.equal(kept[1], value):
+            return kept[0]
+        value = value + placement.offset if placement.offset else value
+        return self._encoded(planned, value)
+
+    def _encoded(self, planned: _Planned, value: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{planned.source!r} holds NaN or Inf; finite values are needed")
+        if planned.type in FLOATS:
+            return value.to(FLOATS[planned.type]).contiguous().view(torch.uint8)
+        rows = value.float().reshape(-1, planned.shape[-1])
+        importance = self.importance.get(planned.name)
+        if importance is None:
+            importance = self.importance.get(planned.source.removesuffix(".weight"))
+        if importance is None:
+            return ops.ggml_quantize(rows, planned.type)
+        if importance.dim() == 1:
+            return ops.ggml_quantize(rows, planned.type, importance)
+        groups = rows.chunk(len(importance))  # a row of numbers for each expert
+        return torch.cat([ops.ggml_quantize(*each) for each in _with(groups, planned.type, importance)])
+
+    def write(self, path: Path, metadata: Mapping[str, values.MetadataValue]) -> None:
+        """Writes a file beside `path` and gives it its name."""
+        sizes = {name: (number, weights, size) for number, (name, weights, size) in block_sizes().items()}
+        first = self.origin.source.first if self.origin else None
+        alignment = first.alignment if first else ALIGNMENT
+        infos = [(each.name, sizes[each.type][0], each.shape, each.bytes(sizes)) for each in self.plan]
+        head = header_bytes(first.version if first else 3, metadata, infos, alignment)
+        is_closed = first is None or len(self.origin.source.parts) > 1 or first.end > 0  # type: ignore[union-attr]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with open(unfinished, "wb") as file:
+                file.write(head)
+                for index, planned in enumerate(self.plan):
+                    content = self._content(planned).contiguous().flatten()
+                    assert content.numel() == infos[index][3], planned
+                    file.write(memoryview(content.numpy()))
+                    if is_closed or index + 1 < len(self.plan):
+                        file.write(bytes(padded(content.numel(), alignment) - content.numel()))
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _with(groups: Any, type: str, importance: torch.Tensor) -> list[tuple[torch.Tensor, str, torch.Tensor]]:
+    return [(rows, type, each.contiguous()) for rows, each in zip(groups, importance, strict=True)]
+
+
+def _file_type(name: str) -> int:
+    from .header import package
+
+    kinds = package().LlamaFileType
+    spelled = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S", "Q5_K": "MOSTLY_Q5_K_S", "Q3_K": "MOSTLY_Q3_K_S"}
+    found = kinds.__members__.get(spelled.get(name, f"MOSTLY_{name}"))
+    return int(kinds.GUESSED if found is None else found)
