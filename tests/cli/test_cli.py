@@ -82,6 +82,15 @@ def test_a_quantized_folder_cannot_be_mistaken_for_a_float_one(model_folder, tmp
     assert config["ignore"] == ["cls.predictions.decoder"]
 
 
+def test_embeddings_are_quantized_on_request(model_folder, tmp_path, capsys):
+    run("quantize", model_folder, tmp_path / "all", "--include-embeddings")
+    assert "shares the weight of 'bert.embeddings.word_embeddings'" in capsys.readouterr().out
+    loaded = octavo.load(tmp_path / "all")
+    assert loaded.cls.predictions.decoder.packed is loaded.bert.embeddings.word_embeddings.packed
+    run("quantize", model_folder, tmp_path / "one", "--include-embeddings", "*.position_embeddings")
+    assert "not matched by include_embeddings" in capsys.readouterr().out
+
+
 def test_layers_can_be_excluded_and_weights_cut_into_shards(model_folder, tmp_path):
     run("quantize", model_folder, tmp_path / "int8", "--shard-size", "10KB", "--exclude", "*.query", "*.1.*")
     assert (tmp_path / "int8" / "model.safetensors.index.json").exists()

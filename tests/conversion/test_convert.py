@@ -38,7 +38,7 @@ def test_every_linear_is_replaced_and_every_module_with_weights_reported():
     assert [row.name for row in report.quantized] == LINEARS
     assert all(isinstance(m.get_submodule(name), QuantLinear) for name in LINEARS)
     assert {(row.kind, row.reason) for row in report.kept} == {
-        ("Embedding", "no scheme for this kind"),
+        ("Embedding", "an embedding: include_embeddings=True quantizes it"),
         ("LayerNorm", "no scheme for this kind"),
     }
 
@@ -55,7 +55,7 @@ def test_a_class_that_holds_matrices_is_kept_with_a_remedy():
     report = octavo.quantize_(nn.Sequential(nn.Linear(4, 4), Experts(), nn.Embedding(4, 4)), SCHEME)
     assert [row.reason for row in report.kept] == [
         "no scheme for this kind: nn.Linear layers in its place would be quantized",
-        "no scheme for this kind",
+        "an embedding: include_embeddings=True quantizes it",
     ]
 
 
@@ -229,7 +229,7 @@ def test_tied_weights_are_kept_and_their_partner_is_named():
     m.head.weight = m.embedding.weight
     report = octavo.quantize_(m, SCHEME)
     (row,) = [row for row in report.kept if row.name == "head"]
-    assert row.reason == "weight is tied to embedding.weight"
+    assert row.reason == "weight is tied to embedding.weight; include_embeddings=True quantizes both"
     assert row.bytes_before == m.head.bias.nbytes  # the weight is counted at the embedding
     assert m.head.weight is m.embedding.weight
 

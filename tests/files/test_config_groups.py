@@ -84,11 +84,13 @@ def test_targets_that_are_no_list_of_names_are_refused(targets):
         compressed_tensors._schemes(entry(ignore="lm_head"), skeleton())
 
 
-def test_an_embedding_that_is_to_be_quantized_is_refused():
+def test_an_embedding_is_quantized_if_the_file_says_so():
     model = nn.ModuleDict({"embed": nn.Embedding(4, 4), "fc": nn.Linear(4, 4)})
     config = entry()
     config["config_groups"]["group_0"]["targets"] = ["Linear", "re:emb"]
-    with pytest.raises(ValueError, match="embed is an embedding and 're:emb' wants it quantized"):
+    assert compressed_tensors._schemes(config, model).keys() == {"embed", "fc"}
+    model["embed"].max_norm = 1.0
+    with pytest.raises(ValueError, match="load: 're:emb' wants embed quantized, and max_norm shortens rows"):
         compressed_tensors._schemes(config, model)
     config["ignore"] = ["embed"]
     assert compressed_tensors._schemes(config, model).keys() == {"fc"}

@@ -52,11 +52,13 @@ GOOD = {
     "linear_codes": {"codes": random_codes(2, 3, 70, dtype=torch.uint8), "scale": torch.rand(6), **WEIGHT},
     "linear_groups": {"x": X, **GROUPS, "bias": torch.rand(20), "input_bits": 8, "input_group": 32},
     "dequantize_groups": {**GROUPS, "k": 70, "dtype": torch.float32},
+    "embedding_groups": {"ids": torch.arange(20), **GROUPS, "k": 70, "dtype": torch.float32},
     "pack_planes": {"codes": torch.zeros(20, 70, dtype=torch.uint8), "bits": 3},
     "unpack_planes": {"planes": PLANES, "n": 20, "k": 70},
     "pack_half": {"weight": HALF},
     "pack_half_into": {"weight": HALF, "packed": torch.empty_like(PACKED_HALF)},
     "unpack_half": {"packed": PACKED_HALF, "n": 20, "k": 70},
+    "embedding_half": {"ids": ints(2, 3), "packed": PACKED_HALF, "n": 20, "dtype": torch.float32},
     "linear_half": {"x": X, "packed": PACKED_HALF, "bias": torch.rand(20), "n": 20, "activation": 0},
     "activate": {"x": X, "activation": 1},
     "silu_mul": {"gate": X, "up": X},
@@ -98,6 +100,7 @@ BAD_GROUPS = {
     "offset": [-1, 256],
     "n": [-1, 40],
 }
+BAD_IDS = [torch.rand(3), torch.zeros(3, dtype=UINT8)]
 BAD_HEADS = [HEADS[0], HEADS[..., :8], HEADS[..., :0], HEADS[:, :0], HEADS.double()]
 BAD = {
     "choose_qparams": {"x": [ROWS, MATRIX.double()], "qmin": [127, -(2**40), -128], "qmax": [2**40]},
@@ -127,6 +130,7 @@ BAD = {
         **{"input_bits": [7, 16], "input_group": [16, -32]},
     },
     "dequantize_groups": {**BAD_GROUPS, "k": [-1, 200], "dtype": [torch.float64]},
+    "embedding_groups": {**BAD_GROUPS, "ids": BAD_IDS, "k": [-1, 200], "dtype": [torch.float64]},
     "pack_planes": {"codes": [ROWS.byte(), ints(3, 3)], "bits": [0, 8]},
     "unpack_planes": {"planes": [PLANES[0], PLANES.int(), PLANES[:1]], "n": [-1, 40], "k": [-1, 200]},
     "pack_half": {"weight": [ROWS.half(), MATRIX]},
@@ -135,6 +139,9 @@ BAD = {
         "packed": [*BAD_PACKED_HALF, PACKED_HALF.half(), PACKED_HALF.mT.contiguous().mT],
     },
     "unpack_half": {"packed": BAD_PACKED_HALF, "n": [-1, 33, 2**62], "k": [-1, 71]},
+    "embedding_half": {
+        **{"ids": BAD_IDS, "packed": BAD_PACKED_HALF, "n": [-1, 33], "dtype": [torch.float64]},
+    },
     "linear_half": {
         "x": BAD_X,
         "packed": [*BAD_PACKED_HALF, PACKED_HALF[:, :69]],

@@ -51,6 +51,9 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "python/octavo/ops/linear.py:linear_static": "the arguments are those of the operator's schema",
     "python/octavo/reference/codes.py:linear_static": "the same",
+    "python/octavo/conversion/convert.py:quantize_": "choices of a user, given by name",
+    "python/octavo/conversion/convert.py:quantized": "the same",
+    "python/octavo/conversion/prepare.py:prepare_": "the same",
 }
 FILE_LIMIT, FUNCTION_LIMIT, PARAMETER_LIMIT = 400, 60, 7
 

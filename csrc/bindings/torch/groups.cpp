@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "drivers/groups/group_linear.h"
+#include "drivers/groups/group_values.h"
 #include "drivers/groups/planes.h"
 #include "tensors.h"
 
@@ -184,6 +185,22 @@ Tensor dequantize_groups_op(const Tensor& codes, const std::optional<Tensor>& sc
   return out;
 }
 
+Tensor embedding_groups_op(const Tensor& ids_any, const Tensor& codes, const std::optional<Tensor>& scale,
+                           const std::optional<Tensor>& super_scale, const std::optional<Tensor>& minimum,
+                           const std::optional<Tensor>& table, const std::optional<Tensor>& column_scale,
+                           std::int64_t n, std::int64_t bits, std::int64_t group_size, std::int64_t offset,
+                           std::int64_t k, ScalarType dtype) {
+  const char* const op = "embedding_groups";
+  require(k >= 0, op, ": k must not be negative, is ", k);
+  const FloatType type = float_type(op, "dtype", dtype);
+  const GroupArguments arguments(op, k, codes, scale, super_scale, minimum, table, column_scale, std::nullopt, n, bits,
+                                 group_size, offset);
+  const IdsArgument ids(op, ids_any, n);
+  const Tensor out = ids.rows(k, dtype);
+  embedding_groups(arguments.weight, ids.ids, out.mutable_data_ptr(), type);
+  return out;
+}
+
 Tensor pack_planes_op(const Tensor& codes_any, std::int64_t bits) {
   check_bits("pack_planes", bits);
   require(codes_any.dim() == 2 && codes_any.scalar_type() == ScalarType::Byte,
@@ -216,6 +233,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(octavo, m) {
   m.def(
       "dequantize_groups(Tensor codes, Tensor? scale, Tensor? super_scale, Tensor? minimum, Tensor? table, "
       "Tensor? column_scale, int n, int bits, int group_size, int offset, int k, ScalarType dtype) -> Tensor");
+  m.def(
+      "embedding_groups(Tensor ids, Tensor codes, Tensor? scale, Tensor? super_scale, Tensor? minimum, Tensor? table, "
+      "Tensor? column_scale, int n, int bits, int group_size, int offset, int k, ScalarType dtype) -> Tensor");
   m.def("pack_planes(Tensor codes, int bits) -> Tensor");
   m.def("unpack_planes(Tensor planes, int n, int k) -> Tensor");
 }
@@ -223,6 +243,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(octavo, m) {
 STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("linear_groups", TORCH_BOX(&linear_groups_op));
   m.impl("dequantize_groups", TORCH_BOX(&dequantize_groups_op));
+  m.impl("embedding_groups", TORCH_BOX(&embedding_groups_op));
   m.impl("pack_planes", TORCH_BOX(&pack_planes_op));
   m.impl("unpack_planes", TORCH_BOX(&unpack_planes_op));
 }

@@ -66,7 +66,20 @@ Tensor unpack_half_op(const Tensor& packed_any, std::int64_t n, std::int64_t k) 
   return weight;
 }
 
-// --- the layer ---
+// --- the layers ---
+
+Tensor embedding_half_op(const Tensor& ids_any, const Tensor& packed_any, std::int64_t n, ScalarType dtype) {
+  const char* const op = "embedding_half";
+  check_not_negative(op, "n", n);
+  const FloatType type = float_type(op, "dtype", dtype);
+  const std::int64_t k = packed_any.dim() == 3 ? packed_any.size(1) : 0;
+  check_packed_half(op, packed_any, n, k);
+  const IdsArgument ids(op, ids_any, n);
+  const Tensor packed = dense(packed_any), out = ids.rows(k, dtype);
+  embedding_half(halves(packed), k, float_type(op, "packed", packed.scalar_type()), ids.ids, out.mutable_data_ptr(),
+                 type);
+  return out;
+}
 
 Tensor linear_half_op(const Tensor& x_any, const Tensor& packed_any, const std::optional<Tensor>& bias_any,
                       std::int64_t n, std::int64_t activation) {
@@ -96,6 +109,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(octavo, m) {
   m.def("pack_half(Tensor weight) -> Tensor");
   m.def("pack_half_into(Tensor weight, Tensor(a!) packed) -> ()");
   m.def("unpack_half(Tensor packed, int n, int k) -> Tensor");
+  m.def("embedding_half(Tensor ids, Tensor packed, int n, ScalarType dtype) -> Tensor");
   m.def("linear_half(Tensor x, Tensor packed, Tensor? bias, int n, int activation=0) -> Tensor");
 }
 
@@ -103,6 +117,7 @@ STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("pack_half", TORCH_BOX(&pack_half_op));
   m.impl("pack_half_into", TORCH_BOX(&pack_half_into_op));
   m.impl("unpack_half", TORCH_BOX(&unpack_half_op));
+  m.impl("embedding_half", TORCH_BOX(&embedding_half_op));
   m.impl("linear_half", TORCH_BOX(&linear_half_op));
 }
 

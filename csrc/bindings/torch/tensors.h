@@ -17,12 +17,14 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "base/memory.h"
 #include "bindings/arguments.h"
 #include "contract/float_kernel.h"
+#include "drivers/ids.h"
 #include "drivers/pack.h"
 
 namespace octavo {
@@ -182,6 +184,30 @@ struct RowView {
       if (t.stride(d) != t.size(d + 1) * t.stride(d + 1)) return false;
     }
     return true;
+  }
+};
+
+// The numbers of rows that an embedding is asked for. One that is no row is an IndexError in Python, as torch's is.
+struct IdsArgument {
+  Tensor tensor;
+  Ids ids;
+
+  IdsArgument(const char* op, const Tensor& any, std::int64_t rows) : tensor(dense(any)) {
+    const bool wide = any.scalar_type() == ScalarType::Long;
+    require(wide || any.scalar_type() == ScalarType::Int, op, ": ids must be int64 or int32");
+    ids = {tensor.const_data_ptr(), wide, tensor.numel()};
+    for (std::int64_t i = 0; i < ids.count; ++i) {
+      if (ids[i] >= 0 && ids[i] < rows) continue;
+      throw std::out_of_range(std::string(op) + ": ids holds " + std::to_string(ids[i]) + ", the weight has " +
+                              std::to_string(rows) + " rows: ids from 0 to " + std::to_string(rows - 1));
+    }
+  }
+
+  // [..., k] for ids [...].
+  Tensor rows(std::int64_t k, ScalarType dtype) const {
+    Sizes sizes(tensor.sizes().begin(), tensor.sizes().end());
+    sizes.push_back(k);
+    return empty(sizes, dtype);
   }
 };
 

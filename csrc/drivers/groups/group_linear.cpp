@@ -11,7 +11,6 @@
 #include "drivers/pack.h"
 #include "drivers/tiles.h"
 #include "group_rows.h"
-#include "isa/common/group_numbers.h"
 #include "registry/registry.h"
 
 namespace octavo {
@@ -212,21 +211,6 @@ void quantize_block(const GroupCall& call, const Activations& x, std::int64_t fi
   });
 }
 
-// One row of the weight, from the unpacked lines of its strip. In double, so that only the result is rounded.
-void dequantize_column(const GroupWeight& weight, const GroupScales& scales, const std::uint8_t* lines,
-                       std::int64_t column, void* out, FloatType type) {
-  const int j = static_cast<int>(column % kStripColumns);
-  const std::int64_t group = weight.group_size ? weight.group_size : weight.k;
-  for (std::int64_t begin = 0; begin < weight.k; begin += group) {
-    const ScaleAndMinimum numbers = scale_of(scales, 0, begin / group, j);
-    for (std::int64_t k = begin; k < std::min(weight.k, begin + group); ++k) {
-      const int u = lines[k / kLineK * kLineBytes + j * kLineK + k % kLineK];
-      const auto value = static_cast<float>(double{numbers.scale} * (u - weight.offset) + double{numbers.minimum});
-      store_float(out, type, column * weight.k + k, weight.column_scale ? value * weight.column_scale[column] : value);
-    }
-  }
-}
-
 }  // namespace
 
 int segment_units(std::int64_t weight_group, std::int64_t input_group) {
@@ -248,22 +232,6 @@ void linear_groups(const Activations& x, const GroupWeight& weight, GroupInput i
     call.out.data = static_cast<char*>(out.data) + first * weight.n * bytes_of(out.type);
     multiply_block(call, block, count);
   }
-}
-
-void dequantize_groups(const GroupWeight& weight, void* out, FloatType type) {
-  GroupCall call(weight, {8, 0}, {out, type}, 1);  // one row: not a kernel that wants signed lines
-  call.panel = true;
-  call.cut.units = ceil_divide(weight.k, kUnitK);
-  const std::int64_t grain = std::max<std::int64_t>(1, (1 << 14) / std::max<std::int64_t>(weight.k, 1));
-  parallel(ceil_divide(weight.n, kStripColumns), grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t strip = begin; strip < end; ++strip) {
-      const std::uint8_t* const lines = call.codes_of(strip, 1).strips;
-      const std::int64_t first = strip * kStripColumns, last = std::min(weight.n, first + kStripColumns);
-      for (std::int64_t column = first; column < last; ++column) {
-        dequantize_column(weight, call.scales_of(strip), lines, column, out, type);
-      }
-    }
-  });
 }
 
 }  // namespace octavo

@@ -28,9 +28,6 @@ struct GroupInput {
 // A row that holds NaN or Inf gives a row of NaN and does not affect other rows.
 void linear_groups(const Activations& x, const GroupWeight& weight, GroupInput input, Output out);
 
-// The weight [n, k] as linear_groups reads it: scale * (u - offset) + minimum, one fma in float32, times column_scale.
-void dequantize_groups(const GroupWeight& weight, void* out, FloatType type);
-
 // How many units of 16 k a segment has: docs/numerics.md.
 int segment_units(std::int64_t weight_group, std::int64_t input_group);
 

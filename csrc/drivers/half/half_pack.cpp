@@ -7,6 +7,7 @@
 
 #include "base/parallel.h"
 #include "drivers/pack.h"
+#include "isa/common/half.h"
 
 namespace octavo {
 namespace {
@@ -52,6 +53,17 @@ void unpack_half(const std::uint16_t* strips, std::int64_t n, std::int64_t k, st
         std::uint16_t* const row = weight + (first + j) * k;
         for (std::int64_t i = block; i < end; ++i) row[i] = from[i * kStripColumns + j];
       }
+    }
+  });
+}
+
+void embedding_half(const std::uint16_t* strips, std::int64_t k, FloatType from, const Ids& ids, void* out,
+                    FloatType to) {
+  const std::int64_t grain = std::max<std::int64_t>(1, kValuesPerTask / std::max<std::int64_t>(k, 1));
+  parallel(ids.count, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::uint16_t* const column = strips + ids[i] / kStripColumns * k * kStripColumns + ids[i] % kStripColumns;
+      for (std::int64_t j = 0; j < k; ++j) store_float(out, to, i * k + j, load_float(column, from, j * kStripColumns));
     }
   });
 }

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 
+#include "contract/kernel.h"
 #include "contract/layout.h"
+#include "drivers/ids.h"
 
 namespace octavo {
 
@@ -19,5 +21,9 @@ void pack_half(const HalfMatrix& weight, std::uint16_t* strips);
 
 // Writes a contiguous matrix [n, k].
 void unpack_half(const std::uint16_t* strips, std::int64_t n, std::int64_t k, std::uint16_t* weight);
+
+// The rows `ids`, [count, k] in the type `to`, of a weight whose values are of the type `from`.
+void embedding_half(const std::uint16_t* strips, std::int64_t k, FloatType from, const Ids& ids, void* out,
+                    FloatType to);
 
 }  // namespace octavo

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclude", nargs="+", default=[], metavar="PATTERN", help="layers to keep float, such as lm_head"
     )
     parser.add_argument(
+        "--include-embeddings",
+        nargs="*",
+        metavar="PATTERN",
+        help="quantize embeddings as well, and heads that are tied to them; patterns say which",
+    )
+    parser.add_argument(
         "--shard-size",
         type=size,
         default="4GB",
@@ -75,6 +81,7 @@ def _write_folder(options: argparse.Namespace) -> None:
         options.output,
         _for_folder(options.scheme),
         exclude=options.exclude,
+        include_embeddings=_embeddings(options.include_embeddings),
         shard_size=options.shard_size,
         progress=True,
     )
@@ -94,6 +101,11 @@ def _for_folder(scheme: Any) -> Any:
         raise ValueError(
             f"--scheme {scheme} is a type of GGUF files; give an output that ends on {SUFFIX}"
         ) from None
+
+
+def _embeddings(patterns: list[str] | None) -> Any:
+    """False without the flag, True with nothing behind it, and the patterns otherwise."""
+    return False if patterns is None else patterns or True
 
 
 def _without_data(text: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from ..nn.replacements import replacement_of
+from ..nn.replacements import embedding_of, replacement_of
 
 # What can be asked of a weight without reading its values.
 FORM = {
@@ -39,17 +39,30 @@ def bypassed_layers(model: nn.Module) -> dict[nn.Module, str]:
     found: dict[nn.Module, str] = {}
     for module in model.modules():
         children = {name: child for name, child in module._modules.items() if child is not None}
-        linears = {name: child for name, child in children.items() if replacement_of(child) is not None}
-        if linears and "forward" not in vars(module):
+        layers = {
+            name: child for name, child in children.items() if replacement_of(child) or embedding_of(child)
+        }
+        if layers and "forward" not in vars(module):
             kind: Any = type(module)
-            for name in weights_read(kind) & linears.keys():
-                found[linears[name]] = f"{kind.__name__} reads its weight without calling it"
+            read, called = _uses(kind)
+            for name in read & layers.keys():
+                if name not in called:
+                    found[layers[name]] = f"{kind.__name__} reads its weight without calling it"
+                elif embedding_of(layers[name]):
+                    found[layers[name]] = f"{kind.__name__} reads its whole weight besides calling it"
     return found
 
 
-@functools.cache
 def weights_read(kind: type) -> frozenset[str]:
     """The children of which forward reads the weight's values, and nothing else but the bias; none without a source."""
+    read, called = _uses(kind)
+    return read - called
+
+
+@functools.cache
+def _uses(kind: type) -> tuple[frozenset[str], frozenset[str]]:
+    """The children of which forward reads the weight's values, and what it uses in another way; nothing without a
+    source."""
     seen: set[str] = set()
     pending, uses = ["forward"], _Uses()
     while pending:
@@ -58,12 +71,12 @@ def weights_read(kind: type) -> frozenset[str]:
             seen.add(name)
             tree = _source(getattr(kind, name, None))
             if tree is None:
-                return frozenset()
+                return frozenset(), frozenset()
             uses.visit(tree)
             if uses.has_super:  # another forward, which may call them
-                return frozenset()
+                return frozenset(), frozenset()
             pending += [method for method in uses.others if inspect.isfunction(getattr(kind, method, None))]
-    return frozenset(uses.read - uses.others)
+    return frozenset(uses.read), frozenset(uses.others)
 
 
 def _source(function: Any) -> ast.AST | None:

@@ -16,7 +16,6 @@ from torch import nn
 
 from ..base.modules import undone_on_error
 from ..nn import leave_fused_paths
-from ..nn.replacements import replacement_of
 from ..runtime.malloc import give_back
 from ..schemes import label
 from .plan import Layer, plan_quantization, report_of
@@ -24,6 +23,7 @@ from .prepare import (
     NAMED,
     calibrate,
     freeze_layers,
+    is_replaced,
     prepare_layer,
     prepare_layers,
     require_module,
@@ -31,7 +31,7 @@ from .prepare import (
     require_root,
 )
 from .report import QuantizationReport
-from .selection import LayerFilter, Patterns, SchemeLike, Selection
+from .selection import Embeddings, LayerFilter, Patterns, SchemeLike, Selection
 
 
 def quantize_(
@@ -42,6 +42,7 @@ def quantize_(
     include: Patterns = None,
     exclude: Patterns = None,
     filter_fn: LayerFilter | None = None,
+    include_embeddings: Embeddings = False,
     progress: bool = False,
 ) -> QuantizationReport:
     """Quantizes the linear layers of `model` in place and reports on every module with weights.
@@ -52,7 +53,9 @@ def quantize_(
     data               for schemes that calibrate: one batch or an iterable of them, as `compare` takes; the model runs
                        on them in eval mode. Schemes that need none do not look at it
     include, exclude   patterns of layer names: fnmatch, or a regular expression after "re:"
-    filter_fn          filter_fn(module, name) -> bool, asked for each linear layer that the patterns let through
+    filter_fn          filter_fn(module, name) -> bool, asked for each layer that the patterns let through
+    include_embeddings True: nn.Embedding layers as well; or patterns of their names. A head that is tied to one shares
+                       its packed weight. Their codes are the nearest ones, whatever method the scheme has
     progress           tqdm bars over batches and layers
     returns            QuantizationReport. Kept float, with the reason: tied weights, parametrized layers, layers with
                        hooks, subclasses with a forward of their own, and what the scheme cannot serve
@@ -61,8 +64,8 @@ def quantize_(
                        arguments. The model is then unchanged. An interrupt that comes when float weights are gone
                        already is raised when all layers are quantized: the model is never half converted
     """
-    require_root("quantize_", model, replacement_of, "use layer = octavo.quantized(layer, scheme)")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
+    require_root("quantize_", model, is_replaced, "use layer = octavo.quantized(layer, scheme)")
+    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
     _require_data("quantize_", layers, data)
     originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
     with undone_on_error(model) as undo:
@@ -81,6 +84,7 @@ def quantized(
     include: Patterns = None,
     exclude: Patterns = None,
     filter_fn: LayerFilter | None = None,
+    include_embeddings: Embeddings = False,
     progress: bool = False,
 ) -> nn.Module:
     """A quantized copy of `model`, which stays untouched. The arguments are the same as for `quantize_`.
@@ -88,7 +92,7 @@ def quantized(
     The weights that are quantized are never copied as floats. `model` may be a bare linear layer.
     """
     require_module("quantized", model)
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
+    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
     _require_data("quantized", layers, data)
     copies: dict[int, object] = {}  # deepcopy's memo: what it finds here, it takes for copied already
     for layer in layers:
@@ -132,7 +136,7 @@ def copied(who: str, model: nn.Module, copies: dict[int, object]) -> nn.Module:
 
 def _require_data(who: str, layers: list[Layer], data: Any) -> None:
     for layer in layers:
-        if layer.scheme is not None and layer.scheme.needs_data and data is None:
+        if layer.needs_data and layer.scheme is not None and data is None:
             raise ValueError(
                 f"{who}: {label(layer.scheme)} calibrates the input of {layer.name!r} and needs data: give batches, "
                 f"{who}(model, scheme, data=batches), or use octavo.Int8Dynamic(), which needs none"
@@ -141,6 +145,6 @@ def _require_data(who: str, layers: list[Layer], data: Any) -> None:
 
 def _calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
     """Runs the data through the model if one of its layers needs that. Raises: ValueError for one that saw nothing."""
-    if any(layer.scheme is not None and layer.scheme.needs_data for layer in layers):
+    if any(layer.needs_data for layer in layers):
         calibrate(model, layers, data, progress)
     require_ready(layers)

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from ..files.format import FileFormat, Stored
 from ..files.renaming import by_name_of, missing_from, own_names
 from ..files.skeleton import skeleton as skeleton_of
 from ..nn import QuantLinear
-from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of, with_tensors
+from ..nn.replacements import bias_of, features_of, kind_of, with_tensors
 from .folder_files import copy_others
 from .plan import Layer, plan_skeleton, report_of, require_finite
 from .report import QuantizationReport
-from .selection import Patterns, SchemeLike, Selection
+from .selection import Embeddings, Patterns, SchemeLike, Selection
 
 GB = 10**9
 
@@ -77,6 +77,7 @@ def quantize_folder(
     scheme: SchemeLike,
     *,
     exclude: Patterns = None,
+    include_embeddings: Embeddings = False,
     shard_size: int = 4 * GB,
     progress: bool = False,
 ) -> FolderReport:
@@ -85,7 +86,7 @@ def quantize_folder(
     source       a folder of transformers: config.json and safetensors, one file or shards with an index
     output       a new or empty folder
     scheme       one that needs no data, or its class
-    exclude      patterns of layers to keep float, as in `octavo.quantize_`
+    exclude, include_embeddings   as in `octavo.quantize_`
     shard_size   bytes of tensors in one file, more only if one layer is larger
     The peak of memory is about twice the largest tensor, and what malloc keeps. Tied layers stay float and tied.
     All other files are copied, also from subfolders, but for weights in formats that nothing here reads, code and
@@ -104,7 +105,9 @@ def quantize_folder(
     format = _float_format(source)
     skeleton = skeleton_of(source)
     stored = format.catalog(source)
-    layers = plan_skeleton(skeleton, Selection(scheme, exclude=exclude))
+    layers = plan_skeleton(
+        skeleton, Selection(scheme, exclude=exclude, include_embeddings=include_embeddings)
+    )
     _require_servable(layers)
     unknown = _unknown_tensors(source, skeleton, stored)
     parts = _parts(skeleton, layers, stored)
@@ -166,6 +169,7 @@ class _Part:
     layout: dict[str, torch.Tensor]  # by the names to write, on meta
     layer: Layer | None = None
     bias: str | None = None
+    followers: list[Layer] = field(default_factory=list)  # which share the layer's weight
 
     def tensors(self, stored: dict[str, Stored]) -> Iterable[tuple[str, torch.Tensor]]:
         tensor = stored[self.name].read()
@@ -173,6 +177,10 @@ class _Part:
             return [(self.name, tensor)]
         bias = None if self.bias is None else stored[self.bias].read()
         layer = _quantized(self.layer, tensor, bias)
+        for follower in self.followers:
+            _quantized(follower, tensor, None if bias_of(follower.module) is None else follower.module.bias)
+        for planned in (self.layer, *self.followers):
+            planned.module = None  # the plan outlives it
         del tensor  # before the codes are unpacked
         return layer.state_dict(prefix=self.name.removesuffix("weight")).items()
 
@@ -181,9 +189,9 @@ def _quantized(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None) ->
     assert layer.scheme is not None
     linear = layer.module = with_tensors(layer.module, weight, bias)
     require_finite(layer)
-    new = layer.scheme.quantize_linear(linear)
+    prepared = layer.scheme.prepare_linear(linear)
+    new = layer.scheme.freeze(prepared, None if layer.shares is None else layer.shares.module)
     layer.becomes(new, "quantized")
-    layer.module = None  # the plan outlives it
     return new
 
 
@@ -192,32 +200,46 @@ def _parts(skeleton: nn.Module, layers: list[Layer], stored: dict[str, Stored]) 
     parts = {name: _Part(name, {name: entry.meta}) for name, entry in stored.items()}
     in_file = {own: name for name, own in own_names(skeleton, stored).items()}
     for layer in layers:
-        if layer.scheme is None:
+        if layer.scheme is None or layer.shares is not None:
             continue
-        name, bias = _names_in_file(layer, in_file)
+        followers = [each for each in layers if each.shares is layer]
+        name, bias = _names_in_file(layer, followers, in_file)
         found = stored[name].meta
         if found.dtype not in FLOAT_DTYPES:
-            layer.scheme, layer.row = None, replace(layer.row, reason=f"the weight is {found.dtype}")
+            for each in (layer, *followers):
+                each.keep(f"the weight is {found.dtype}")
             continue
         wanted = tuple(layer.module.weight.shape)
         if tuple(found.shape) != wanted:
             raise ValueError(f"{name!r} has shape {tuple(found.shape)}, config.json makes it {wanted}")
-        k, n = features_of(layer.module)
-        new = layer.scheme.layer(k, n, bias is not None, scheme=layer.scheme, device="meta")
-        new.replaces = replacement_of(layer.module) or LINEAR
-        layout = new.state_dict(prefix=name.removesuffix("weight"))
+        layout = _put_into(skeleton, layer).state_dict(prefix=name.removesuffix("weight"))
         if bias is not None:
             layout[bias] = parts.pop(bias).layout[bias]
-        parts[name] = _Part(name, layout, layer, bias)
-        for place in layer.names:
-            skeleton.set_submodule(place, new)
+        parts[name] = _Part(name, layout, layer, bias, followers)
+        for each in followers:
+            _put_into(skeleton, each)
     return list(parts.values())
 
 
-def _names_in_file(layer: Layer, in_file: dict[str, str]) -> tuple[str, str | None]:
-    """The names in the file of a layer's weight and, if it has one, of its bias."""
+def _put_into(skeleton: nn.Module, layer: Layer) -> QuantLinear:
+    """Makes of `layer` in `skeleton` what it will be, on meta."""
+    assert layer.scheme is not None
+    k, n = features_of(layer.module)
+    kind, has_bias = layer.scheme.layer_for(layer.module), bias_of(layer.module) is not None
+    new = kind(k, n, has_bias, scheme=layer.scheme, device="meta")
+    new.replaces = kind_of(layer.module)
+    for place in layer.names:
+        skeleton.set_submodule(place, new)
+    return new
+
+
+def _names_in_file(layer: Layer, followers: list[Layer], in_file: dict[str, str]) -> tuple[str, str | None]:
+    """The names in the file of a layer's weight, which may be that of a follower, and, if it has one, of its bias."""
     wanted = ["weight"] if bias_of(layer.module) is None else ["weight", "bias"]
     found = [in_file[f"{layer.name}.{leaf}"] for leaf in wanted if f"{layer.name}.{leaf}" in in_file]
+    shared = [f"{name}.weight" for each in (layer, *followers) for name in each.names]
+    if len(wanted) == 1 and not found:
+        found = [in_file[name] for name in shared if name in in_file][:1]
     if len(found) < len(wanted):
         raise ValueError(
             f"the files do not hold {layer.name!r} as it is: transformers makes it of other tensors while it loads. "

@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..methods.absorbing import LAYER_HAS_HOOKS, has_hooks, reason_to_stay
-from ..nn import PreparedLinear, QuantLinear
-from ..nn.replacements import Replacement, contradiction, replacement_of
+from ..nn import OurEmbedding, PreparedLinear, QuantLinear, StaticQuantLinear
+from ..nn.embedding import obstacle_of
+from ..nn.replacements import contradiction, embedding_of, kind_of, replacement_of
 from ..schemes import Scheme, label
 from .bypassed import bypassed_layers
 from .report import QuantizationReport, Row
@@ -41,23 +42,46 @@ Decision = tuple[Scheme | None, str]  # the scheme that serves a module, or None
 
 @dataclass
 class Layer:
-    """A module with weights, all its names, and the scheme that it gets; without a scheme it stays as it is."""
+    """A module with weights, all its names, and the scheme that it gets; without a scheme it stays as it is.
+
+    shares   the layer before it whose weight it will share, because their float weights are tied
+    """
 
     names: list[str]
     module: Any
     scheme: Scheme | None
     row: Row
+    shares: Layer | None = None
 
     @property
     def name(self) -> str:
         return self.names[0]
 
+    @property
+    def is_embedding(self) -> bool:
+        return embedding_of(self.module) is not None or isinstance(self.module, OurEmbedding)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether batches must be seen before it is frozen; what an embedding reads has no range."""
+        return self.scheme is not None and self.scheme.needs_data and not self.is_embedding
+
+    def keep(self, reason: str) -> None:
+        self.scheme, self.row = None, replace(self.row, reason=reason)
+
     def becomes(self, module: nn.Module, action: str) -> None:
         """Notes that `module` has taken the place of the layer."""
         assert self.scheme is not None
         self.module = module
-        size = bytes_of_module(module, set())
-        self.row = replace(self.row, action=action, reason="", scheme=label(self.scheme), bytes_after=size)
+        seen: set[object] = set()
+        reason = ""
+        if self.shares is not None:
+            bytes_of_module(self.shares.module, seen)
+            reason = f"shares the weight of {self.shares.name!r}"
+        size = bytes_of_module(module, seen)
+        self.row = replace(
+            self.row, action=action, reason=reason, scheme=label(self.scheme), bytes_after=size
+        )
 
     def rows(self) -> list[Row]:
         alias = replace(self.row, reason=f"the same module as {self.name!r}", bytes_before=0, bytes_after=0)
@@ -67,10 +91,7 @@ class Layer:
 def plan_quantization(model: nn.Module, selection: Selection) -> list[Layer]:
     """What `selection` wants done with each module. Raises: ValueError for NaN or Inf in a weight it wants quantized,
     and for a pattern that matches nothing."""
-    names_of = _names_of(model)
-    selection.check_patterns([name for names in names_of.values() for name in names])
-    owners, bypassed = _owners(names_of), bypassed_layers(model)
-    layers = _layers(names_of, lambda module, names: _decide(module, names, selection, owners, bypassed))
+    layers = _planned(model, selection, has_values=True)
     for layer in layers:
         if layer.scheme is not None:
             require_finite(layer)
@@ -79,12 +100,17 @@ def plan_quantization(model: nn.Module, selection: Selection) -> list[Layer]:
 
 def plan_skeleton(model: nn.Module, selection: Selection) -> list[Layer]:
     """As `plan_quantization`, for a model on the meta device: the caller must look at dtypes and values."""
+    return _planned(model, selection, has_values=False)
+
+
+def _planned(model: nn.Module, selection: Selection, has_values: bool) -> list[Layer]:
     names_of = _names_of(model)
-    selection.check_patterns([name for names in names_of.values() for name in names])
-    owners, bypassed = _owners(names_of), bypassed_layers(model)
-    return _layers(
-        names_of, lambda module, names: _decide(module, names, selection, owners, bypassed, has_values=False)
-    )
+    embeddings = [name for module, names in names_of.items() if embedding_of(module) for name in names]
+    selection.check_patterns([name for names in names_of.values() for name in names], embeddings)
+    bypassed = bypassed_layers(model)
+    layers = _layers(names_of, lambda module, names: _decide(module, names, selection, bypassed, has_values))
+    _settle_ties(layers, _owners(names_of))
+    return layers
 
 
 def plan_freezing(model: nn.Module) -> list[Layer]:
@@ -96,7 +122,14 @@ def plan_freezing(model: nn.Module) -> list[Layer]:
             return (None, LAYER_HAS_HOOKS) if has_hooks(module) else (scheme, "")
         return None, "already quantized" if isinstance(module, QuantLinear) else "not prepared"
 
-    return _layers(_names_of(model), decide)
+    layers = _layers(_names_of(model), decide)
+    first: dict[tuple[int, object], Layer] = {}
+    for layer in layers:
+        if layer.scheme is not None:
+            key = id(layer.module.weight), layer.scheme.weights
+            leader = first.setdefault(key, layer)
+            layer.shares = leader if leader is not layer and leader.is_embedding else None
+    return layers
 
 
 def report_of(layers: list[Layer]) -> QuantizationReport:
@@ -160,21 +193,25 @@ def _decide(
     module: nn.Module,
     names: list[str],
     selection: Selection,
-    owners: dict[object, list[str]],
     bypassed: dict[nn.Module, str],
-    has_values: bool = True,
+    has_values: bool,
 ) -> Decision:
     if isinstance(module, QuantLinear):
         return None, "already quantized"
     if isinstance(module, PreparedLinear):
         return None, "already prepared: octavo.freeze_ quantizes it"
     replacement = replacement_of(module)
-    if replacement is None:
+    if replacement is not None:
+        scheme, reason = selection.choose(module, names)
+    elif embedding_of(module) is not None:
+        scheme, reason = selection.choose_embedding(module, names)
+        scheme = None if scheme is None else scheme.for_embedding
+    else:
         return None, _reason_for_kind(module)
-    scheme, reason = selection.choose(module, names)
     if scheme is None:
         return None, reason
-    obstacle = _reason_to_keep(module, replacement, names[0], owners) or bypassed.get(module)
+    obstacle: str | None = replacement.unserved if replacement is not None else obstacle_of(module)
+    obstacle = obstacle or reason_to_stay(module) or bypassed.get(module)
     if has_values and not obstacle:
         obstacle = scheme.reason_to_keep(module) or contradiction(module)
     return (None, obstacle) if obstacle else (scheme, "")
@@ -190,15 +227,46 @@ def _reason_for_kind(module: nn.Module) -> str:
     return f"no scheme for this kind{remedy}"
 
 
-def _reason_to_keep(
-    linear: Any, replacement: Replacement, name: str, owners: dict[object, list[str]]
-) -> str | None:
-    """Why a replacement would change what the model does, whatever the scheme; None if it would not."""
-    obstacle = replacement.unserved or reason_to_stay(linear)
-    if obstacle:
-        return obstacle
-    others = [owner for owner in owners[_identity(linear.weight)] if owner != f"{name}.weight"]
-    return f"weight is tied to {', '.join(others)}" if others else None
+def _settle_ties(layers: list[Layer], owners: dict[object, list[str]]) -> None:
+    """Layers that are tied to an embedding get one weight for all of them, or stay float as other tied layers do."""
+    by_weight = {f"{layer.name}.weight": layer for layer in layers}
+    for layer in [layer for layer in layers if layer.scheme is not None]:
+        names = owners[_identity(layer.module.weight)]
+        if len(names) == 1 or layer.shares is not None:
+            continue
+        group = [by_weight.get(name) for name in names]
+        obstacle = _reason_to_keep_tied(group)
+        for name, member in zip(names, group, strict=True):
+            if member is None or member.scheme is None:
+                continue
+            if obstacle is None:
+                member.scheme = member.scheme.for_embedding
+                member.shares = None if member is group[0] else group[0]
+            else:
+                others = ", ".join(other for other in names if other != name)
+                member.keep(f"weight is tied to {others}{obstacle}")
+
+
+def _reason_to_keep_tied(group: list[Layer | None]) -> str | None:
+    """Why these layers, whose weights are tied, cannot share a quantized one, in words that go on; None if they can.
+
+    None in the group stands for a Parameter that is no layer's `weight`.
+    """
+    embeddings = [layer for layer in group if layer is not None and layer.is_embedding]
+    if not embeddings or None in group:
+        return ""
+    schemes = [layer.scheme for layer in group if layer is not None]
+    if None in schemes:
+        asked = all(layer.scheme is not None for layer in embeddings)
+        return ", which stays float" if asked else "; include_embeddings=True quantizes both"
+    if len({scheme.weights for scheme in schemes if scheme is not None}) > 1:
+        return ", for which another weight format is chosen"
+    for layer in group:
+        if layer is not None and not layer.is_embedding:
+            kind = layer.scheme.for_embedding.layer  # type: ignore[union-attr]
+            if kind not in (QuantLinear, StaticQuantLinear) or kind_of(layer.module).transposed:
+                return f", and {kind.__name__} cannot share a weight with an embedding"
+    return None
 
 
 def _owners(modules: dict[nn.Module, list[str]]) -> dict[object, list[str]]:

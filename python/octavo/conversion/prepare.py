@@ -21,12 +21,12 @@ from ..base.distributed import require_unwrapped
 from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
-from ..nn import PreparedLinear, leave_fused_paths
-from ..nn.replacements import replacement_of
+from ..nn import PreparedLinear, QuantLinear, leave_fused_paths
+from ..nn.replacements import embedding_of, replacement_of
 from ..schemes import Scheme
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
-from .selection import LayerFilter, Patterns, SchemeLike, Selection
+from .selection import Embeddings, LayerFilter, Patterns, SchemeLike, Selection
 
 _log = logging.getLogger("octavo")
 
@@ -41,22 +41,23 @@ def prepare_(
     include: Patterns = None,
     exclude: Patterns = None,
     filter_fn: LayerFilter | None = None,
+    include_embeddings: Embeddings = False,
     estimator: str = "clipped",
     learn_scales: bool = False,
 ) -> QuantizationReport:
     """Replaces the linear layers of `model`, in place, by PreparedLinear ones that hold the same Parameters.
 
-    scheme, include, exclude, filter_fn   as in `quantize_`
+    scheme, include, exclude, filter_fn, include_embeddings   as in `quantize_`
     estimator      the gradient of rounding while training: "clipped" is 0 for values out of range, "pure" 1 everywhere
     learn_scales   train the scales and zero points, too: they become Parameters, so make the optimizer after this call
     returns        QuantizationReport, whose rows say "prepared" or "kept"
     raises         as `quantize_`; ValueError for another estimator, and for learned scales if the model is wrapped for
                    several processes already. The model is then unchanged
     """
-    require_root("prepare_", model, replacement_of, "wrap it: nn.Sequential(layer)")
+    require_root("prepare_", model, is_replaced, "wrap it: nn.Sequential(layer)")
     if learn_scales:
         require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn))
+    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
     with undone_on_error(model):
         prepare_layers(model, layers, estimator=estimator, learn_scales=learn_scales)
     return report_of(layers)
@@ -111,7 +112,10 @@ def prepare_layers(model: nn.Module, layers: list[Layer], **options: Any) -> Non
     for layer in layers:
         if layer.scheme is not None:
             at = places[id(layer.module)]
-            replace_at(at, prepare_layer(layer, **options))
+            prepared = prepare_layer(layer, **options)
+            if layer.shares is not None:
+                prepared.share_scales_(layer.shares.module)
+            replace_at(at, prepared)
     leave_fused_paths(model)
 
 
@@ -129,7 +133,7 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
     """Runs the batches of `data` through the model in eval mode while the prepared ones of `layers` watch."""
     require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
     batches: Iterable[tuple[tuple, dict]] = calls(data, "quantize_: data", model)
-    schemes = [layer.scheme for layer in layers if layer.scheme is not None]
+    schemes = [layer.scheme for layer in layers if layer.scheme is not None and layer.needs_data]
     passes = max(scheme.calibration_passes for scheme in schemes)
     if passes > 1:
         batches = list(batches)  # they may come from a generator
@@ -248,7 +252,9 @@ def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
     if isinstance(module, PreparedLinear):
         at = places[id(module)]
         with torch.inference_mode(False), torch.no_grad():
-            module = layer.scheme.freeze(module)  # type: ignore[union-attr]
+            leader: Any = None if layer.shares is None else layer.shares.module
+            shares = leader if isinstance(leader, QuantLinear) else None
+            module = layer.scheme.freeze(module, shares)  # type: ignore[union-attr]
         if undo is not None:
             undo.let_go()
         replace_at(at, module)
@@ -270,6 +276,11 @@ def require_root(who: str, model: Any, is_layer: Callable[[Any], object], remedy
             f"{who}: the model itself is of the kind {type(model).__name__}, which cannot be replaced in place; "
             f"{remedy}"
         )
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Whether `module` is a float layer that could be replaced by one of ours."""
+    return replacement_of(module) is not None or embedding_of(module) is not None
 
 
 def _is_prepared(module: nn.Module) -> bool:

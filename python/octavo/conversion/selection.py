@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from ..schemes import Scheme, by_name
 SchemeLike = Scheme | type[Scheme] | str
 Patterns = str | Iterable[str] | None
 LayerFilter = Callable[[nn.Module, str], bool]
+Embeddings = bool | Patterns  # whether embeddings are quantized as well, or which
 
 
 class Selection:
@@ -36,12 +38,17 @@ class Selection:
         include: Patterns = None,
         exclude: Patterns = None,
         filter_fn: LayerFilter | None = None,
+        include_embeddings: Embeddings = False,
     ):
         if filter_fn is not None and not callable(filter_fn):
             raise TypeError(f"filter_fn must be callable as filter_fn(module, name), got {filter_fn!r}")
         self.include = None if include is None else _pattern_list("include", include)
         self.exclude = _pattern_list("exclude", exclude or ())
         self.filter_fn = filter_fn
+        is_pattern = not isinstance(include_embeddings, bool) and include_embeddings is not None
+        wanted: Any = include_embeddings if is_pattern else "*" if include_embeddings else ()
+        self.include_embeddings = _pattern_list("include_embeddings", wanted)
+        self.names_embeddings = is_pattern
         if isinstance(scheme, Mapping):
             _pattern_list("scheme", scheme)
             self.schemes = {
@@ -65,19 +72,32 @@ class Selection:
                 return scheme, "" if scheme else f"{pattern!r} keeps it float"
         return None, "no pattern matches"
 
-    def check_patterns(self, names: Sequence[str]) -> None:
-        """Raises ValueError for a pattern that matches none of `names`."""
+    def choose_embedding(self, module: nn.Module, names: Sequence[str]) -> tuple[Scheme | None, str]:
+        """The same for an embedding, which the user must have asked for."""
+        if not self.include_embeddings:
+            return None, "an embedding: include_embeddings=True quantizes it"
+        if not any(_matches(pattern, names) for pattern in self.include_embeddings):
+            return None, "not matched by include_embeddings"
+        return self.choose(module, names)
+
+    def check_patterns(self, names: Sequence[str], embeddings: Sequence[str] = ()) -> None:
+        """Raises ValueError for a pattern that matches none of `names`, those of all layers, and if include_embeddings
+        has one that matches none of `embeddings`."""
         patterns = {
             "include": self.include or [],
             "exclude": self.exclude,
             "scheme": self.schemes if self.is_mapping else [],
         }
         for argument, values in patterns.items():
-            for pattern in values:
-                if not _matches(pattern, names):
-                    raise ValueError(
-                        f"{argument}: pattern {pattern!r} matches no layer{_hint(pattern, names)}"
-                    )
+            _check_patterns(argument, values, names, "layer")
+        if self.names_embeddings:
+            _check_patterns("include_embeddings", self.include_embeddings, embeddings, "embedding")
+
+
+def _check_patterns(argument: str, patterns: Iterable[str], names: Sequence[str], kind: str) -> None:
+    for pattern in patterns:
+        if not _matches(pattern, names):
+            raise ValueError(f"{argument}: pattern {pattern!r} matches no {kind}{_hint(pattern, names)}")
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:

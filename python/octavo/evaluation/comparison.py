@@ -24,8 +24,8 @@ from ..base.padding import Padding
 from ..base.progress import with_bar
 from ..methods.rescaling import UNCHANGED, Factors, Rescaling, first_argument
 from ..metrics import ErrorAccumulator
-from ..nn import OurLinear, without_nested_tensors
-from ..nn.replacements import features_of, replacement_of
+from ..nn import OurEmbedding, OurLinear, without_nested_tensors
+from ..nn.replacements import embedding_of, features_of, replacement_of
 from .comparison_result import Comparison, LayerComparison, OutputFigures
 from .labels import Labels
 
@@ -57,16 +57,16 @@ def compare(reference: nn.Module, model: nn.Module, batches: Any, *, progress: b
     notes = exchanged("compare", reference, model)
     with torch.no_grad(), evaluating(reference, model), without_nested_tensors(reference, model):
         padding, labels = Padding(reference), Labels(reference)
-        rescaling = Rescaling(
-            reference, model, {probe.name: (probe.reference, probe.layer) for probe in probes}
-        )
+        linears = {probe.name: (probe.reference, probe.layer) for probe in probes if not probe.is_embedding}
+        rescaling = Rescaling(reference, model, linears)
         fitted = labelled_calls(batches, "compare: batches", reference, notes)
         for args, kwargs, given in with_bar(fitted, "comparing", "batch", progress):
             masks = padding.masks(args, kwargs, labels.mask(given, args, kwargs))
             rescaling.look_at(args, kwargs)
             rows = partial(padding.rows, masks=masks, has_channels=True)
             for probe in probes:
-                probe.begin_batch(rescaling.factors(probe.name), rows)
+                factors = UNCHANGED if probe.is_embedding else rescaling.factors(probe.name)
+                probe.begin_batch(factors, rows)
             with hooked((probe.reference, probe.on_reference) for probe in probes):
                 expected = list(float_tensors(output_of(reference, args, kwargs)))
             with hooked((probe.layer, probe.on_layer) for probe in probes):
@@ -104,6 +104,7 @@ class _LayerProbe:
 
     def __init__(self, name: str, reference: nn.Module, layer: OurLinear) -> None:
         self.name, self.reference, self.layer = name, reference, layer
+        self.is_embedding = isinstance(layer, OurEmbedding)
         self.calls = 0
         self.local, self.propagated = ErrorAccumulator(), ErrorAccumulator()
         self.pending: deque[torch.Tensor] = deque()  # outputs of the reference in this batch
@@ -173,10 +174,11 @@ def _check_counterpart(name: str, layer: OurLinear, counterpart: nn.Module | Non
     found = (layer.in_features, layer.out_features)
     if isinstance(counterpart, OurLinear):
         expected = (counterpart.in_features, counterpart.out_features)
-    elif replacement_of(counterpart) is not None:
+    elif (embedding_of if isinstance(layer, OurEmbedding) else replacement_of)(counterpart) is not None:
         expected = features_of(counterpart)
     else:
-        raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, a linear layer is needed")
+        needed = "an embedding" if isinstance(layer, OurEmbedding) else "a linear layer"
+        raise _mismatch(f"{name!r} is {type(counterpart).__name__} in reference, {needed} is needed")
     if expected != found:
         raise _mismatch(f"{name!r} has (in, out) features {expected} in reference and {found} in model")
 

@@ -97,7 +97,9 @@ def bits_per_weight(model: nn.Module) -> float | None:
     For a model without quantized layers these are the bits of the weights of its linear layers; None if it has none.
     Source: docs/numerics.md, eq. 27.
     """
-    layers = [module for module in model.modules() if _is_quantized(module)]
+    quantized: list[Any] = [module for module in model.modules() if _is_quantized(module)]
+    # A weight that layers share counts once.
+    layers = {id(getattr(layer, "shared", None) or layer): layer for layer in quantized}.values()
     if layers:
         memories = [memory_of(layer) for layer in layers]
         stored = sum(memory.total - memory.other for memory in memories)

@@ -26,7 +26,8 @@ from ..base import configs
 from ..base.float_types import FLOAT_DTYPES
 from ..formats import WeightFormat, differs
 from ..nn import QuantLinear
-from ..nn.replacements import replacement_of
+from ..nn.embedding import obstacle_of
+from ..nn.replacements import embedding_of, replacement_of
 from ..schemes import Scheme, from_dict
 from ..tensors.forms import TensorForm, positive
 from . import computed, safetensors
@@ -247,11 +248,12 @@ def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
         targets = _matching(names, module, by_target)
         if not targets or _matching(names, module, ignore):
             continue
-        if isinstance(module, nn.Embedding):
-            raise ValueError(
-                f"load: {name} is an embedding and {targets[0]!r} wants it quantized, which octavo cannot"
-            )
-        if _has_class_target(module):  # other classes are passed over by compressed-tensors, too
+        is_embedding = embedding_of(module) is not None
+        if is_embedding and obstacle_of(module):
+            raise ValueError(f"load: {targets[0]!r} wants {name} quantized, and {obstacle_of(module)}")
+        if is_embedding or _has_class_target(
+            module
+        ):  # other classes are passed over by compressed-tensors, too
             schemes[name] = by_target[targets[0]]
     return schemes
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from ..base.float_types import FLOAT_DTYPES
 from ..base.modules import undone_on_error
-from ..nn import OurLinear, QuantLinear, leave_fused_paths
-from ..nn.replacements import LINEAR, bias_of, features_of, replacement_of
+from ..nn import OurLinear, QuantEmbedding, QuantLinear, leave_fused_paths
+from ..nn.replacements import bias_of, embedding_of, features_of, kind_of, replacement_of
+from ..nn.shared_weight import share_equal_
 from ..schemes import Scheme
 from . import computed
 from .format import Checkpoint
@@ -44,11 +45,10 @@ def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
         model.load_state_dict(_own_parameters(model, tensors, _replaced_in(quantized)), assign=True)
         _fill_left_out_buffers(model, buffers)
         _check_nothing_on_meta(model)
+    share_equal_(quantized.values())
     for name, layer in quantized.items():
         layer.pack_()
-        for (
-            leaf
-        ) in layer.scheme.weights.replaced:  # a format may have read a copy, which nobody needs any more
+        for leaf in layer.scheme.weights.replaced:  # if it was a copy, nobody needs it any more
             tensors.pop(prefix_of(name) + leaf, None)
     for name, value in checkpoint.attributes.items():
         setattr(model, name, value)
@@ -68,10 +68,14 @@ def left_out_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         prefix_of(prefix) + name: module._buffers[name]
         for prefix, module in model.named_modules()
-        if not isinstance(module, QuantLinear)
-        for name in sorted(module._non_persistent_buffers_set)
+        for name in sorted(module._non_persistent_buffers_set - _computed_buffers(module))
         if module._buffers.get(name) is not None
     }
+
+
+def _computed_buffers(module: nn.Module) -> set[str]:
+    """The buffers that a layer of ours makes of what its state_dict has: all but the scale of an embedding."""
+    return module._non_persistent_buffers_set - {"embed_scale"} if isinstance(module, QuantLinear) else set()
 
 
 def prefix_of(name: str) -> str:
@@ -84,8 +88,10 @@ def prefix_of(name: str) -> str:
 
 def _unfilled(linear: Any, scheme: Scheme) -> OurLinear:
     has_bias = bias_of(linear) is not None
-    layer = scheme.layer(*features_of(linear), has_bias, scheme=scheme, device="meta")
-    layer.replaces = replacement_of(linear) or LINEAR
+    layer = scheme.layer_for(linear)(*features_of(linear), has_bias, scheme=scheme, device="meta")
+    layer.replaces = kind_of(linear)
+    if isinstance(layer, QuantEmbedding):
+        layer.take_settings_(linear)
     return layer.train(linear.training)
 
 
@@ -105,10 +111,10 @@ def _unfilled_layers(skeleton: nn.Module, checkpoint: Checkpoint) -> dict[str, O
     layers = {}
     for name in (*checkpoint.schemes, *checkpoint.prepared):
         linear = modules.get(name)
-        if linear is None or replacement_of(linear) is None:
+        if linear is None or replacement_of(linear) is None and embedding_of(linear) is None:
             found = "missing" if linear is None else f"a {type(linear).__name__}"
             raise ValueError(
-                f"load: layer {name!r} is {found} in skeleton, a Linear is needed; "
+                f"load: layer {name!r} is {found} in skeleton, a Linear or an Embedding is needed; "
                 "give the float model that was quantized"
             )
         if id(linear) not in made:

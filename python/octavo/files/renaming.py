@@ -121,9 +121,33 @@ def by_name_of(
     found |= {placed.get(name, name): tensor for name, tensor in converted.items()}
     unknown = {name for name in found if name not in state and name.rpartition(".")[0] not in layers}
     found = {name: tensor for name, tensor in found.items() if name not in unknown}
+    found |= _of_tied_layers(state, found, layers)
     holder = {id(value): name for name, value in state.items() if name in found}
     tied = {name: found[holder[id(value)]] for name, value in state.items() if id(value) in holder}
     return tied | found, unknown
+
+
+def _of_tied_layers(
+    state: dict[str, Any], found: dict[str, torch.Tensor], layers: set[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors of quantized `layers` that a file has under the name of another one, whose float weight in `state` is
+    the same Parameter. A bias belongs to its layer alone."""
+    weights = {name: state.get(f"{name}.weight") for name in sorted(layers)}
+    tensors: dict[int, dict[str, torch.Tensor]] = {}
+    for name, weight in weights.items():
+        own = {
+            key.rpartition(".")[2]: value for key, value in found.items() if key.rpartition(".")[0] == name
+        }
+        tensors.setdefault(id(weight), {}).update(
+            (leaf, value) for leaf, value in own.items() if leaf != "bias"
+        )
+    return {
+        f"{name}.{leaf}": value
+        for name, weight in weights.items()
+        if weight is not None
+        for leaf, value in tensors[id(weight)].items()
+        if f"{name}.{leaf}" not in found
+    }
 
 
 def missing_from(skeleton: nn.Module, tensors: Iterable[str], layers: set[str]) -> set[str]:

@@ -24,6 +24,7 @@ from ..tensors.codebook import Codebook, CodebookQParams, codebook_qparams
 from ..tensors.forms import TensorForm
 from ..tensors.granularity import Granularity, PerGroup
 from ..tensors.qparams import QParams, QuantizedTensor
+from ..tensors.strips import from_strips, rows_of_strips, to_strips
 
 Tensors = Mapping[str, torch.Tensor]
 # f(x, operands, bias, activation=None, inputs=()): the product of x [..., k] and `operands`, [..., n] in x's dtype.
@@ -155,9 +156,12 @@ class WeightFormat(Config, ABC):
         """
         x = layer.scheme.activations.fake_quantize(x, layer)
         bias = layer.float_bias()
-        weight = layer.code_weight(x.dtype)
-        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        y = F.linear(x, layer.code_weight(x.dtype), None if bias is None else bias.to(x.dtype))
         return y if activation is None else ops.activate(y, activation)
+
+    def rows(self, layer: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Rows `ids` [...] of the weight of `layer`, a QuantEmbedding, [..., k] in `dtype`. Raises: IndexError."""
+        return F.embedding(ids, layer.code_weight(dtype))
 
     def kernel(self, activations: Any) -> Kernel | None:
         """What multiplies this format and `activations`; None if there is no kernel for the two."""
@@ -182,13 +186,9 @@ class WeightFormat(Config, ABC):
 
     # --- files ------------------------------------------------------------------------------------------------------
 
-    stored_as: ClassVar[str] = (
-        ""  # the layout's name in files of compressed-tensors; "" if they have none for it
-    )
-
-    read_as: ClassVar[
-        tuple[str, ...]
-    ] = ()  # other layouts of theirs that `adapt` brings to the canonical form
+    # The layout's name in files of compressed-tensors, "" if they have none; others of theirs that `adapt` can read.
+    stored_as: ClassVar[str] = ""
+    read_as: ClassVar[tuple[str, ...]] = ()
 
     def compressed_tensors(self) -> dict[str, Any] | None:
         """The weights as compressed-tensors' QuantizationArgs say it; None if they have no words for this format."""
@@ -202,7 +202,6 @@ class WeightFormat(Config, ABC):
     def adapt(self, layer: str, tensors: dict[str, torch.Tensor]) -> WeightFormat:
         """Brings the tensors of a layer, by its name, from the forms that compressed-tensors allows to the canonical
         form, in place. Raises ValueError for values that this format does not have.
-
         returns  this format, or one that differs in what the tensors tell and QuantizationArgs do not
         """
         return self
@@ -231,6 +230,9 @@ class GroupFormat(WeightFormat, ABC):
         input_bits, input_group = codes
         return self._product(input_bits, input_group, x, operands, bias, activation)
 
+    def rows(self, layer: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return ops.embedding_groups(ids, self.group_weight(*self._operands(layer)), layer.in_features, dtype)
+
     def kernel(self, activations: Any) -> Kernel | None:
         codes = activations.signed_codes
         return None if codes is None else partial(self._product, *codes)
@@ -246,6 +248,9 @@ class GroupFormat(WeightFormat, ABC):
         inputs: tuple[torch.Tensor, ...] = (),
     ) -> torch.Tensor:
         return ops.linear_groups(x, self.group_weight(*operands), bias, input_bits, input_group, activation)
+
+    def _operands(self, layer: Any) -> tuple[Any, ...]:
+        return (self._operands_on_use if layer._buffers["packed"] is None else self.operands_of)(layer)
 
     def _operands_on_use(self, layer: Any) -> tuple[Any, ...]:
         """Packs for good, except on the meta device and while a graph is traced, where a module must stay as it is."""
@@ -329,10 +334,9 @@ class CodebookFormat(GroupFormat, ABC):
         return torch.stack(halves if self.high_first else halves[::-1], dim=-1).flatten(1)[:, :k]
 
     def read(self, tensors: Tensors, n: int, k: int) -> QuantizedTensor:
-        codes = self._codes(tensors, k)
         stored = {name: tensors[name].detach() for name in self.scale_forms(n, k)}
         q = codebook_qparams(self.codebook, self.scale_of(stored), self.granularity, stored)
-        return QuantizedTensor(codes, q)
+        return QuantizedTensor(self._codes(tensors, k), q)
 
     def qparams(self, weight: torch.Tensor) -> CodebookQParams:
         absmax = self.granularity.to_rows(weight.detach()).abs().amax(1).float()
@@ -355,14 +359,26 @@ class CodebookFormat(GroupFormat, ABC):
 
     def unpack(self, held: Tensors, n: int, k: int) -> dict[str, torch.Tensor]:
         codes = ops.unpack_planes(held["packed"], n, k)
-        scale = from_strips(held["packed_scale"], n)
-        return {"weight_packed": self._joined(codes), **self.unpacked_scale(held, scale)}
+        scales = self.unpacked_scale(held, from_strips(held["packed_scale"], n))
+        return {"weight_packed": self._joined(codes), **scales}
 
     def group_weight(self, *operands: Any) -> ops.GroupWeight:
         packed, scale, column_scale, n = operands
         table, offset = self.codebook.unsigned, self.codebook.offset
         size = self.granularity.group_size
         return ops.GroupWeight(packed, scale, None, None, table, column_scale, n, 4, size, offset)
+
+    def rows(self, layer: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The values themselves, where a product reads multiples of the table's step."""
+        packed, scale, _, n = self._operands(layer)
+        k, size = layer.in_features, self.granularity.group_size
+        codes = ops.embedding_groups(ids, ops.group_weight(packed, n=n, bits=4, group_size=0, offset=0), k)
+        scales = self.exact_scale(rows_of_strips(scale, ids), layer).repeat_interleave(size, -1)
+        return (self.codebook.lookup(codes) * scales[..., :k]).to(dtype)
+
+    def exact_scale(self, packed_scale: torch.Tensor, layer: Any) -> torch.Tensor:
+        """Float32, what scales of `layer` that lie in memory as `packed_scale` are worth."""
+        return packed_scale.float()
 
 
 def on_huge_pages(packed: torch.Tensor) -> torch.Tensor:
@@ -372,19 +388,6 @@ def on_huge_pages(packed: torch.Tensor) -> torch.Tensor:
     return huge_pages.empty(tuple(packed.shape)).view(packed.dtype).copy_(packed)
 
 
-def to_strips(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` [n, groups] as kernels of groups read them, [ceil(n / 16), groups, 16], with zeros after the last one."""
-    n, groups = rows.shape
-    padded = F.pad(rows, (0, 0, 0, -n % 16))
-    return padded.reshape(-1, 16, groups).transpose(1, 2).contiguous()
-
-
-def from_strips(strips: torch.Tensor, n: int) -> torch.Tensor:
-    """The inverse of `to_strips`."""
-    rows = strips.transpose(1, 2).reshape(-1, strips.shape[1])[:n]
-    return rows.clone(memory_format=torch.contiguous_format)
-
-
 def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether QuantizationArgs mean something else than `wanted`. Fields that are left out have the defaults of
     compressed-tensors."""
@@ -392,7 +395,6 @@ def differs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     strategy = "token" if found.get("dynamic") else "channel" if size == -1 else "group" if size else "tensor"
     defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False, "strategy": strategy}
     complete = {**defaults, **{key: value for key, value in found.items() if value is not None}}
-    other = (None if size == -1 else size) != wanted.get("group_size") or found.get(
-        "block_structure"
-    ) is not None
+    has_blocks = found.get("block_structure") is not None
+    other = has_blocks or (None if size == -1 else size) != wanted.get("group_size")
     return other or any(complete[key] != value for key, value in wanted.items())

@@ -125,6 +125,9 @@ class NVFP4(_Float4):
     def column_scale(self, tensors: Tensors) -> torch.Tensor:
         return self.codebook.step / tensors["weight_global_scale"].detach()
 
+    def exact_scale(self, packed_scale: torch.Tensor, layer: Any) -> torch.Tensor:
+        return packed_scale.float() / layer.weight_global_scale.detach()
+
     def unpacked_scale(self, held: Tensors, scale: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"weight_scale": scale.to(torch.float8_e4m3fn)}
 

@@ -102,6 +102,12 @@ class Half(WeightFormat):
             packed = self._packed_on_use(layer)
         return product(x, packed, layer._parameters["bias"], layer.out_features, activation)
 
+    def rows(self, layer: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        packed = layer._buffers["packed"]
+        if packed is None:
+            packed = self._packed_on_use(layer)
+        return ops.embedding_half(ids, packed, layer.out_features, dtype)
+
     def kernel(self, activations: Any) -> Kernel | None:
         return None if activations.half_product is None else partial(_product, activations)
 

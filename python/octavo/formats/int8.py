@@ -118,6 +118,15 @@ class Int8(WeightFormat):
         bias = parameters["bias"] if "bias" in parameters else buffers["bias"]  # codes of a bias are a buffer
         return product(x, operands, bias, activation, layer.input_tensors() if layer.input_names else ())
 
+    def rows(self, layer: Any, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        packed, scale = layer._buffers["packed"], layer._parameters["weight_scale"]
+        if packed is None:
+            packed, *_ = self._operands_on_use(layer)
+        # The layout of these codes is that of groups of 8 bits; here a row is one group.
+        numbers: dict[str, Any] = {"n": layer.out_features, "bits": 8, "group_size": 0, "offset": 128}
+        weight = ops.group_weight(packed, **numbers, column_scale=scale.detach().reshape(-1))
+        return ops.embedding_groups(ids, weight, layer.in_features, dtype)
+
     def kernel(self, activations: Any) -> Kernel | None:
         return activations.int8_product
 

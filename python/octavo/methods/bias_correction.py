@@ -21,7 +21,7 @@ from ..base.modules import undone_on_error
 from ..base.padding import Padding
 from ..base.progress import with_bar
 from ..base.sharing import Holders, sole_owners
-from ..nn import OurLinear, PreparedLinear, StaticQuantLinear, without_nested_tensors
+from ..nn import OurEmbedding, OurLinear, PreparedLinear, StaticQuantLinear, without_nested_tensors
 from ..nn.replacements import features_of, is_plain, replacement_of
 from .absorbing import reason_to_keep_bias
 from .rescaling import Factors, Rescaling
@@ -145,7 +145,11 @@ def _layers(model: nn.Module, reference: nn.Module) -> dict[str, Any]:
             raise TypeError(
                 f"correct_bias_: {argument} is {type(module).__name__}, a torch.nn.Module is needed"
             )
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, OurLinear)}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, OurLinear) and not isinstance(module, OurEmbedding)
+    }
     if not layers:
         raise ValueError("correct_bias_: model has no quantized layers; quantize it first")
     counterparts = dict(reference.named_modules(remove_duplicate=False))

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from .embedding import PreparedEmbedding, QuantEmbedding
 from .fused.fused_block import FusedBlock, fused_block
 from .fused.fused_paths import leave_fused_paths, without_nested_tensors
 from .fused.gated_mlp import GatedMLP
@@ -16,16 +17,20 @@ from .smoothed import PreparedSmoothed, SmoothedLinear, StaticSmoothedLinear
 from .static import StaticQuantLinear
 
 OurLinear = QuantLinear | PreparedLinear
+OurEmbedding = QuantEmbedding | PreparedEmbedding  # each of them is an OurLinear, too
 
 __all__ = [
     "FusedBlock",
     "GatedMLP",
     "KVCache",
+    "OurEmbedding",
     "OurLinear",
     "OutlierLinear",
+    "PreparedEmbedding",
     "PreparedLinear",
     "PreparedOutliers",
     "PreparedSmoothed",
+    "QuantEmbedding",
     "QuantLinear",
     "RMSNorm",
     "RotaryAttention",

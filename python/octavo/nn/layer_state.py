@@ -7,11 +7,12 @@ A layer asks here before it takes something, and `octavo.save` and `load` do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..base.float_types import FLOAT_DTYPES
 from ..tensors.forms import TensorForm
 
 Expected = dict[str, TensorForm]
@@ -51,6 +52,32 @@ def value_errors(expected: Expected, state: dict[str, Any], prefix: str) -> list
     return errors
 
 
+def require_forms(
+    forms: Mapping[str, TensorForm], tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, n: int
+) -> None:
+    """Raises TypeError, ValueError for tensors of a layer with other names, dtypes or shapes than `forms`, and for a
+    bias that does not go with n outputs."""
+    if forms.keys() != tensors.keys():
+        raise ValueError(f"QuantLinear: the tensors are {sorted(tensors)}, needed are {sorted(forms)}")
+    for name, form in forms.items():
+        if tensors[name].dtype != form.dtype:
+            raise TypeError(
+                f"QuantLinear: {name} must be {_plain(form.dtype)}, got {_plain(tensors[name].dtype)}"
+            )
+        if tuple(tensors[name].shape) != form.shape:
+            raise ValueError(
+                f"QuantLinear: {name} has shape {tuple(tensors[name].shape)}, {form.shape} is needed"
+            )
+    if bias is not None and bias.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"QuantLinear: bias is {bias.dtype}, accepted are float32, bfloat16 and float16")
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise ValueError(f"QuantLinear: bias has shape {tuple(bias.shape)}, {(n,)} is needed")
+
+
+def _plain(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class StoredCodes(torch.Tensor):
     """The codes of a layer in the state_dict that it gives. They are an ordinary tensor, but for one thing: no
     float tensor can be filled with them, so `load_state_dict` of a float model fails, with strict=False as well.
@@ -86,3 +113,8 @@ class StoredCodes(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)
+
+
+def stored(codes: torch.Tensor) -> torch.Tensor:
+    """`codes` as a state_dict has them: StoredCodes, unless they are values, which a float layer may take."""
+    return codes if codes.is_floating_point() else StoredCodes.of(codes)

@@ -18,9 +18,10 @@ from ..base.float_types import FLOAT_DTYPES
 from ..formats import WeightFormat
 from ..runtime.cpu import cpu_info
 from ..tensors.forms import TensorForm, not_nan
-from .layer_state import Expected, StoredCodes, form_errors, value_errors
+from .layer_state import Expected, StoredCodes, form_errors, require_forms, stored, value_errors
 from .packed_weight import PackedWeight
 from .replacements import LINEAR, Replacement
+from .shared_weight import SharedWeight
 
 
 class LinearScheme(Protocol):
@@ -61,6 +62,7 @@ class QuantLinear(nn.Module):
     replaces: Replacement = LINEAR  # the class of the float layer whose place it took
     activation: str | None = None
     weight_dtype: torch.dtype = torch.float32  # what `.weight` reads as
+    shared: SharedWeight | None = None  # with the other layers that have this weight, if there are any
 
     input_names: ClassVar[tuple[str, ...]] = ()  # tensors of the layer that belong to its activations
 
@@ -103,12 +105,28 @@ class QuantLinear(nn.Module):
         raises   TypeError, ValueError for other names, dtypes and shapes
         """
         n, k = scheme.weights.shape(tensors) if shape is None else shape
-        _check(scheme.weights.tensors(n, k), tensors, bias, n)
+        require_forms(scheme.weights.tensors(n, k), tensors, bias, n)
         layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
         for name, tensor in tensors.items():
             layer._hold_(name, tensor)
         if bias is not None:
             layer.bias = frozen(bias)
+        return layer
+
+    @classmethod
+    def sharing(cls, other: QuantLinear, bias: torch.Tensor | None, scheme: LinearScheme) -> QuantLinear:
+        """A layer that holds the weight of `other` itself, not a copy; from now on what one of them loads both have.
+
+        scheme   with the weight format of `other`
+        """
+        n, k = other.out_features, other.in_features
+        layer = cls(k, n, bias is not None, scheme=scheme, device="meta")
+        if bias is not None:
+            layer.bias = frozen(bias)
+        shared = other.shared or SharedWeight()
+        shared.join(other)
+        shared.join(layer)
+        shared.give_to_all(other)
         return layer
 
     @classmethod
@@ -164,6 +182,7 @@ class QuantLinear(nn.Module):
             for name in weights.replaced:
                 self._parameters.pop(name, None)
                 self._buffers.pop(name, None)
+            self._give_to_all()
         return self
 
     def unpack_(self) -> QuantLinear:
@@ -175,7 +194,12 @@ class QuantLinear(nn.Module):
                 self._buffers.update(dict.fromkeys(self.scheme.weights.held))
                 for name, tensor in replaced.items():
                     self._hold_(name, tensor)
+            self._give_to_all()
         return self
+
+    def _give_to_all(self) -> None:
+        if self.shared is not None:
+            self.shared.give_to_all(self)
 
     def codes(self) -> torch.Tensor:
         """The weight's codes as files have them, int8 [n, k] for octavo.formats.Int8: the Parameter's data, or unpacked
@@ -234,15 +258,24 @@ class QuantLinear(nn.Module):
         if torch.compiler.is_compiling():  # a graph has no place for a tensor that computes itself
             return self.dequantize(dtype)
         form = torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
-        return PackedWeight(form, lambda: self.dequantize(dtype), torch.device("cpu"))
+        weight: Any = PackedWeight(form, lambda: self.dequantize(dtype), torch.device("cpu"))
+        weight.shared, weight._is_param = self.shared, self.shared is not None  # for those who tie Parameters
+        return weight
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and self._computes_weight():
+            if self.shared is not None and getattr(value, "shared", None) is self.shared:
+                return  # tied already, which transformers does not know
             raise AttributeError(
                 "QuantLinear.weight is read-only once packed: its values are dequantized when they are read. "
                 "Load codes with load_state_dict, or make a new layer with QuantLinear.from_tensors"
             )
         super().__setattr__(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.shared is not None:
+            self.shared.join(self)
 
     def _computes_weight(self) -> bool:
         """Whether `.weight` is no tensor of the layer: it is packed, or the codes have another name."""
@@ -272,12 +305,20 @@ class QuantLinear(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self.is_packed:
-            destination.update({prefix + name: tensor for name, tensor in self._unpacked().items()})
+            shared = self.shared
+            state = self._unpacked_state() if shared is None else shared.state_of(self, self._unpacked_state)
+            destination.update({prefix + name: tensor for name, tensor in state.items()})
         super()._save_to_state_dict(destination, prefix, keep_vars)
         key = prefix + self._codes_name
-        is_float = destination[key].is_floating_point()  # values, which a float layer may take
-        if not is_float and (self.is_packed or not keep_vars):
-            destination[key] = StoredCodes.of(destination[key])
+        if not self.is_packed and not keep_vars:
+            destination[key] = stored(destination[key])
+
+    def _unpacked_state(self) -> dict[str, torch.Tensor]:
+        """What packing has replaced, as a state_dict has it."""
+        return {
+            name: stored(value) if name == self._codes_name else value
+            for name, value in self._unpacked().items()
+        }
 
     def _load_from_state_dict(
         self,
@@ -313,6 +354,7 @@ class QuantLinear(nn.Module):
             self._restore_dtypes()
         if was_packed:
             self.pack_()
+        self._give_to_all()
 
     def _make_room_(self, assign: bool) -> None:
         """Lets go of the packed form for what will be loaded, so that the two are never both in memory."""
@@ -355,27 +397,3 @@ def add_bias_(layer: nn.Module, bias: Any) -> None:
 def frozen(tensor: torch.Tensor) -> nn.Parameter:
     """`tensor` as a Parameter that is not trained."""
     return nn.Parameter(tensor.detach(), requires_grad=False)
-
-
-def _check(
-    forms: Mapping[str, TensorForm], tensors: Mapping[str, torch.Tensor], bias: torch.Tensor | None, n: int
-) -> None:
-    if forms.keys() != tensors.keys():
-        raise ValueError(f"QuantLinear: the tensors are {sorted(tensors)}, needed are {sorted(forms)}")
-    for name, form in forms.items():
-        if tensors[name].dtype != form.dtype:
-            raise TypeError(
-                f"QuantLinear: {name} must be {_plain(form.dtype)}, got {_plain(tensors[name].dtype)}"
-            )
-        if tuple(tensors[name].shape) != form.shape:
-            raise ValueError(
-                f"QuantLinear: {name} has shape {tuple(tensors[name].shape)}, {form.shape} is needed"
-            )
-    if bias is not None and bias.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"QuantLinear: bias is {bias.dtype}, accepted are float32, bfloat16 and float16")
-    if bias is not None and tuple(bias.shape) != (n,):
-        raise ValueError(f"QuantLinear: bias has shape {tuple(bias.shape)}, {(n,)} is needed")
-
-
-def _plain(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")

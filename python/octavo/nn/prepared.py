@@ -27,7 +27,7 @@ from ..tensors.fake_quantize import (
 from ..tensors.granularity import PerTensor
 from ..tensors.qparams import QParams, QuantizedTensor
 from .linear import add_bias_
-from .replacements import LINEAR, Replacement, bias_of, features_of, replacement_of
+from .replacements import LINEAR, Replacement, bias_of, features_of, kind_of
 from .scales import INPUT_QMAX, INPUT_QMIN, keep_scales
 
 
@@ -89,7 +89,7 @@ class PreparedLinear(nn.Module):
             raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
         self.name = ""  # in the model, for errors
         self.in_features, self.out_features = features_of(linear)
-        self.replaces = replacement_of(linear) or LINEAR
+        self.replaces = kind_of(linear)
         self.scheme = scheme
         self.estimator, self.learn_scales = estimator, learn_scales
         self.is_calibrating = False
@@ -263,6 +263,11 @@ class PreparedLinear(nn.Module):
             with torch.no_grad():
                 scale = self._first_weight_scale(self.float_weight())
                 self.weight_scale.copy_(scale.reshape(self.weight_scale.shape))
+
+    def share_scales_(self, other: PreparedLinear) -> None:
+        """Learned scales become those of `other`, which has the same weight."""
+        if self.learn_scales:
+            self.weight_scale = other.weight_scale
 
     def _first_weight_scale(self, weight: torch.Tensor) -> torch.Tensor:
         q = self._range_of(weight)

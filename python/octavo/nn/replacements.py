@@ -59,6 +59,8 @@ _ENTRIES = (
     # A forward of its own, which computes what nn.Linear's does.
     Replacement("transformers.models.falcon.modeling_falcon.FalconLinear", target="Linear"),
 )
+# Rows of its weight are read and nothing is multiplied, so it is not in the list of products below.
+EMBEDDING = Replacement("torch.nn.modules.sparse.Embedding")
 REGISTRY: dict[str, Replacement] = {entry.kind: entry for entry in _ENTRIES}
 
 
@@ -86,6 +88,16 @@ def register(kind: type[nn.Module] | str, *, transposed: bool = False) -> Replac
 def replacement_of(module: nn.Module) -> Replacement | None:
     """The entry of a float layer, that of its nearest class; None for any other module, and for a layer of ours."""
     return next(filter(None, (REGISTRY.get(_full_name(each)) for each in type(module).__mro__)), None)
+
+
+def embedding_of(module: nn.Module) -> Replacement | None:
+    """The entry of a float embedding, of nn.Embedding or of a subclass; None for any other module."""
+    return EMBEDDING if isinstance(module, nn.Embedding) else None
+
+
+def kind_of(layer: nn.Module) -> Replacement:
+    """The entry of a float layer that becomes ours, linear or an embedding; nn.Linear's for any other module."""
+    return replacement_of(layer) or embedding_of(layer) or LINEAR
 
 
 def contradiction(layer: Any) -> str:
@@ -165,10 +177,10 @@ def with_tensors(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | No
 
 def _entry(layer: Any) -> Replacement:
     """What the layer replaced, if it is prepared."""
-    found = layer.__dict__.get("replaces") or replacement_of(layer)
+    found = layer.__dict__.get("replaces") or replacement_of(layer) or embedding_of(layer)
     if not isinstance(found, Replacement):
         raise TypeError(
-            f"{type(layer).__name__} is no linear layer that octavo knows; octavo.nn.replacements.register makes a "
+            f"{type(layer).__name__} is no layer that octavo knows; octavo.nn.replacements.register makes a "
             "class known"
         )
     return found

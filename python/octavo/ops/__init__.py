@@ -18,6 +18,7 @@ from .codes import (
     quantize,
     unpack_weight,
 )
+from .embedding import ID_TYPES, embedding_groups, embedding_half
 from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
 from .half import linear_half, pack_half, pack_half_into, packed_half_shape, unpack_half
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
@@ -28,6 +29,7 @@ __all__ = [
     "ACTIVATIONS",
     "CODE_TYPES",
     "HALF_TYPES",
+    "ID_TYPES",
     "PRECISIONS",
     "WIDE_CODE_TYPES",
     "GroupWeight",
@@ -39,6 +41,8 @@ __all__ = [
     "choose_qparams",
     "dequantize",
     "dequantize_groups",
+    "embedding_groups",
+    "embedding_half",
     "group_weight",
     "int8_mm",
     "linear_codes",

@@ -126,6 +126,7 @@ _register(
         "linear_static": _linear(torch.ops.octavo.linear_static.default, 7),
         "linear_weight_only": _linear(torch.ops.octavo.linear_weight_only.default, 5),
         "linear_half": _linear_half,
+        **_operators("embedding_groups", "embedding_half"),
     },
 )
 _register(_with_more_matrices, _operators("choose_qparams", "quantize", "dequantize"))

@@ -26,6 +26,7 @@ from .codes import (
     quantize,
     unpack_weight,
 )
+from .embedding import embedding_groups, embedding_half
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
 from .groups import dequantize_groups, linear_groups, pack_planes, segment_length, unpack_planes
 from .half import linear_half, pack_half, pack_half_into, unpack_half
@@ -43,6 +44,8 @@ __all__ = [
     "choose_qparams",
     "dequantize",
     "dequantize_groups",
+    "embedding_groups",
+    "embedding_half",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",

@@ -24,8 +24,8 @@ from ..base.configs import Config, label
 from ..base.float_types import FLOAT_DTYPES
 from ..formats import CoarseInt8, Int8, IntGroup, WeightFormat
 from ..methods import Method, RoundToNearest
-from ..nn import PreparedLinear, QuantLinear
-from ..nn.replacements import bias_of
+from ..nn import PreparedEmbedding, PreparedLinear, QuantEmbedding, QuantLinear
+from ..nn.replacements import bias_of, embedding_of
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,18 @@ class Scheme(Config, ABC):
 
     @property
     def layer(self) -> type[QuantLinear]:
-        """The class of a frozen layer with this scheme."""
+        """The class of a frozen linear layer with this scheme."""
         return self.method.layer(self)
+
+    def layer_for(self, module: nn.Module) -> type[QuantLinear]:
+        """The class of the frozen layer that takes the place of `module`, a float layer."""
+        return self.layer if embedding_of(module) is None else QuantEmbedding
+
+    @property
+    def for_embedding(self) -> Scheme:
+        """The same scheme for an embedding and for what shares its weight, with the nearest codes: a method that fits
+        them to what a tied head reads would do so at the cost of the embedding."""
+        return replace(self, method=RoundToNearest())
 
     def reason_to_keep(self, linear: Any) -> str | None:
         """Why this scheme cannot serve `linear`, in words for the report; None if it can."""
@@ -136,32 +146,38 @@ class Scheme(Config, ABC):
                 f"learn_scales: the scales of {label(self.weights)} {self.weights.fixed_scales} and cannot be learned; "
                 "use learn_scales=False or a format with scales of float32, such as NF4(double_quant=False)"
             )
-        kind = self.method.prepared(self)
-        return kind(
-            linear,
-            self,
-            observer=self.activations.observer(),
-            estimator=estimator,
-            learn_scales=learn_scales,
-        )
+        is_embedding = embedding_of(linear) is not None
+        kind = PreparedEmbedding if is_embedding else self.method.prepared(self)
+        observer = None if is_embedding else self.activations.observer()
+        return kind(linear, self, observer=observer, estimator=estimator, learn_scales=learn_scales)
 
-    def freeze(self, prepared: PreparedLinear) -> QuantLinear:
+    def freeze(self, prepared: PreparedLinear, shares: QuantLinear | None = None) -> QuantLinear:
         """A packed layer with the codes that `prepared` has now; `prepared` is left as it is.
+
+        shares   the frozen layer whose weight the new one shall share, because their float weights are tied
 
         raises   ValueError if the weight holds NaN or Inf, if a learned scale is NaN, Inf or 0, and if the layer is not
                  calibrated
         """
         prepared.require_calibrated()
         prepared.require_scales()
-        tensors = self.weights.store(self.method.choose_codes(prepared))
+        is_embedding = isinstance(prepared, PreparedEmbedding)
         bias = None if prepared.bias is None else prepared.bias.detach().clone()
         scheme = self.method.frozen_scheme(prepared)
-        shape = prepared.out_features, prepared.in_features
-        layer = scheme.layer.from_tensors(tensors, bias, scheme, shape=shape)
+        kind = QuantEmbedding if is_embedding else scheme.layer
+        if shares is None:
+            codes = prepared.quantized_weight if is_embedding else self.method.choose_codes(prepared)
+            shape = prepared.out_features, prepared.in_features
+            layer = kind.from_tensors(self.weights.store(codes), bias, scheme, shape=shape)
+        else:
+            layer = kind.sharing(shares, bias, scheme)
         layer.weight_dtype, layer.replaces = prepared.weight.dtype, prepared.replaces
         layer.train(prepared.training).pack_()
-        self.activations.finish_(layer, prepared)
-        self.method.finish_(layer, prepared)
+        if isinstance(layer, QuantEmbedding):
+            layer.take_settings_(prepared)
+        else:
+            self.activations.finish_(layer, prepared)
+            self.method.finish_(layer, prepared)
         return layer
 
 

@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config
 
 from ... import ops
-from ...nn import QuantLinear
+from ...nn import OurEmbedding, QuantLinear
 from ...nn.fused.block_call import ForwardParameters
 from ...nn.fused.shared_input import SharedInput
 from ...nn.replacements import features_of, is_plain
@@ -65,7 +65,7 @@ class Exported:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether `module` is a linear layer of any kind, which is called by an operation of the fused block."""
-    return isinstance(module, QuantLinear) or is_plain(module)
+    return isinstance(module, QuantLinear) and not isinstance(module, OurEmbedding) or is_plain(module)
 
 
 def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:

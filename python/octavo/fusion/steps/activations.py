@@ -17,7 +17,7 @@ from torch import nn
 from ... import ops
 from ...conversion.plan import has_hooks
 from ...methods.tracing import Source, traced
-from ...nn import QuantLinear
+from ...nn import OurEmbedding, QuantLinear
 from ..example import Example
 from ..paths import Proofs, other_paths
 from ..step import MODULE_HAS_HOOKS, Candidate, Changes
@@ -67,7 +67,7 @@ def activation_of(module: nn.Module, proofs: Proofs | None = None) -> str | None
 
 
 def is_quantized(module: nn.Module) -> bool:
-    return isinstance(module, QuantLinear)
+    return isinstance(module, QuantLinear) and not isinstance(module, OurEmbedding)
 
 
 def _may_be_activation(module: nn.Module) -> bool:
