@@ -11,7 +11,7 @@ from torch import nn
 
 import octavo
 from octavo.files.gguf import load_gguf
-from octavo.nn import QuantLinear
+from octavo.nn import QuantEmbedding, QuantLinear
 
 pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
@@ -118,10 +118,14 @@ def test_every_matrix_of_blocks_is_packed_with_its_type(tmp_path):
     assert half.scheme == octavo.HalfWeightOnly("float16") and half.weight.dtype == torch.float32
 
 
-def test_tied_embeddings_have_one_memory(tmp_path):
+def test_a_tied_head_shares_the_blocks_of_the_embedding(tmp_path):
     _, model, _ = opened("gpt2", tmp_path)
     assert model.config.tie_word_embeddings
-    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    head, embedding = model.lm_head, model.transformer.wte
+    assert isinstance(embedding, QuantEmbedding) and head.scheme.weights.type == "Q8_0"
+    assert head.packed.data_ptr() == embedding.packed.data_ptr()
+    rows = embedding(IDS)
+    assert torch.equal(rows, head.dequantize()[IDS])
 
 
 def test_load_gives_the_same_model(tmp_path):

@@ -17,7 +17,8 @@ from torch import nn
 
 from ...base.tables import as_text
 from ...formats.ggml import GGML as Blocks
-from ...nn.replacements import replacement_of
+from ...nn.embedding import obstacle_of
+from ...nn.replacements import embedding_of, replacement_of
 from ...schemes import Scheme
 from ...schemes.ggml import GGML
 from ...schemes.half_weight_only import HalfWeightOnly
@@ -141,8 +142,8 @@ class _TensorReader:
     def _scheme(self, name: str, leaf: str, info: TensorInfo) -> Scheme | None:
         """What multiplies a matrix as it lies in the file; None for what stays, or becomes, float."""
         owner = self.owners[name]
-        is_matrix = leaf == "weight" and replacement_of(owner) is not None and len(info.shape) == 2
-        if self.activations is None or not is_matrix:
+        is_layer = replacement_of(owner) is not None or (embedding_of(owner) and not obstacle_of(owner))
+        if self.activations is None or leaf != "weight" or not is_layer or len(info.shape) != 2:
             return None
         if info.type in _HALVES:
             return HalfWeightOnly(_HALVES[info.type])
@@ -195,15 +196,22 @@ class _TensorReader:
         return value
 
     def share_tied(self) -> None:
-        """Names of one tensor in the skeleton share what was read under one of them."""
-        by_tensor: dict[int, str] = {}
+        """Names of one tensor in the skeleton share what was read under one of them, blocks or floats."""
         state = self.skeleton.state_dict(keep_vars=True)
+        first = {
+            id(tensor): name for name, tensor in reversed(state.items()) if name in self.origin.placements
+        }
         for name, tensor in state.items():
-            if name in self.tensors:
-                by_tensor.setdefault(id(tensor), name)
-        for name, tensor in state.items():
-            if name not in self.tensors and id(tensor) in by_tensor:
-                self.tensors[name] = self.tensors[by_tensor[id(tensor)]]
+            other = first.get(id(tensor))
+            if other is None or name in self.origin.placements:
+                continue
+            layer, other_layer = name.rpartition(".")[0], other.rpartition(".")[0]
+            if other_layer in self.schemes:
+                scheme = self.schemes[layer] = self.schemes[other_layer]
+                codes = scheme.weights.replaced[0]
+                self.tensors[f"{layer}.{codes}"] = self.tensors[f"{other_layer}.{codes}"]
+            else:
+                self.tensors[name] = self.tensors[other]
 
 
 def _row(info: TensorInfo) -> CheckpointLayer:

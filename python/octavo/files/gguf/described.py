@@ -61,7 +61,7 @@ def described(model: Any, name: str) -> dict[str, MetadataValue]:
 
 def _sizes(config: Any, name: str) -> dict[str, Any]:
     architecture = ARCHITECTURES[name]
-    table = dict(architecture.config)
+    table: dict[str, Any] = dict(architecture.config)
     if not table:
         with quiet_transformers():
             from transformers.integrations import GGUF_CONFIG_MAPPING

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...nn import QuantLinear
 from .config import Architecture
 from .header import package
 
@@ -61,7 +62,7 @@ def placements(name: str, architecture: Architecture, model: Any) -> dict[str, P
     kind = next(each for each, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
     table = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     found = {}
-    for full_name in model.state_dict():
+    for full_name in tensor_names(model):
         placement = _placement(full_name, table, architecture, model)
         if placement is not None:
             found[full_name] = placement
@@ -98,10 +99,18 @@ def unplaced(found: Mapping[str, Placement], tensors: Mapping[str, Any]) -> list
     return [name for name in tensors if name not in used]
 
 
+def tensor_names(model: nn.Module) -> list[str]:
+    """The names of what a float model of this kind has in its state_dict; of a quantized layer `weight` and `bias`."""
+    found = []
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        leaves = [name for name, value in module._parameters.items() if value is not None]
+        leaves += [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+        if isinstance(module, QuantLinear):
+            leaves = ["weight"] if module.bias is None else ["weight", "bias"]
+        found += [f"{prefix}.{leaf}" if prefix else leaf for leaf in leaves]
+    return found
+
+
 def owners(model: nn.Module) -> dict[str, nn.Module]:
-    """{name of a tensor: the module that holds it}, under every name."""
-    return {
-        f"{prefix}.{leaf}" if prefix else leaf: module
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for leaf in (*module._parameters, *module._buffers)
-    }
+    """{name of `tensor_names`: the module that it belongs to}."""
+    return {name: model.get_submodule(name.rpartition(".")[0]) for name in tensor_names(model)}

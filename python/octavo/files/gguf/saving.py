@@ -107,6 +107,8 @@ class _Writer:
         self.architecture, traits = architecture_name(model)
         self.owners = owners(model)
         found = self.origin.placements if self.origin else placements(self.architecture, traits, model)
+        if not self.origin and getattr(model.config, "tie_word_embeddings", False):
+            found = {name: each for name, each in found.items() if each.sources != (HEAD,)}
         self.placements: dict[str, Placement] = dict(found)
         self.has_head = any(each.sources == (HEAD,) for each in self.placements.values())
         self.plan = self._planned()
@@ -157,7 +159,7 @@ class _Writer:
     def _shape(self, source: str, placement: Placement) -> tuple[int, ...]:
         if self.origin:
             return self.origin.source.tensors[placement.sources[0]].shape
-        layer = self.owners.get(source)
+        layer = self.owners[source]
         if isinstance(layer, QuantLinear) and source.endswith("weight"):
             return layer.out_features, layer.in_features
         tensor = self._float(source)
@@ -168,7 +170,7 @@ class _Writer:
 
     def _own_type(self, source: str, name: str) -> str:
         """The type that the tensor has, or had in the file that the model comes from."""
-        layer = self._layer(source)
+        layer = self.owners[source]
         if isinstance(layer, QuantLinear) and source.endswith("weight"):
             format = layer.scheme.weights
             if isinstance(format, Blocks):
@@ -186,16 +188,9 @@ class _Writer:
             return "F32"
         return next((type for type, dtype in FLOATS.items() if dtype == tensor.dtype), "F32")
 
-    def _layer(self, source: str) -> nn.Module:
-        return (
-            self.owners[source]
-            if source in self.owners
-            else self.model.get_submodule(source.rpartition(".")[0])
-        )
-
     def _float(self, source: str) -> torch.Tensor:
         """A tensor of the model as floats, in the file's axes but the model's order of rows."""
-        module, leaf = self._layer(source), source.rpartition(".")[2]
+        module, leaf = self.owners[source], source.rpartition(".")[2]
         if isinstance(module, QuantLinear) and leaf == "weight":
             return module.dequantize()
         tensor: Any = getattr(module, leaf).detach()
@@ -208,7 +203,7 @@ class _Writer:
         """The bytes of a tensor."""
         if planned.source == ROPE_FACTORS and self.origin:
             return self.origin.kept[ROPE_FACTORS][0]
-        placement, layer = self.placements[planned.source], self._layer(planned.source)
+        placement, layer = self.placements[planned.source], self.owners[planned.source]
         if isinstance(layer, QuantLinear) and planned.source.endswith("weight"):
             format = layer.scheme.weights
             if isinstance(format, Blocks) and format.type == planned.type:
@@ -256,7 +251,7 @@ class _Writer:
                 for index, planned in enumerate(self.plan):
                     content = self._content(planned).contiguous().flatten()
                     assert content.numel() == infos[index][3], planned
-                    file.write(memoryview(content.numpy()))
+                    file.write(content.numpy().data)
                     if is_closed or index + 1 < len(self.plan):
                         file.write(bytes(padded(content.numel(), alignment) - content.numel()))
             os.replace(unfinished, path)
