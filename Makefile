@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Processes that share the tests. Each has one thread, but where a test is about threads.
+WORKERS ?= 2
+pytest := -m pytest --numprocesses $(WORKERS) --dist worksteal
 build_tools := cmake ninja "scikit-build-core>=0.10" "pybind11>=3.0.2,<4"
 # Exact versions of everything but torch, so that a fresh clone installs today's environment in a year as well.
 pip := -m pip install --quiet --constraint constraints.txt
@@ -41,7 +44,7 @@ ctest: .venv/torch.stamp
 	$(bin)/ctest --test-dir build/ctest --output-on-failure
 
 test: build ctest  ## the programs in csrc/tests, then pytest
-	$(bin)/python -m pytest
+	$(bin)/python $(pytest)
 
 # The next two make an environment in build/ each time. They are not part of CI: what CI installs never changes, but the
 # world outside does. Neither changes torch, which TORCH names.
@@ -58,7 +61,7 @@ $(1)/bin/python -m pip install --quiet $(2) $(TORCH)
 $(1)/bin/python -m pip install --quiet $(2) $(build_tools)
 PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pip install --quiet $(2) --no-build-isolation --editable ".[test]"
 $(1)/bin/python -m pip list --format freeze | grep -E "^(torch|transformers|numpy|safetensors|matplotlib|pytest)=="
-PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python -m pytest
+PATH="$(CURDIR)/$(1)/bin:$$PATH" $(1)/bin/python $(pytest)
 endef
 
 pin: .venv/torch.stamp  ## write the newest release of every package into constraints.txt

@@ -3,6 +3,13 @@
 
 import builtins
 import gc
+import itertools
+import os
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch is imported, here and in the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -34,8 +41,18 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_finish(session):
-    """All that importing has made stays for good: 400,000 objects that the collector, and whoever asks it for its
-    objects, need not look at again and again."""
+    freeze_what_stays()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem, done=itertools.count(1)):
+    if next(done) % 20 == 0:
+        freeze_what_stays()
+
+
+def freeze_what_stays():
+    """What importing and compiling have made stays for good: the collector, and whoever asks it for all objects as
+    quantize_ does, need not look at a million of them again and again."""
     gc.collect()
     gc.freeze()
 

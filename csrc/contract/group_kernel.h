@@ -65,11 +65,12 @@ struct GroupProduct {
   std::ptrdiff_t row_stride;  // bytes
   bool planes;                // 16-bit codes in two rows of bytes, 256 * the first one + the second one
 
-  const float* row_scale;         // [m][segments] or null
-  const std::int32_t* row_start;  // [m][segments]: what a sum begins with, -offset times the sum of the row's codes
+  // One number for each segment and row: those of a segment lie side by side.
+  const float* row_scale;         // [segments][m] or null
+  const std::int32_t* row_start;  // [segments][m]: what a sum begins with, -offset times the sum of the row's codes
   bool has_start;                 // false: all of row_start are 0
-  const float* row_sum;           // [m][segments]; only read if there is a minimum
-  std::ptrdiff_t segment_stride;  // elements from one row of these three to the next
+  const float* row_sum;           // [segments][m]; only read if there is a minimum
+  std::ptrdiff_t segment_stride;  // elements from one segment of these three to the next
 
   GroupCodes codes;
   GroupScales scales;           // of the first strip

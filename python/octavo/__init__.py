@@ -48,7 +48,8 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         save_imatrix,
     )
     from .fusion import FusionReport, fuse_, unfuse_
-    from .methods import RoundToNearest, SmoothQuant
+    from .integrations.transformers import OctavoConfig
+    from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
     from .methods.input_squares import importance
@@ -89,7 +90,8 @@ _HOMES = {
         "save_imatrix",
     ],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
-    "methods": ["RoundToNearest", "SmoothQuant"],
+    "integrations.transformers": ["OctavoConfig"],
+    "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "methods.input_squares": ["importance"],
@@ -116,10 +118,13 @@ __version__ = _version("octavo")
 
 __all__ = [
     "FP4",
+    "GPTQ",
+    "HQQ",
     "MXFP4",
     "NF4",
     "NVFP4",
     "CheckpointContents",
+    "ClipSearch",
     "Evaluation",
     "FusionReport",
     "HalfWeightOnly",
@@ -129,6 +134,7 @@ __all__ = [
     "Int8Static",
     "Int8WeightOnly",
     "LLMInt8",
+    "OctavoConfig",
     "PerChannel",
     "PerGroup",
     "PerTensor",

@@ -51,7 +51,7 @@ def kind_of(activations: dict) -> str:
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_groups_mean_what_they_mean_to_compressed_tensors(case):
     """A name counts before a regular expression, that before a class, and the last group for a target."""
-    schemes = compressed_tensors._schemes(entry_of(case), model_of_groups())
+    schemes = compressed_tensors.schemes_of(entry_of(case), model_of_groups())
     found = {name: kind_of(scheme.activations.compressed_tensors()) for name, scheme in schemes.items()}
     assert found.pop("again", None) == found.get("attn.q_proj") and found == case["expected"]
 
@@ -79,21 +79,21 @@ def test_targets_that_are_no_list_of_names_are_refused(targets):
     config = entry()
     config["config_groups"]["group_0"]["targets"] = targets
     with pytest.raises(TypeError, match="is no list of names"):
-        compressed_tensors._schemes(config, skeleton())
+        compressed_tensors.schemes_of(config, skeleton())
     with pytest.raises(TypeError, match="is no list of names"):
-        compressed_tensors._schemes(entry(ignore="lm_head"), skeleton())
+        compressed_tensors.schemes_of(entry(ignore="lm_head"), skeleton())
 
 
 def test_an_embedding_is_quantized_if_the_file_says_so():
     model = nn.ModuleDict({"embed": nn.Embedding(4, 4), "fc": nn.Linear(4, 4)})
     config = entry()
     config["config_groups"]["group_0"]["targets"] = ["Linear", "re:emb"]
-    assert compressed_tensors._schemes(config, model).keys() == {"embed", "fc"}
+    assert compressed_tensors.schemes_of(config, model).keys() == {"embed", "fc"}
     model["embed"].max_norm = 1.0
     with pytest.raises(ValueError, match="load: 're:emb' wants embed quantized, and max_norm shortens rows"):
-        compressed_tensors._schemes(config, model)
+        compressed_tensors.schemes_of(config, model)
     config["ignore"] = ["embed"]
-    assert compressed_tensors._schemes(config, model).keys() == {"fc"}
+    assert compressed_tensors.schemes_of(config, model).keys() == {"fc"}
 
 
 @pytest.mark.parametrize("others", [None, octavo.Int8WeightOnly()])
@@ -104,5 +104,5 @@ def test_a_layer_named_like_a_class_or_a_pattern_is_written_as_itself(others):
     chosen = {"fc": octavo.Int8Dynamic(), "*": others}
     written = compressed_tensors.quantization_config(octavo.quantized(model(), chosen))
     expected = {name: chosen.get(name, others) for name in model()}
-    found = compressed_tensors._schemes(written, model())
+    found = compressed_tensors.schemes_of(written, model())
     assert found == {name: scheme for name, scheme in expected.items() if scheme}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.fusion import paths
 from octavo.fusion.paths import other_paths
 from octavo.fusion.structure import structure_of
 
@@ -64,6 +65,13 @@ def test_modules_of_one_structure_are_looked_at_once_unless_they_ask_for_their_n
     for function, answers in (
         (lambda y, _: y * 2, ["", ""]),
         (lambda y, module: y.clamp(max=1e6) if module.layer_idx % 2 else y, ["", "operator clamp may"]),
+        (lambda y, module: y.clamp(max=1e6) if module.layer_idx == 1 else y, ["", "operator clamp may"]),
+        (lambda y, module: y.clamp(max=1e6) if module.layer_idx else y, ["", "operator clamp may"]),
+        (lambda y, module: y.clamp(max=[1e6][module.layer_idx - 1]), ["operator clamp may"] * 2),
+        (
+            lambda y, module: y.clamp(max={"0": 1e6}.get(str(module.layer_idx), 2e6)),
+            ["operator clamp may"] * 2,
+        ),
     ):
         proofs = {}
         modules = [Computes(function, number) for number in range(2)]
@@ -72,3 +80,21 @@ def test_modules_of_one_structure_are_looked_at_once_unless_they_ask_for_their_n
         assert [module.layer_idx for module in modules] == [0, 1]
     assert structure_of(modules[0], with_numbers=False) == structure_of(modules[1], with_numbers=False)
     assert structure_of(modules[0], with_numbers=True) != structure_of(modules[1], with_numbers=True)
+
+
+def test_a_module_that_only_hands_its_number_on_is_looked_at_once_for_all_numbers(monkeypatch):
+    """A cache takes the number, and what is no number is told apart, too."""
+    looked_at = []
+    export = paths.export_block
+    monkeypatch.setattr(paths, "export_block", lambda *given: looked_at.append(given) or export(*given))
+
+    def handing_on(y, module):
+        def update(y, number):
+            assert isinstance(number, int) and number is not None
+            return y * 2
+
+        return update(y, module.layer_idx)
+
+    modules, proofs = [Computes(handing_on, number) for number in range(3)], {}
+    assert [other_paths(module, {"": X}, proofs) for module in modules] == [""] * 3
+    assert len(looked_at) == 1 and [module.layer_idx for module in modules] == [0, 1, 2]

@@ -4,7 +4,7 @@
 import pytest
 import torch
 from asserts import assert_within
-from operator_arguments import FLOATS, assert_same_bits, make_weight, random_rows
+from operator_arguments import FLOATS, WHAT_TAKES_MILLISECONDS, assert_same_bits, make_weight, random_rows
 from torch.library import opcheck
 
 import octavo
@@ -214,20 +214,27 @@ def test_rope_turns_what_has_any_strides():
 # --- torch's contracts ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", [(70,), (2, 3, 64)], ids=str)
-def test_opcheck(dtype, shape):
+def opcheck_calls(dtype, shape):
     namespace, x = torch.ops.octavo, torch.randn(shape).to(dtype)
     weight = torch.randn(shape[-1])
-    opcheck(namespace.rms_norm.default, (x, weight, EPS))
-    opcheck(namespace.add_norm.default, (x, x.clone(), weight, weight.clone(), EPS))
-    opcheck(namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, True))
-    opcheck(namespace.add_norm.default, (x, x.clone(), weight, None, EPS, False, False))
-    opcheck(namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, False, False))
+    yield namespace.rms_norm.default, (x, weight, EPS)
+    yield namespace.add_norm.default, (x, x.clone(), weight, weight.clone(), EPS)
+    yield namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, True)
+    yield namespace.add_norm.default, (x, x.clone(), weight, None, EPS, False, False)
+    yield namespace.add_norm_codes.default, (x, x.clone(), weight, None, EPS, False, False)
     _, _, codes, scale = ops.add_norm_codes(x, x, weight, None, EPS, True)
-    opcheck(namespace.linear_codes.default, (codes, scale, *make_weight(20, shape[-1]), 2))
-    opcheck(namespace.rope.default, random_rope(dtype))
+    yield namespace.linear_codes.default, (codes, scale, *make_weight(20, shape[-1]), 2)
+    yield namespace.rope.default, random_rope(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_opcheck(dtype):
+    """Everything for all shapes, but for tracing, which takes a quarter of a second: once for each call and type."""
+    for operator, arguments in opcheck_calls(dtype, (70,)):
+        opcheck(operator, arguments, test_utils=WHAT_TAKES_MILLISECONDS)
+    for operator, arguments in opcheck_calls(dtype, (2, 3, 64)):
+        opcheck(operator, arguments)
 
 
 def test_compile_gives_one_graph_for_every_batch_size():

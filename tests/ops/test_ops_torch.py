@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operators in torch's hands: opcheck, compile, export, inference mode, autocast, gradients."""
 
+import itertools
+
 import pytest
 import torch
-from operator_arguments import FLOATS, assert_same_bits, make_weight, random_codes
+from operator_arguments import (
+    FLOATS,
+    LINEARS,
+    WHAT_TAKES_MILLISECONDS,
+    assert_same_bits,
+    make_weight,
+    random_codes,
+)
 from torch.library import opcheck
 
 from octavo import ops
@@ -31,48 +40,74 @@ def test_opcheck_of_the_integer_operators():
     opcheck(namespace.unpack_weight.default, (ops.pack_weight(codes)[0], 20, 70))
 
 
+SHAPES = [(70,), (3, 70), (0, 70), (2, 3, 70)]
+
+
 # Below ops/ the operator has no gradient of its own, and torch says so.
 @pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("shape", [(70,), (3, 70), (0, 70), (2, 3, 70)])
-def test_opcheck_of_the_linear_operators(linear, dtype, requires_grad, shape):
-    x = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
-    opcheck(linear.op, (x, *make_weight(20, 70), *linear.options))
+def test_opcheck_of_the_linear_operators(linear, dtype):
+    """Everything on all shapes with and without gradients, but for tracing, which takes a quarter of a second: on all
+    shapes in float32, and on one shape in the other types."""
+    weight = make_weight(20, 70)
+    for shape, requires_grad in itertools.product(SHAPES, (False, True)):
+        arguments = (torch.randn(shape).to(dtype).requires_grad_(requires_grad), *weight, *linear.options)
+        opcheck(linear.op, arguments, test_utils=WHAT_TAKES_MILLISECONDS)
+    traced = [(shape, True) for shape in (SHAPES if dtype == torch.float32 else SHAPES[-1:])]
+    for shape, requires_grad in [*traced, (SHAPES[-1], False)]:
+        x = torch.randn(shape).to(dtype).requires_grad_(requires_grad)
+        opcheck(linear.op, (x, *weight, *linear.options), test_utils="test_aot_dispatch_dynamic")
+
+
+def each_linear(x, weight):
+    """What every linear operator gives, so that one graph holds all of them."""
+    return [getattr(ops, name)(x, *weight, *options) for name, options in LINEARS.values()]
+
+
+def assert_all_have_the_same_bits(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_compile_gives_one_graph_for_every_batch_size(linear, mode):
+def test_compile_gives_one_graph_for_every_batch_size(mode):
     weight = make_weight(20, 70)
     torch.compiler.reset()
-    compiled = torch.compile(
-        lambda x: linear(x * 2, *weight) + 1, fullgraph=True, dynamic=True, backend="aot_eager"
-    )
+
+    def f(x):
+        return [y + 1 for y in each_linear(x * 2, weight)]
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     with mode():
         for m in (3, 17, 1, 64):
             x = torch.randn(m, 70)
-            assert_same_bits(compiled(x), linear(x * 2, *weight) + 1)
+            assert_all_have_the_same_bits(compiled(x), f(x))
 
 
-def test_compile_with_inductor_changes_no_bit(linear):
+def test_compile_with_inductor_changes_no_bit():
     weight, x = make_weight(20, 70), torch.randn(4, 70)
     torch.compiler.reset()
     with torch.no_grad():
-        assert_same_bits(torch.compile(lambda x: linear(x, *weight), fullgraph=True)(x), linear(x, *weight))
+        compiled = torch.compile(lambda x: each_linear(x, weight), fullgraph=True)
+        assert_all_have_the_same_bits(compiled(x), each_linear(x, weight))
 
 
-def test_compiled_gradients_are_the_eager_ones(linear):
+def test_compiled_gradients_are_the_eager_ones():
+    """Each operator has an x of its own, so that the graph of all of them gives a gradient for each."""
     weight = make_weight(20, 70)
     torch.compiler.reset()
-    compiled = torch.compile(
-        lambda x: linear(x, *weight).sum(), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
+
+    def f(*xs):
+        calls = zip(LINEARS.values(), xs, strict=True)
+        return sum(getattr(ops, name)(x, *weight, *options).sum() for (name, options), x in calls)
+
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend="aot_eager")
     for m in (3, 5):
-        x = torch.randn(m, 70)
-        eager_x, compiled_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-        linear(eager_x, *weight).sum().backward()
-        compiled(compiled_x).backward()
-        assert_same_bits(compiled_x.grad, eager_x.grad)
+        eager = [torch.randn(m, 70).requires_grad_() for _ in LINEARS]
+        copies = [x.detach().clone().requires_grad_() for x in eager]
+        f(*eager).backward()
+        compiled(*copies).backward()
+        assert_all_have_the_same_bits([x.grad for x in copies], [x.grad for x in eager])
 
 
 class Layer(torch.nn.Module):

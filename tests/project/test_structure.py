@@ -28,7 +28,7 @@ ROOMS = [
     ["schemes"],
     ["files"],
     ["conversion", "huggingface"],
-    ["evaluation"],
+    ["evaluation", "integrations"],
     ["fusion", "lab"],
     ["cli"],
 ]

@@ -12,6 +12,7 @@ RANGES = {  # (dtype, symmetric): qmin, qmax
     (torch.uint8, True): (1, 255),
     (torch.uint8, False): (0, 255),
 }
+WHAT_TAKES_MILLISECONDS = ("test_schema", "test_autograd_registration", "test_faketensor")  # of opcheck
 LINEARS = {
     "dynamic_symmetric": ("linear_dynamic", (True,)),
     "dynamic_affine": ("linear_dynamic", (False,)),

@@ -30,20 +30,24 @@ int largest_code(const GroupCodes& codes) { return codes.table ? 127 : (1 << cod
 // Rows of one block as the kernel reads them.
 struct GroupBlock {
   std::uint8_t* codes;
-  float *scale, *sum, *factor;
+  float *scale, *sum, *factor;  // scale, sum and start are [segments][rows]
   std::int32_t* start;
+  std::int64_t rows;
 
   GroupRow row(std::int64_t i, const GroupCut& cut) const {
-    const std::int64_t at = i * cut.segments;
-    return {codes + i * cut.rows_of_codes() * cut.row_stride(), scale + at, sum + at, start + at, factor + i};
+    return {codes + i * cut.rows_of_codes() * cut.row_stride(), scale + i, sum + i, start + i, rows, factor + i};
   }
 };
 
 GroupBlock make_block(const GroupCut& cut, std::int64_t rows) {
   const std::int64_t values = rows * cut.segments;
   auto* const numbers = reinterpret_cast<float*>(segments_scratch.get((3 * values + rows) * 4));
-  return {codes_scratch.get(rows * cut.rows_of_codes() * cut.row_stride()), numbers, numbers + values,
-          numbers + 3 * values, reinterpret_cast<std::int32_t*>(numbers + 2 * values)};
+  return {codes_scratch.get(rows * cut.rows_of_codes() * cut.row_stride()),
+          numbers,
+          numbers + values,
+          numbers + 3 * values,
+          reinterpret_cast<std::int32_t*>(numbers + 2 * values),
+          rows};
 }
 
 // Kernels with large tiles are wasted on very few rows, and not every one multiplies planes: their base takes such calls.
@@ -168,7 +172,7 @@ void multiply_columns(const GroupCall& call, const GroupBlock& block, Range rows
     p.strip_count = static_cast<int>(ceil_divide(p.n, kStripColumns));
     p.row_stride = call.cut.row_stride();
     p.planes = call.cut.planes();
-    p.segment_stride = call.cut.segments;
+    p.segment_stride = block.rows;
     p.codes = call.codes_of(strip, p.strip_count);
     p.scales = call.scales_of(strip);
     p.has_start = call.row_offset() != 0;
@@ -205,8 +209,10 @@ void quantize_block(const GroupCall& call, const Activations& x, std::int64_t fi
   parallel(count, grain, [&](std::int64_t begin, std::int64_t end) {
     auto* const bytes =
         call.cut.words ? reinterpret_cast<std::int8_t*>(bytes_scratch.get(2 * call.cut.whole_tiles())) : nullptr;
-    auto* const units = reinterpret_cast<std::int32_t*>(units_scratch.get(2 * call.cut.units * 4));
-    const GroupRowQuantizer quantizer{call.rows_kernel, call.kernel, call.cut, call.row_offset(), x.type, bytes, units};
+    auto* const units = reinterpret_cast<std::int32_t*>(units_scratch.get(3 * call.cut.units * 4));
+    auto* const scales = reinterpret_cast<float*>(units + 2 * call.cut.units);
+    const GroupRowQuantizer quantizer{call.rows_kernel, call.kernel, call.cut, call.row_offset(),
+                                      x.type,           bytes,       units,    scales};
     for (std::int64_t i = begin; i < end; ++i) quantizer.quantize(data + i * row_bytes, block.row(i, call.cut));
   });
 }

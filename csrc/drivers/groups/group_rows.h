@@ -33,9 +33,10 @@ struct GroupCut {
 
 // Where a row goes.
 struct GroupRow {
-  std::uint8_t* codes;  // as the kernel reads them
-  float *scale, *sum;   // [segments]; scale is only written if rows have groups
-  std::int32_t* start;  // [segments]
+  std::uint8_t* codes;    // as the kernel reads them
+  float *scale, *sum;     // of the first segment; scale is only written if rows have groups
+  std::int32_t* start;    // of the first segment
+  std::ptrdiff_t stride;  // elements from one segment of these three to the next
   float* factor;
 };
 
@@ -48,6 +49,7 @@ struct GroupRowQuantizer {
   FloatType type;
   std::int8_t* bytes;   // memory for two rows of bytes, if rows become words
   std::int32_t* units;  // memory for the sums of two rows of units
+  float* scales;        // memory for the scales of one row
 
   void quantize(const void* x, const GroupRow& row) const {
     std::int8_t* const codes = cut.words ? bytes : reinterpret_cast<std::int8_t*>(row.codes);
@@ -82,12 +84,10 @@ struct GroupRowQuantizer {
     }
     *row.factor = 1.0f;
     const std::int64_t groups = (cut.k + cut.input.group_size - 1) / cut.input.group_size;
-    // One scale for each group; they are spread over the segments from the last one on, so that none is lost.
-    if (!group_kernel.quantize_groups({x, type, cut.k, cut.input.group_size, row.scale, codes})) return false;
+    if (!group_kernel.quantize_groups({x, type, cut.k, cut.input.group_size, scales, codes})) return false;
     const std::int64_t in_group = cut.input.group_size / cut.segment_k();
-    if (in_group == 1) return true;
-    for (std::int64_t segment = cut.segments; segment-- > 0;) {
-      row.scale[segment] = row.scale[std::min(segment / in_group, groups - 1)];
+    for (std::int64_t segment = 0; segment < cut.segments; ++segment) {
+      row.scale[segment * row.stride] = scales[std::min(segment / in_group, groups - 1)];
     }
     return true;
   }
@@ -109,7 +109,9 @@ struct GroupRowQuantizer {
       // The high bytes of split_row have 128 added to them.
       std::memset(codes + i * stride, rows == 2 && i == 0 ? 128 : 0, static_cast<std::size_t>(cut.k));
     }
-    if (cut.input.group_size) std::fill_n(row.scale, cut.segments, nan);
+    for (std::int64_t segment = 0; cut.input.group_size && segment < cut.segments; ++segment) {
+      row.scale[segment * row.stride] = nan;
+    }
     *row.factor = nan;
   }
 
@@ -132,8 +134,9 @@ struct GroupRowQuantizer {
       const std::int64_t begin = segment * cut.segment_units, end = std::min(cut.units, begin + cut.segment_units);
       std::int32_t sum = 0;
       for (std::int64_t i = begin; i < end; ++i) sum += units[i];
-      row.start[segment] = -offset * sum;
-      row.sum[segment] = cut.input.group_size ? row.scale[segment] * static_cast<float>(sum) : static_cast<float>(sum);
+      const std::ptrdiff_t at = segment * row.stride;
+      row.start[at] = -offset * sum;
+      row.sum[at] = cut.input.group_size ? row.scale[at] * static_cast<float>(sum) : static_cast<float>(sum);
     }
   }
 

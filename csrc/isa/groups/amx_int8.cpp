@@ -87,13 +87,14 @@ OCTAVO_INLINE inline void add_sums(const GroupProduct& p, const std::ptrdiff_t (
                                    const TileSums& sums, const Vector& scale, Vector (&outputs)[kHeight]) {
   each<kHeight>([&](auto r) OCTAVO_INLINE {
     __m512i sum = _mm512_load_si512(sums[r]);
-    if constexpr (kHasStart) sum = _mm512_add_epi32(sum, _mm512_set1_epi32(p.row_start[row[r] + segment]));
+    if constexpr (kHasStart)
+      sum = _mm512_add_epi32(sum, _mm512_set1_epi32(p.row_start[segment * p.segment_stride + row[r]]));
     Vector t{_mm512_cvtepi32_ps(sum)};
     if constexpr (!kHasRowScale) {
       outputs[r] = kHasScale ? multiply_add(t, scale, outputs[r]) : outputs[r] + t;
     } else {
       if constexpr (kHasScale) t = t * scale;
-      outputs[r] = multiply_add(t, set(p.row_scale[row[r] + segment]), outputs[r]);
+      outputs[r] = multiply_add(t, set(p.row_scale[segment * p.segment_stride + row[r]]), outputs[r]);
     }
   });
 }
@@ -126,7 +127,7 @@ template <bool kHasScale, bool kHasRowScale, bool kHasStart>
 
   std::ptrdiff_t row[kHeight];
   for (int r = 0; r < kHeight; ++r) {
-    row[r] = (block.first + (r < block.height ? r : block.height - 1)) * p.segment_stride;
+    row[r] = block.first + (r < block.height ? r : block.height - 1);
   }
   alignas(64) TileSums sums[kAhead];
   KeptScales<1> kept;
@@ -151,7 +152,8 @@ template <bool kHasScale, bool kHasRowScale, bool kHasStart>
                                                    outputs);
       if (has_minimum) {
         each<kHeight>([&](auto r) OCTAVO_INLINE {
-          outputs[r] = multiply_add(kept.minimum[slot][0], set(p.row_sum[row[r] + segment]), outputs[r]);
+          outputs[r] =
+              multiply_add(kept.minimum[slot][0], set(p.row_sum[segment * p.segment_stride + row[r]]), outputs[r]);
         });
       }
       multiply_one(tile, segment + kAhead);

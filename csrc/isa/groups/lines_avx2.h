@@ -27,8 +27,23 @@ inline Line each_half(const Line& a, const F& f) {
   return {f(a.low), f(a.high)};
 }
 
+// Each byte's lowest bits, by a mask of up to 15. The mask is read from memory: tiles have no register left for it.
+struct alignas(32) HalfLine {
+  std::uint8_t bytes[32];
+};
+constexpr HalfLine repeated(int byte) {
+  HalfLine half{};
+  for (std::uint8_t& each : half.bytes) each = static_cast<std::uint8_t>(byte);
+  return half;
+}
+constexpr HalfLine kMasks[] = {repeated(0),  repeated(1),  repeated(2),  repeated(3), repeated(4),  repeated(5),
+                               repeated(6),  repeated(7),  repeated(8),  repeated(9), repeated(10), repeated(11),
+                               repeated(12), repeated(13), repeated(14), repeated(15)};
 inline Line masked(const Line& a, int mask) {
-  return each_half(a, [&](__m256i half) { return _mm256_and_si256(half, _mm256_set1_epi8(static_cast<char>(mask))); });
+  return each_half(a, [&](__m256i half) {
+    asm("vpand %1, %0, %0" : "+x"(half) : "m"(kMasks[mask]));
+    return half;
+  });
 }
 inline Line either(const Line& a, const Line& b) {
   return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
@@ -57,16 +72,6 @@ inline Line load_table(const std::uint8_t* table) {
 }
 inline Line looked_up(const Line& table, const Line& codes) {
   return each_half(codes, [&](__m256i half) { return _mm256_shuffle_epi8(table.low, half); });
-}
-
-// 4 activations, for all columns.
-struct Four {
-  __m256i bytes;
-};
-inline Four load_four(const char* codes) {
-  std::int32_t word;
-  __builtin_memcpy(&word, codes, 4);
-  return {_mm256_set1_epi32(word)};
 }
 
 // The exact sums of 16 columns.

@@ -59,8 +59,6 @@ inline void start(ColumnSums& sums, std::int32_t value) { sums.lanes = _mm512_se
 // Sums of words, which AVX2 needs on the way, do not exist here.
 constexpr bool kAddsInWords = false;
 using WordSums = ColumnSums;
-inline void clear(WordSums&) {}
-inline void add_words(ColumnSums&, const WordSums&) {}
 
 // Written in asm for the reason that isa/integer/avx512_vnni.cpp gives.
 inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {

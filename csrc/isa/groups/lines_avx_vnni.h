@@ -12,11 +12,19 @@
 namespace octavo {
 namespace {
 
+// 4 activations, for all columns.
+struct Four {
+  __m256i bytes;
+};
+inline Four load_four(const char* codes) {
+  std::int32_t word;
+  __builtin_memcpy(&word, codes, 4);
+  return {_mm256_set1_epi32(word)};
+}
+
 // Sums of words, which AVX2 needs on the way, do not exist here.
 constexpr bool kAddsInWords = false;
 using WordSums = ColumnSums;
-inline void clear(WordSums&) {}
-inline void add_words(ColumnSums&, const WordSums&) {}
 
 inline void dot(ColumnSums& sums, const Line& codes, const Four& activations) {
   asm(OCTAVO_VPDPBUSD " %2, %1, %0" : "+x"(sums.low) : "x"(codes.low), "x"(activations.bytes));

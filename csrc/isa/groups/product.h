@@ -19,9 +19,10 @@ OCTAVO_INLINE inline void add_segment(const GroupProduct& p, std::int64_t segmen
   const bool has_scale = p.scales.scale_type != Number::none, has_minimum = p.scales.minimum_type != Number::none;
   const Vector(&scale)[kStrips] = kept.scale[segment % kKeptSegments];
   const Vector(&minimum)[kStrips] = kept.minimum[segment % kKeptSegments];
+  const float* const row_scales = p.row_scale + segment * p.segment_stride;
   const auto each_output = [&](const auto& f) OCTAVO_INLINE {
     each<kRows>([&](auto r) OCTAVO_INLINE {
-      const float* const row_scale = p.row_scale + r * p.segment_stride + segment;
+      const float* const row_scale = row_scales + r;
       each<kStrips>([&](auto s) OCTAVO_INLINE {
         if constexpr (kPlanes) {
           outputs[r][s] = f(rounded(sums[2 * r][s], sums[2 * r + 1][s]), s, row_scale, outputs[r][s]);
@@ -45,8 +46,9 @@ OCTAVO_INLINE inline void add_segment(const GroupProduct& p, std::int64_t segmen
                     OCTAVO_INLINE { return multiply_add(t * scale[s], set(*row_scale), y); });
   }
   if (!has_minimum) return;
+  const float* const row_sums = p.row_sum + segment * p.segment_stride;
   each<kRows>([&](auto r) OCTAVO_INLINE {
-    const Vector row_sum = set(p.row_sum[r * p.segment_stride + segment]);
+    const Vector row_sum = set(row_sums[r]);
     each<kStrips>([&](auto s) OCTAVO_INLINE { outputs[r][s] = multiply_add(minimum[s], row_sum, outputs[r][s]); });
   });
 }
@@ -73,28 +75,73 @@ void write_outputs_of(const GroupProduct& p, int strip, int rows, int strips, co
 template <class Form>
 constexpr bool kStepFitsWords = kAddsInWords && Form::kLargestCode * 127 * 2 * Form::kUnits * 4 <= 32767;
 
-// Adds the products of one step to the sums.
-template <class Form, int kRows, int kStrips>
-OCTAVO_INLINE inline void multiply_step(const Form& form, const std::uint8_t* const (&at)[kStrips], const char* codes,
-                                        std::ptrdiff_t stride, ColumnSums (&sums)[kRows][kStrips]) {
-  const auto add_products = [&](auto& to) OCTAVO_INLINE {
-    form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
-      each<kRows>([&](auto r) OCTAVO_INLINE {
-        const Four activations = load_four(codes + r * stride + line * kLineK);
-        each<kStrips>([&](auto s) OCTAVO_INLINE { dot(to[r][s], lines[s], activations); });
-      });
-    });
-  };
-  if constexpr (kStepFitsWords<Form>) {
-    WordSums words[kRows][kStrips];
-    each<kRows>([&](auto r) OCTAVO_INLINE { each<kStrips>([&](auto s) OCTAVO_INLINE { clear(words[r][s]); }); });
-    add_products(words);
+// Calls dot(is_first, sum, line of codes, activations) for the products of one step.
+template <class Form, int kRows, int kStrips, class Sum, class Dot>
+OCTAVO_INLINE inline void each_product(const Form& form, const std::uint8_t* const (&at)[kStrips], const char* codes,
+                                       std::ptrdiff_t stride, Sum (&sums)[kRows][kStrips], const Dot& dot) {
+  form.each_line(at, [&](int line, const Line(&lines)[kStrips]) OCTAVO_INLINE {
     each<kRows>([&](auto r) OCTAVO_INLINE {
-      each<kStrips>([&](auto s) OCTAVO_INLINE { add_words(sums[r][s], words[r][s]); });
+      const Four& activations = load_four(codes + r * stride + line * kLineK);
+      each<kStrips>([&](auto s) OCTAVO_INLINE { dot(line == 0, sums[r][s], lines[s], activations); });
     });
-  } else {
-    add_products(sums);
+  });
+}
+
+// What a tile reads next: the codes of its weights and of its rows.
+template <int kStrips>
+struct TilePlace {
+  const std::uint8_t* at[kStrips];
+  const char* codes;
+
+  template <class Form>
+  OCTAVO_INLINE void advance(bool prefetches) {
+    codes += Form::kUnits * kUnitK;
+    each<kStrips>([&](auto s) OCTAVO_INLINE {
+      if (prefetches) {
+        each<Form::kStepBytes / kLineBytes>(
+            [&](auto l) OCTAVO_INLINE { __builtin_prefetch(at[s] + kPrefetchBytes + l * kLineBytes, 0, 2); });
+      }
+      at[s] += Form::kStepBytes;
+    });
   }
+};
+
+// The sums of one segment, from `sums` on.
+template <class Form, int kRows, int kStrips>
+OCTAVO_INLINE inline void add_steps(const Form& form, TilePlace<kStrips>& place, std::ptrdiff_t stride,
+                                    std::int64_t units, bool prefetches, ColumnSums (&sums)[kRows][kStrips]) {
+  for (std::int64_t unit = 0; unit < units; unit += Form::kUnits) {
+    each_product(form, place.at, place.codes, stride, sums,
+                 [](bool, ColumnSums& sum, const Line& codes, const Four& activations)
+                     OCTAVO_INLINE { dot(sum, codes, activations); });
+    place.template advance<Form>(prefetches);
+  }
+}
+
+// The same where the products of one step are added in words first. Most segments are one step long: their sums never leave
+// registers, which hold the words of a tile or its sums, but not both.
+template <class Form, int kRows, int kStrips>
+OCTAVO_INLINE inline void add_steps_in_words(const Form& form, TilePlace<kStrips>& place, std::ptrdiff_t stride,
+                                             std::int64_t units, bool prefetches, ColumnSums (&sums)[kRows][kStrips]) {
+  ColumnSums before[kRows][kStrips];
+  const auto each_sum = [&](const auto& f) OCTAVO_INLINE {
+    each<kRows>([&](auto r) OCTAVO_INLINE { each<kStrips>([&](auto s) OCTAVO_INLINE { f(r, s); }); });
+  };
+  WordSums words[kRows][kStrips];
+  for (std::int64_t unit = 0;; unit += Form::kUnits) {
+    each_product(form, place.at, place.codes, stride, words,
+                 [](bool is_first, auto& sum, const Line& codes, const Four& activations)
+                     OCTAVO_INLINE { is_first ? dot_first(sum, codes, activations) : dot(sum, codes, activations); });
+    place.template advance<Form>(prefetches);
+    if (unit + Form::kUnits >= units) break;
+    if (unit == 0) {
+      each_sum([&](auto r, auto s) OCTAVO_INLINE { before[r][s] = widened(words[r][s]); });
+    } else {
+      each_sum([&](auto r, auto s) OCTAVO_INLINE { add(before[r][s], widened(words[r][s])); });
+    }
+  }
+  each_sum([&](auto r, auto s) OCTAVO_INLINE { add(sums[r][s], widened(words[r][s])); });
+  if (units > Form::kUnits) each_sum([&](auto r, auto s) OCTAVO_INLINE { add(sums[r][s], before[r][s]); });
 }
 
 // Never inlined, so that g++ assigns registers to one tile at a time.
@@ -104,33 +151,29 @@ template <class Form, int kRows, int kStrips, bool kPlanes>
   const Form form(p.codes);
   Vector outputs[kRows][kStrips];
   each<kRows>([&](auto r) OCTAVO_INLINE { each<kStrips>([&](auto s) OCTAVO_INLINE { outputs[r][s] = set(0.0f); }); });
-  const auto* codes = static_cast<const char*>(p.rows);
-  const std::uint8_t* at[kStrips];
-  each<kStrips>([&](auto s) OCTAVO_INLINE { at[s] = p.codes.strips + (strip + s) * p.codes.strip_stride; });
+  TilePlace<kStrips> place;
+  place.codes = static_cast<const char*>(p.rows);
+  each<kStrips>([&](auto s) OCTAVO_INLINE { place.at[s] = p.codes.strips + (strip + s) * p.codes.strip_stride; });
   KeptScales<kStrips> kept;
   const std::int64_t segments = (p.units + p.segment_units - 1) / p.segment_units;
-  std::int64_t unit = 0;
+  const bool prefetches = kRows <= kPrefetchRows && p.cold;
   for (std::int64_t segment = 0; segment < segments; ++segment) {
     if (p.scales.scale_type != Number::none && segment % kKeptSegments == 0) {
       load_scales(p, strip, kStrips, segment, segments, kept.scale[0], kept.minimum[0]);
     }
     ColumnSums sums[kSumRows][kStrips];
+    const std::int32_t* const row_start = p.row_start + segment * p.segment_stride;
     each<kSumRows>([&](auto r) OCTAVO_INLINE {
       const bool is_high = kPlanes && r % 2 == 0;
-      const std::int32_t first = is_high ? 0 : p.row_start[r / (kPlanes ? 2 : 1) * p.segment_stride + segment];
+      const std::int32_t first = is_high ? 0 : row_start[r / (kPlanes ? 2 : 1)];
       each<kStrips>([&](auto s) OCTAVO_INLINE { start(sums[r][s], first); });
     });
-    const std::int64_t end = unit + p.segment_units < p.units ? unit + p.segment_units : p.units;
-    for (; unit < end; unit += Form::kUnits) {
-      multiply_step<Form, kSumRows, kStrips>(form, at, codes, p.row_stride, sums);
-      codes += Form::kUnits * kUnitK;
-      each<kStrips>([&](auto s) OCTAVO_INLINE {
-        if (kRows <= kPrefetchRows && p.cold) {
-          each<Form::kStepBytes / kLineBytes>(
-              [&](auto l) OCTAVO_INLINE { __builtin_prefetch(at[s] + kPrefetchBytes + l * kLineBytes, 0, 2); });
-        }
-        at[s] += Form::kStepBytes;
-      });
+    const std::int64_t left = p.units - segment * p.segment_units;
+    const std::int64_t units = left < p.segment_units ? left : p.segment_units;
+    if constexpr (kStepFitsWords<Form>) {
+      add_steps_in_words(form, place, p.row_stride, units, prefetches, sums);
+    } else {
+      add_steps(form, place, p.row_stride, units, prefetches, sums);
     }
     add_segment<kRows, kStrips, kPlanes>(p, segment, kept, sums, outputs);
   }

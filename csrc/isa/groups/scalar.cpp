@@ -61,7 +61,7 @@ float output(const GroupProduct& p, int i, int strip, int column) {
   std::int64_t segment = 0;
   for (std::int64_t unit = 0; unit < p.units; unit += p.segment_units, ++segment) {
     const std::int64_t end = std::min<std::int64_t>(unit + p.segment_units, p.units),
-                       at = i * p.segment_stride + segment;
+                       at = segment * p.segment_stride + i;
     const auto t = static_cast<float>(p.row_start[at] + sum_of(p, i, codes, column, unit, end));
     const ScaleAndMinimum weight = scale_of(p.scales, strip, segment / p.group_segments, column);
     sum = p.row_scale ? std::fma(t * weight.scale, p.row_scale[at], sum) : std::fma(t, weight.scale, sum);

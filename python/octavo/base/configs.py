@@ -98,7 +98,7 @@ def label(config: Config) -> str:
         own
     ):  # what follows from other fields, such as weights from a group_size, goes first
         rest = {name: value for name, value in needed.items() if name != item.name}
-        if item.default is not MISSING and type(config)(**rest) == config:
+        if item.default is not MISSING and _is_made_from(config, rest):
             needed = rest
     changed = []
     for item in own:
@@ -108,6 +108,13 @@ def label(config: Config) -> str:
             is_bare = item is own[0] and not item.kw_only and not isinstance(value, bool)
             changed.append(text if is_bare else f"{item.name}={text}")
     return f"{config.name}({', '.join(changed)})" if changed else config.name
+
+
+def _is_made_from(config: Config, values: Mapping[str, Any]) -> bool:
+    try:
+        return type(config)(**values) == config
+    except (TypeError, ValueError):  # without the value that is left out the others contradict each other
+        return False
 
 
 def require_flags(config: Config, *names: str) -> None:

@@ -57,6 +57,10 @@ class Padding:
         self.left_out += sum(int((~mask).sum()) for mask in masks.values())
         return list(masks.values())
 
+    def given_masks(self, args: tuple, kwargs: dict[str, Any]) -> Masks:
+        """The masks among the arguments of `model` itself, each as it is."""
+        return list(_masks_in(arguments_by_name(self.model, args, kwargs)).values())
+
     def rows(self, tensor: torch.Tensor, masks: Masks, *, has_channels: bool = False) -> torch.Tensor:
         """`tensor` without the positions that a mask of its shape leaves out; all of it where no mask fits.
 

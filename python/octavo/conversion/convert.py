@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ..base.modules import undone_on_error
-from ..nn import leave_fused_paths
+from ..nn import PreparedLinear, leave_fused_paths
+from ..nn.experts import experts_as_layers, joined_parameters
 from ..runtime.malloc import give_back
 from ..schemes import label
 from .plan import Layer, plan_quantization, report_of
@@ -26,6 +27,7 @@ from .prepare import (
     is_replaced,
     prepare_layer,
     prepare_layers,
+    quantize_in_sequence,
     require_module,
     require_ready,
     require_root,
@@ -65,13 +67,18 @@ def quantize_(
                        already is raised when all layers are quantized: the model is never half converted
     """
     require_root("quantize_", model, is_replaced, "use layer = octavo.quantized(layer, scheme)")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    _require_data("quantize_", layers, data)
-    originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
-    with undone_on_error(model) as undo:
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with undone_on_error(model) as undo, experts_as_layers(model):
+        layers = plan_quantization(model, selection)
+        _require_data("quantize_", layers, data)
+        originals = {id(layer): layer.module for layer in layers if layer.scheme is not None}
         prepare_layers(model, layers)
-        _calibrate(model, layers, data, progress)
-        freeze_layers(model, layers, progress, undo, originals)
+        if _is_sequential(layers):
+            quantize_in_sequence(model, layers, data, progress)
+            undo.let_go()
+        else:
+            _calibrate(model, layers, data, progress)
+            freeze_layers(model, layers, progress, undo, originals)
     give_back()  # else the process stays as large as with the float weights: 540 MB for 134 MB of codes
     return report_of(layers)
 
@@ -92,17 +99,25 @@ def quantized(
     The weights that are quantized are never copied as floats. `model` may be a bare linear layer.
     """
     require_module("quantized", model)
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    _require_data("quantized", layers, data)
-    copies: dict[int, object] = {}  # deepcopy's memo: what it finds here, it takes for copied already
-    for layer in layers:
-        if layer.scheme is not None:
-            key = id(layer.module)
-            copies[key] = prepare_layer(layer)
-    result = copied("quantized", model, copies)
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with experts_as_layers(model):
+        layers = plan_quantization(model, selection)
+        _require_data("quantized", layers, data)
+        chosen = {id(layer.module) for layer in layers if layer.scheme is not None}
+        copies: dict[int, object] = joined_parameters(
+            model, chosen
+        )  # deepcopy takes what is here for copied already
+        for layer in layers:
+            if layer.scheme is not None:
+                key = id(layer.module)
+                copies[key] = prepare_layer(layer)
+        result = copied("quantized", model, copies)
     leave_fused_paths(result)
-    _calibrate(result, layers, data, progress)
-    result = freeze_layers(result, layers, progress)
+    if _is_sequential(layers) and not isinstance(result, PreparedLinear):
+        quantize_in_sequence(result, layers, data, progress)
+    else:
+        _calibrate(result, layers, data, progress)
+        result = freeze_layers(result, layers, progress)
     give_back()
     report_of(layers)
     return result
@@ -141,6 +156,11 @@ def _require_data(who: str, layers: list[Layer], data: Any) -> None:
                 f"{who}: {label(layer.scheme)} calibrates the input of {layer.name!r} and needs data: give batches, "
                 f"{who}(model, scheme, data=batches), or use octavo.Int8Dynamic(), which needs none"
             )
+
+
+def _is_sequential(layers: list[Layer]) -> bool:
+    """Whether the method of some layer wants to see what the quantized layers before it give."""
+    return any(layer.scheme is not None and layer.scheme.method.is_sequential for layer in layers)
 
 
 def _calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:

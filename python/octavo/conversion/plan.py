@@ -22,7 +22,7 @@ from ..nn.embedding import obstacle_of
 from ..nn.replacements import contradiction, embedding_of, kind_of, replacement_of
 from ..schemes import Scheme, label
 from .bypassed import bypassed_layers
-from .report import QuantizationReport, Row
+from .report import QuantizationReport, Row, experts_joined
 from .selection import Selection
 
 __all__ = [
@@ -69,12 +69,12 @@ class Layer:
     def keep(self, reason: str) -> None:
         self.scheme, self.row = None, replace(self.row, reason=reason)
 
-    def becomes(self, module: nn.Module, action: str) -> None:
-        """Notes that `module` has taken the place of the layer."""
+    def becomes(self, module: nn.Module, action: str, remark: str = "") -> None:
+        """Notes that `module` has taken the place of the layer, and what there is to say of it."""
         assert self.scheme is not None
         self.module = module
         seen: set[object] = set()
-        reason = ""
+        reason = remark
         if self.shares is not None:
             bytes_of_module(self.shares.module, seen)
             reason = f"shares the weight of {self.shares.name!r}"
@@ -134,7 +134,7 @@ def plan_freezing(model: nn.Module) -> list[Layer]:
 
 def report_of(layers: list[Layer]) -> QuantizationReport:
     """The report of all layers. If all of them were kept, a warning is logged."""
-    report = QuantizationReport([row for layer in layers for row in layer.rows()])
+    report = QuantizationReport(experts_joined([row for layer in layers for row in layer.rows()]))
     reasons = sorted({row.reason for row in report.rows})
     if not (report.quantized or report.prepared or reasons == ["already quantized"]):
         _log.warning("no layer was quantized; the reasons: %s", reasons)

@@ -21,12 +21,15 @@ from ..base.distributed import require_unwrapped
 from ..base.modules import Places, Undo, places_of, replace_at, undone_on_error
 from ..base.progress import with_bar
 from ..files import model_changed
+from ..methods.statistics import Positions
 from ..nn import PreparedLinear, QuantLinear, leave_fused_paths
+from ..nn.experts import experts_as_layers
 from ..nn.replacements import embedding_of, replacement_of
 from ..schemes import Scheme
 from .plan import Layer, plan_freezing, plan_quantization, report_of, require_finite
 from .report import QuantizationReport
 from .selection import Embeddings, LayerFilter, Patterns, SchemeLike, Selection
+from .sequence import BlockSequence
 
 _log = logging.getLogger("octavo")
 
@@ -57,8 +60,9 @@ def prepare_(
     require_root("prepare_", model, is_replaced, "wrap it: nn.Sequential(layer)")
     if learn_scales:
         require_unwrapped("prepare_", model, "scales of its own, which no process tells the others")
-    layers = plan_quantization(model, Selection(scheme, include, exclude, filter_fn, include_embeddings))
-    with undone_on_error(model):
+    selection = Selection(scheme, include, exclude, filter_fn, include_embeddings)
+    with undone_on_error(model), experts_as_layers(model):
+        layers = plan_quantization(model, selection)
         prepare_layers(model, layers, estimator=estimator, learn_scales=learn_scales)
     return report_of(layers)
 
@@ -145,8 +149,42 @@ def calibrate(model: nn.Module, layers: list[Layer], data: Any, progress: bool) 
                 model(*args, **kwargs)
 
 
+def quantize_in_sequence(model: nn.Module, layers: list[Layer], data: Any, progress: bool) -> None:
+    """Calibrates and freezes the layers block by block. The float weights are there until the last one is frozen.
+
+    raises   ValueError if data is empty, and as `require_ready`
+    """
+    require_unwrapped("quantize_", model, "ranges of its own, from its own batches")
+    batches = list(calls(data, "quantize_: data", model))
+    if not batches:
+        raise ValueError("quantize_: data is empty; give at least one batch")
+    of = {layer.module: layer for layer in layers if layer.scheme is not None}
+    places = places_of(of, model)
+    for layer in layers:  # what an embedding reads has no range, and a tied head needs the embedding's codes
+        if layer.is_embedding or layer.shares is not None:
+            _freeze_layer(layer, places, None)
+    with torch.no_grad(), evaluating(model):
+        sequence = BlockSequence(model, batches)
+        for part in with_bar(sequence, "quantizing", "block", progress):
+            own = [of[module] for module in part.layers]
+            for _ in range(max(layer.scheme.calibration_passes for layer in own if layer.scheme)):
+                positions = sequence.positions
+                with _watching(part.root, part.layers, in_place=False, positions=positions):
+                    part.run(positions)
+            require_ready(own)
+            for layer in own:
+                _freeze_layer(layer, places, None)
+    model_changed(model)
+
+
 @contextmanager
-def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool = True) -> Iterator[None]:
+def _watching(
+    model: nn.Module,
+    layers: list[PreparedLinear],
+    *,
+    in_place: bool = True,
+    positions: Positions | None = None,
+) -> Iterator[None]:
     before = [layer.is_calibrating for layer in layers]
     for layer in layers:
         layer.is_calibrating = True
@@ -154,7 +192,7 @@ def _watching(model: nn.Module, layers: list[PreparedLinear], *, in_place: bool 
         with ExitStack() as stack:
             for method in dict.fromkeys(type(layer.scheme.method) for layer in layers):
                 own = [layer for layer in layers if type(layer.scheme.method) is method]
-                stack.enter_context(method.watching(model, own, in_place=in_place))
+                stack.enter_context(method.watching(model, own, in_place=in_place, positions=positions))
             yield
     finally:
         # Inference tensors could take no part in training later.
@@ -177,6 +215,7 @@ def require_ready(layers: list[Layer]) -> None:
     with torch.no_grad():
         for layer in prepared:
             require_finite(layer)
+            layer.module.scheme.method.require_ready(layer.module)
             layer.module.require_scales()
             if type(layer.module).float_weight is not PreparedLinear.float_weight:
                 _ = layer.module.weight_qparams  # raises if what becomes codes is not finite
@@ -248,17 +287,18 @@ def freeze_layers(
 
 def _freeze_layer(layer: Layer, places: Places, undo: Undo | None) -> None:
     """Attempts once to freeze a layer. An attempt before may have been interrupted at any point."""
-    module = layer.module
+    module, remark = layer.module, layer.row.reason
     if isinstance(module, PreparedLinear):
-        at = places[id(module)]
+        at, prepared = places[id(module)], module
         with torch.inference_mode(False), torch.no_grad():
             leader: Any = None if layer.shares is None else layer.shares.module
             shares = leader if isinstance(leader, QuantLinear) else None
-            module = layer.scheme.freeze(module, shares)  # type: ignore[union-attr]
+            module = layer.scheme.freeze(prepared, shares)  # type: ignore[union-attr]
+        remark = prepared.remark
         if undo is not None:
             undo.let_go()
         replace_at(at, module)
-    layer.becomes(module, "quantized")
+    layer.becomes(module, "quantized", remark)
 
 
 def require_module(who: str, model: object) -> None:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..base.tables import as_html, as_text
@@ -17,7 +18,7 @@ class Row:
     name           where it sits in the model, "" for the model itself
     kind           class before the conversion
     action         "quantized", "prepared" or "kept"
-    reason         why it was kept; empty for most others
+    reason         why it was kept; of a quantized layer what should be known of how it was done, mostly nothing
     scheme         the scheme's name, empty if kept
     bytes_before, bytes_after   memory of its own parameters and buffers; what modules share counts once, at the first
     """
@@ -29,6 +30,23 @@ class Row:
     scheme: str
     bytes_before: int
     bytes_after: int
+
+
+def experts_joined(rows: list[Row]) -> list[Row]:
+    """`rows` with one row for what was done alike with the same matrix of all experts: `mlp.experts.down_proj` stands
+    for `mlp.experts.0.down_proj` and the others."""
+    joined: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        name, found = re.subn(r"\bexperts\.\d+\.", "experts.", row.name)
+        one = (name, row.kind, row.action, row.reason, row.scheme) if found else (row.name,)
+        joined.setdefault(one, []).append(row)
+    return [own[0] if len(own) == 1 else _sum_of(name, own) for (name, *_), own in joined.items()]
+
+
+def _sum_of(name: str, rows: list[Row]) -> Row:
+    before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
+    kind = f"{len(rows)} x {rows[0].kind}"
+    return replace(rows[0], name=name, kind=kind, bytes_before=before, bytes_after=after)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..base.modules import undone_on_error
+from ..nn.experts import holds_experts, split_experts_, split_in
 from .disk import folder_argument
 from .format import errors_naming, format_of, model_changed
 from .inspection import CheckpointContents
 from .loading import fill
 from .octavo import Octavo
+from .renaming import possible_layers
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -68,7 +71,11 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
         format = format_of(folder, to_load=True)
     if skeleton is None:
         skeleton = format.skeleton(folder)
-    model = fill(skeleton, format.read(folder, skeleton))
+    with undone_on_error(skeleton):
+        if holds_experts(skeleton):
+            stored = [layer.name for layer in format.inspect(folder).layers]
+            split_experts_(skeleton, split_in(possible_layers(skeleton, stored), skeleton))
+        model = fill(skeleton, format.read(folder, skeleton))
     model_changed(model)
     return model
 

@@ -33,6 +33,7 @@ from ..tensors.forms import TensorForm, positive
 from . import computed, safetensors
 from .config_json import CONFIG, ENTRY, quantization_entry
 from .format import Checkpoint, FileFormat
+from .guard import unguard_
 from .inspection import CheckpointContents
 from .renaming import by_name_of, missing_from
 
@@ -64,10 +65,11 @@ class CompressedTensors(FileFormat):
         Source: compressed-tensors 0.20.0, formats int-quantized and pack-quantized.
         """
         try:
-            schemes = _schemes(quantization_entry(path) or {}, skeleton)
+            schemes = schemes_of(quantization_entry(path) or {}, skeleton)
         except (TypeError, KeyError, AttributeError, re.error) as error:
             raise ValueError(f"load: {ENTRY} of {path / CONFIG} is damaged ({error!r})") from error
         tensors, unknown = by_name_of(skeleton, safetensors.read_folder(path), set(schemes))
+        unguard_(tensors, schemes)
         unknown -= computed.may_be_left_over(skeleton, unknown)
         if unknown:
             _log.warning("load: the model has no place for these tensors: %s", sorted(unknown))
@@ -91,7 +93,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     layers = {name: module for name, module in modules.items() if isinstance(module, QuantLinear)}
     schemes: dict[str, Any] = {name: layer.scheme for name, layer in layers.items()}
     if not all(map(_has_words, layers.values())):
-        return {"octavo": {"layers": {name: scheme.to_dict() for name, scheme in schemes.items()}}}
+        return {"octavo": layers_entry(model)}
     classes = {each.__name__ for kind in set(map(type, modules.values())) for each in kind.__mro__}
     groups: dict[str, tuple[WeightFormat, Any, list[str]]] = {}
     for name, scheme in schemes.items():
@@ -112,6 +114,14 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def layers_entry(model: nn.Module) -> dict[str, Any]:
+    """The entry "octavo", which says in our words what the layers of `model` are."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {
+        "layers": {name: layer.scheme.to_dict() for name, layer in modules if isinstance(layer, QuantLinear)}
+    }
+
+
 def set_quantization_config(model: nn.Module) -> None:
     """Tells the config of each transformers model that holds quantized layers of `model` what its layers are now.
 
@@ -128,7 +138,11 @@ def set_quantization_config(model: nn.Module) -> None:
         for module in filter(_is_transformers, outermost.modules()):
             config: Any = module.config
             if id(config) not in told and _has_quantized(module):
-                config.quantization_config = quantization_config(module)
+                entry: Any = getattr(config, "quantization_config", None)
+                if getattr(entry, "quant_method", None) == "octavo":  # from_pretrained was asked for that
+                    entry.octavo = layers_entry(module)
+                else:
+                    config.quantization_config = quantization_config(module)
             told.add(id(config))  # of the models that share a config, the outermost one's names count
 
 
@@ -223,7 +237,8 @@ def _group(weights: WeightFormat, activations: dict[str, Any] | None, targets: l
 # Reading
 
 
-def _schemes(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
+def schemes_of(entry: dict[str, Any], skeleton: nn.Module) -> dict[str, Scheme]:
+    """The scheme of each layer of `skeleton` that `entry`, a quantization_config, says is quantized, by name."""
     modules = dict(skeleton.named_modules(remove_duplicate=False))
     outer = _outer_prefix(skeleton)
     if "octavo" in entry:

@@ -86,7 +86,8 @@ def prefix_of(name: str) -> str:
 # --- layers without values ------------------------------------------------------------------------------------------
 
 
-def _unfilled(linear: Any, scheme: Scheme) -> OurLinear:
+def unfilled(linear: Any, scheme: Scheme) -> QuantLinear:
+    """A layer for `linear`, which may be on the meta device, whose tensors are on the meta device: to be filled."""
     has_bias = bias_of(linear) is not None
     layer = scheme.layer_for(linear)(*features_of(linear), has_bias, scheme=scheme, device="meta")
     layer.replaces = kind_of(linear)
@@ -121,7 +122,7 @@ def _unfilled_layers(skeleton: nn.Module, checkpoint: Checkpoint) -> dict[str, O
             made[id(linear)] = (
                 _unfilled_prepared(name, linear, checkpoint)
                 if name in checkpoint.prepared
-                else _unfilled(linear, checkpoint.schemes[name])
+                else unfilled(linear, checkpoint.schemes[name])
             )
         layers[name] = made[id(linear)]
     return layers

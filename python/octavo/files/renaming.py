@@ -8,7 +8,7 @@ each. transformers keeps a list of such changes for each class; for other models
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from copy import deepcopy
 from typing import Any
 
@@ -42,6 +42,12 @@ class Conversions:
         """The model's name of a tensor of a file; None if the model holds it in another form, too."""
         name, converter, _ = self._target(stored)
         return name if converter is None else None
+
+    def only_renamed(self, stored: str) -> str:
+        """The name of a tensor of a file that the model holds as the file does, whatever others of such names do."""
+        for renaming in self.renamings:
+            stored, _ = renaming.rename_source_key(stored)
+        return stored
 
     def converted(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The model's tensors, by its names, that are made of the file's tensors for which `renamed` is None."""
@@ -77,9 +83,7 @@ class Conversions:
 
     def _target(self, stored: str) -> tuple[str, Any, str | None]:
         """The new name and, for another form, the converter and which of its sources this is."""
-        name = stored
-        for renaming in self.renamings:
-            name, _ = renaming.rename_source_key(name)
+        name = self.only_renamed(stored)
         for converter in self.converters:
             target, source = converter.rename_source_key(name)
             if source is not None:
@@ -87,21 +91,33 @@ class Conversions:
         return name, None, None
 
 
-def own_names(skeleton: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def own_names(skeleton: nn.Module, names: Iterable[str], layers: Collection[str] = ()) -> dict[str, str]:
     """{name in a file: name in `skeleton`}, without tensors that transformers brings into another form on loading.
 
+    layers   names of quantized layers, whose tensors keep their form: a layer for each expert is not joined with others
     A model's names may be newer ones, or have a prefix that the names of its base model lack.
     """
     conversions, modules = Conversions(skeleton), dict(skeleton.named_modules(remove_duplicate=False))
     prefix = getattr(skeleton, "base_model_prefix", "") + "."
     result = {}
     for name in names:
-        renamed = conversions.renamed(name)
+        plain = conversions.only_renamed(name)
+        renamed = plain if plain.rpartition(".")[0] in layers else conversions.renamed(name)
         if renamed is not None:
             candidates = (renamed, prefix + renamed, renamed.removeprefix(prefix), name)
             fitting = (other for other in candidates if other.rpartition(".")[0] in modules)
             result[name] = next(fitting, name)
     return result
+
+
+def possible_layers(skeleton: nn.Module, layers: Iterable[str]) -> set[str]:
+    """The names that layers of a file may have in `skeleton`."""
+    conversions, prefix = Conversions(skeleton), getattr(skeleton, "base_model_prefix", "") + "."
+    found = set(layers)
+    for layer in list(found):
+        name = conversions.only_renamed(f"{layer}.weight").rpartition(".")[0]
+        found |= {name, prefix + name, name.removeprefix(prefix)}
+    return found
 
 
 def by_name_of(
@@ -113,7 +129,7 @@ def by_name_of(
     A file holds one of the names of a tied tensor; here the others have the same tensor. Values are not looked at.
     """
     state = skeleton.state_dict(keep_vars=True)
-    names = own_names(skeleton, tensors)
+    names = own_names(skeleton, tensors, layers)
     others = {name: tensor for name, tensor in tensors.items() if name not in names}
     converted = Conversions(skeleton).converted(others)
     placed = own_names(skeleton, converted)

@@ -30,6 +30,31 @@ KINKS = frozenset({"relu", "relu_"})
 Proofs = dict[Any, str]
 
 
+class _Unread:
+    """Stands for a module's number in the model. It can be handed on, to a cache for instance, and that is all:
+    whatever asks for its value raises. So what is found out with it holds for modules of every number."""
+
+    __class__ = int  # type: ignore[assignment]  # what isinstance is told
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise AttributeError(f"{attribute} of the module's {self.name} is asked for")
+
+
+def _refuse(number: _Unread, *_: Any) -> Any:
+    raise TypeError(f"the value of the module's {number.name} is asked for")
+
+
+_COMPARED_OR_SHOWN = "__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __hash__ __str__ __repr__ __format__".split()
+_ARITHMETIC = [
+    name for name in dir(int) if name.startswith("__") and name not in (*dir(object), "__getnewargs__")
+]
+for _method in (*_COMPARED_OR_SHOWN, *_ARITHMETIC):
+    setattr(_Unread, _method, _refuse)
+
+
 def other_paths(module: nn.Module, inputs: dict[str, Any], proofs: Proofs, *, kinks: bool = False) -> str:
     """Why `module`, called with `inputs`, may compute by another formula for other values or sizes; "" if it does not.
 
@@ -42,7 +67,7 @@ def other_paths(module: nn.Module, inputs: dict[str, Any], proofs: Proofs, *, ki
         proofs[key] = _look(module, inputs, kinks, without=NUMBERS)
     if not any(name in proofs[key] for name in NUMBERS):
         return proofs[key]
-    # The module reads its number in the model: modules of every number are looked at.
+    # The module asks for its number in the model: modules of every number are looked at.
     key = structure_of(module, with_numbers=True), kinds
     if key not in proofs:
         proofs[key] = _look(module, inputs, kinks, without=())
@@ -51,8 +76,7 @@ def other_paths(module: nn.Module, inputs: dict[str, Any], proofs: Proofs, *, ki
 
 def _look(module: nn.Module, inputs: dict[str, Any], kinks: bool, without: tuple[str, ...]) -> str:
     hidden = {name: value for name, value in vars(module).items() if without and name.endswith(without)}
-    for name in hidden:
-        del vars(module)[name]
+    vars(module).update({name: _Unread(name) for name in hidden})
     try:
         exported = export_block(module, (), _named(module, inputs))
     except NotUnderstood as error:

@@ -11,6 +11,9 @@ from .base import Method, RoundToNearest
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
+from .clip_search import ClipSearch, default_method  # noqa: E402
+from .gptq import GPTQ  # noqa: E402
+from .hqq import HQQ  # noqa: E402
 from .smoothquant import SmoothQuant  # noqa: E402
 
-__all__ = ["Method", "RoundToNearest", "SmoothQuant"]
+__all__ = ["GPTQ", "HQQ", "ClipSearch", "Method", "RoundToNearest", "SmoothQuant", "default_method"]

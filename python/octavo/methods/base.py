@@ -20,6 +20,7 @@ from ..base.configs import Config
 from ..formats import WeightFormat
 from ..nn import PreparedLinear, QuantLinear
 from ..tensors.qparams import QParams, QuantizedTensor
+from .statistics import Positions
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Method(Config):
     """How the codes of a weight are chosen."""
 
     needs_data: ClassVar[bool] = False  # whether batches must be seen before freezing
+    # Whether `quantize_` goes block by block, so that each layer sees what the quantized ones before it give.
+    is_sequential: ClassVar[bool] = False
+    rounds_to_nearest: ClassVar[bool] = True  # whether each weight's code is the nearest one to it
 
     def reason_to_refuse(self, scheme: Any) -> str:
         """Why this method cannot choose codes for `scheme`, in words; "" if it can."""
@@ -46,13 +50,19 @@ class Method(Config):
 
     @classmethod
     @contextmanager
-    def watching(cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool) -> Iterator[None]:
+    def watching(
+        cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
+    ) -> Iterator[None]:
         """Inside, `model` runs on batches while `layers`, all prepared for methods of this class, watch.
 
-        in_place   True: other layers that change keep their Parameters, which an optimizer may have; False: they get
-                   new ones, because another model has the same Parameters
+        in_place    True: other layers that change keep their Parameters, which an optimizer may have; False: they get
+                    new ones, because another model has the same Parameters
+        positions   those of the present batch that count, if whoever runs the batches knows them
         """
         yield
+
+    def require_ready(self, prepared: Any) -> None:
+        """Raises ValueError if codes cannot be chosen yet."""
 
     def qparams(self, weights: WeightFormat, weight: torch.Tensor) -> QParams:
         """The scales for `weight` [n, k], in training and in the frozen layer. Raises ValueError for NaN or Inf."""

@@ -29,6 +29,9 @@ from ..nn.replacements import matrix_of
 ROWS = 512  # of a layer's input that are compared
 ROUNDING = 2.0**-12  # relative; what measured factors may be off by, if the dtype is not coarser
 AS_CLOSE = 1.1  # times the error of the scheme's own rounding
+LESS_CLOSE = (
+    2.5  # the same where codes were chosen for the output, which moves weights by more than rounding does
+)
 MUCH_CLOSER = 2.0  # an error that is smaller by this with factors than without is not explained without them
 RUNS, SETTLED = 24, 3  # of both models at most; so many without a change are enough
 SWEEPS = 5  # over rows and columns, until their factors settle
@@ -179,7 +182,8 @@ class _Pair:
             return False
         rounded = _rounded(self.layer, target)[1]
         rounding = max(ROUNDING, _eps(self.reference))
-        bound = (AS_CLOSE * (rounded - target).norm()).square() + (rounding * target.norm()).square()
+        closeness = AS_CLOSE if self.layer.scheme.method.rounds_to_nearest else LESS_CLOSE
+        bound = (closeness * (rounded - target).norm()).square() + (rounding * target.norm()).square()
         return bool((weight - target).square().sum() <= bound)
 
     def _weights(self, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:

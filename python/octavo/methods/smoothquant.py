@@ -20,6 +20,7 @@ from ..nn import (
 )
 from .base import Method, RoundToNearest
 from .smoothing import smoothing
+from .statistics import Positions
 
 FoldChoice = bool | tuple[tuple[str, tuple[str, ...]], ...]
 LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
@@ -76,7 +77,9 @@ class SmoothQuant(Method):
 
     @classmethod
     @contextmanager
-    def watching(cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool) -> Iterator[None]:
+    def watching(
+        cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
+    ) -> Iterator[None]:
         with smoothing(model, layers, in_place=in_place):
             yield
 

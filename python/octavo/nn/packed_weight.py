@@ -41,6 +41,8 @@ class PackedWeight(torch.Tensor):
     read   returns the values, a new tensor at each call
     """
 
+    _is_hf_initialized = True  # transformers draws random numbers for what does not say so
+
     _form: torch.Tensor
     _read: Callable[[], torch.Tensor]
     _kept: torch.Tensor | None

@@ -88,6 +88,8 @@ class PreparedLinear(nn.Module):
         if estimator not in ESTIMATORS:
             raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
         self.name = ""  # in the model, for errors
+        self.statistics: Any = None  # of the inputs, if the method asks for some: methods/statistics.py
+        self.remark = ""  # what the report says of how it was frozen
         self.in_features, self.out_features = features_of(linear)
         self.replaces = kind_of(linear)
         self.scheme = scheme
@@ -150,7 +152,9 @@ class PreparedLinear(nn.Module):
         """The QParams of the present weight: from its range, or learned. Raises: ValueError if it holds NaN or Inf."""
         weight = self.float_weight()
         try:
-            qparams = self._range_of(weight)
+            # Learned scales need no search for better ones.
+            choose = self.scheme.weights.qparams if self.learn_scales else self._range_of
+            qparams = choose(weight)
         except ValueError as error:
             if weight.isfinite().all():
                 raise ValueError(f"layer {self.name!r}: {error}") from error

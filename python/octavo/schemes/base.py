@@ -23,7 +23,7 @@ from ..base import configs
 from ..base.configs import Config, label
 from ..base.float_types import FLOAT_DTYPES
 from ..formats import CoarseInt8, Int8, IntGroup, WeightFormat
-from ..methods import Method, RoundToNearest
+from ..methods import Method, RoundToNearest, default_method
 from ..nn import PreparedEmbedding, PreparedLinear, QuantEmbedding, QuantLinear
 from ..nn.replacements import bias_of, embedding_of
 
@@ -33,12 +33,13 @@ class Scheme(Config, ABC):
     """How linear layers are quantized.
 
     weights   the weight format
-    method    which codes are chosen, and what is learned from data first: octavo.SmoothQuant() for example
+    method    which codes are chosen, and what is learned from data first: octavo.SmoothQuant() for example. None: what
+              is best for these weights without data, which `default_method` says
     raises    TypeError for what is no format and no method, ValueError for a method that does not go with the rest
     """
 
     weights: WeightFormat = field(default=Int8(), kw_only=True)
-    method: Method = field(default=RoundToNearest(), kw_only=True)
+    method: Method = field(default=None, kw_only=True)  # type: ignore[assignment]
     activations: Activations = field(init=False, repr=False, compare=False)
 
     unserved: ClassVar[str] = "{} is {}: float32, bfloat16 and float16 are served"
@@ -47,8 +48,9 @@ class Scheme(Config, ABC):
         formats = f"{', '.join(f'{name}()' for name in configs.kinds(WeightFormat))} of octavo.formats"
         weights = configs.instance(f"{self.name}: weights", WeightFormat, self.weights, formats)
         methods = f"{', '.join(f'octavo.{name}()' for name in configs.kinds(Method))}"
-        method = configs.instance(f"{self.name}: method", Method, self.method, methods)
         weights = self.read_weights(weights)
+        method: Any = default_method(weights) if self.method is None else self.method
+        method = configs.instance(f"{self.name}: method", Method, method, methods)
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "activations", self.read_input())
@@ -65,8 +67,12 @@ class Scheme(Config, ABC):
         """The activations that the fields stand for."""
 
     def with_weights(self, weights: WeightFormat) -> Scheme:
-        """The same scheme with weights of another format."""
-        return replace(self, weights=weights)
+        """The same scheme with weights of another format; a method that was the default is the new default."""
+        return replace(self, weights=weights, method=self._method_for_others)
+
+    @property
+    def _method_for_others(self) -> Any:
+        return None if self.method == default_method(self.weights) else self.method
 
     @classmethod
     def study_variants(cls) -> list[Scheme]:
@@ -198,7 +204,7 @@ class GroupScheme(Scheme):
 
     def with_weights(self, weights: WeightFormat) -> Scheme:
         options = {item.name: getattr(weights, item.name) for item in fields(IntGroup)}
-        return replace(self, **options)
+        return replace(self, **options, method=self._method_for_others)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 
 from ..reference import SMALLEST_SCALE
 from .fake_quantize import scaled_gradient, straight_through
-from .granularity import Granularity
+from .granularity import Granularity, PerChannel
 from .qparams import QParams
 
 SMALLEST_DIVISOR = 1e-38  # its inverse is finite; bitsandbytes has the same
@@ -70,7 +70,7 @@ class Codebook:
     def nearest(self, x: torch.Tensor) -> torch.Tensor:
         """The codes, uint8, of the values that are nearest to `x` float32, of any shape. NaN gets that of 0.0."""
         codes, thresholds = (each.to(x.device) for each in self._ascending)
-        return codes[torch.bucketize(torch.nan_to_num(x), thresholds, out_int32=True)]
+        return codes[torch.bucketize(torch.nan_to_num(x).contiguous(), thresholds, out_int32=True)]
 
     def covers(self, x: torch.Tensor) -> torch.Tensor:
         """Where `x` is not clipped: it lies beyond the last value by half a step at most, as integers have it."""
@@ -137,6 +137,13 @@ class CodebookQParams(QParams):
 
     def steps(self, codes: torch.Tensor) -> torch.Tensor:
         return self.codebook.lookup(codes)
+
+    def nearest_(self, columns: torch.Tensor) -> torch.Tensor:
+        return columns.copy_(self.codebook.lookup(self.codebook.nearest(columns)))
+
+    def part(self, rows: slice) -> CodebookQParams:
+        scale, divisor = self.scale.reshape(-1)[rows], self.divisor.reshape(-1)[rows]
+        return codebook_qparams(self.codebook, scale, PerChannel(0), divisor=divisor)
 
     def fake_quantize_rows(self, rows: torch.Tensor, estimator: str) -> torch.Tensor:
         x = rows.detach().float() * _inverse(self.divisor.reshape(-1, 1))

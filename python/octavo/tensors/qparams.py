@@ -8,7 +8,7 @@ A granularity (granularity.py) says which elements share one scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from .. import ops
 from ..base.float_types import FLOAT_DTYPES
 from .fake_quantize import fake_quantize, first_weight_scale, lsq
-from .granularity import Granularity, PerTensor, require_granularity
+from .granularity import Granularity, PerChannel, PerTensor, require_granularity
 from .plot import Matrices, draw
 
 _CODE_RANGES = {  # (dtype, symmetric): symmetric ranges have an integer middle, so that -x gets the mirrored code of x
@@ -95,6 +95,17 @@ class QParams:
     def steps(self, codes: torch.Tensor) -> torch.Tensor:
         """The same in units of the scales."""
         return codes.long() - self.zero_point.reshape(-1, 1)
+
+    def nearest_(self, columns: torch.Tensor) -> torch.Tensor:
+        """`columns` float [columns, rows], in units of the scales, becomes the values nearest to it that codes have, in
+        the same units and in place."""
+        zero_point = self.zero_point.reshape(-1)
+        return columns.round_().clamp_(self.qmin - zero_point, self.qmax - zero_point)
+
+    def part(self, rows: slice) -> QParams:
+        """These qparams for some of the rows, each of which then counts as a channel."""
+        scale, zero_point = self.scale.reshape(-1)[rows], self.zero_point.reshape(-1)[rows]
+        return replace(self, scale=scale, zero_point=zero_point, granularity=PerChannel(0))
 
     def fake_quantize_rows(self, rows: torch.Tensor, estimator: str) -> torch.Tensor:
         """What the codes of `rows` stand for, in the dtype of `rows`, which a gradient reaches."""

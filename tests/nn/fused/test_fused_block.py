@@ -2,6 +2,7 @@
 """Programs of fused blocks: a large batch in parts gives the bits of the batch at once."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -24,7 +25,13 @@ MODELS = {
 }
 
 
-def fused_model(make, inputs):
+def fused_model(name):
+    return copy.deepcopy(_fused_model(name))
+
+
+@functools.cache
+def _fused_model(name):
+    make, inputs = MODELS[name]
     model = make()
     octavo.quantize_(model, octavo.Int8Dynamic())
     octavo.fuse_(model, {name: tensor[:2] for name, tensor in inputs.items()}, blocks=True, min_cosine=0.9)
@@ -54,8 +61,7 @@ def batch_sizes(monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_parts_of_a_batch_give_the_bits_of_all_of_it(name, threads, batch_sizes, monkeypatch):
-    make, inputs = MODELS[name]
-    model = fused_model(make, inputs)
+    model, inputs = fused_model(name), MODELS[name][1]
     rows = run(model, inputs).shape[1]
     torch.set_num_threads(threads)
     batch_sizes.clear()
@@ -70,8 +76,7 @@ def test_parts_of_a_batch_give_the_bits_of_all_of_it(name, threads, batch_sizes,
 def test_a_mask_of_other_axes_is_not_cut(batch_sizes, monkeypatch):
     """[length, length] of as many positions as items: cut along its first axis it would be rows of queries. The block
     was exported with a mask of four axes, so this call is the original's."""
-    make, inputs = MODELS["padded bert"]
-    model = fused_model(make, inputs)
+    model, inputs = fused_model("padded bert"), MODELS["padded bert"][1]
     block = model.encoder.layer[0]
     x, mask = torch.randn(7, 7, 64), torch.ones(7, 7, dtype=torch.bool).tril()
     options = options_of(block, model, inputs)

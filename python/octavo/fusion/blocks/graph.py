@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,14 +85,23 @@ def export_block(block: nn.Module, args: tuple, kwargs: dict) -> Exported:
             sizes[x.dim() - 1] = Dim.AUTO
     call = _CallWithTensors(_skeleton(block), args, kwargs)
     try:
-        # Else torch takes every size for more than 1, and a block that asks whether it is would not be found out.
-        with torch.no_grad(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with torch.no_grad(), _export_settings():
             program = torch.export.export(call, inputs, dynamic_shapes=(dims,), strict=False)
     except Exception as error:  # whatever a block does that cannot be traced
         line = (str(error).strip().splitlines() or [""])[0]
         raise NotUnderstood(f"torch.export fails: {type(error).__name__}: {line[:120]}") from error
     names = _placeholders(program, block, list(tensors))
     return Exported(program, names, _guards(program, tensors))
+
+
+@contextmanager
+def _export_settings() -> Iterator[None]:
+    # Else torch takes every size for more than 1, and a block that asks whether it is would not be found out.
+    with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        # torch remembers the shapes that operators gave. In one graph few calls are alike, and remembering took a third
+        # of the time.
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
 
 
 class _LinearLeaf(nn.Module):

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other packages need to know of octavo's layers, one file for each package; imported on request."""
