@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ...base.tables import as_text
-from ...formats.ggml import GGML as Blocks
+from ... import ops
+from ...formats import BLOCK_TYPES
 from ...nn.embedding import obstacle_of
 from ...nn.replacements import embedding_of, replacement_of
 from ...schemes import Scheme
@@ -25,7 +26,7 @@ from ...schemes.half_weight_only import HalfWeightOnly
 from ..format import Checkpoint, FileFormat
 from ..inspection import CheckpointContents, CheckpointLayer
 from .config import ROPE_FACTORS, architecture_of, gguf_skeleton
-from .header import TensorInfo, is_gguf
+from .header import TensorInfo, is_gguf, package
 from .names import Placement, owners, placements, unplaced
 from .parts import GGUFFile, read_gguf
 
@@ -128,37 +129,45 @@ class _TensorReader:
     def add(self, name: str, placement: Placement) -> None:
         layer, _, leaf = name.rpartition(".")
         infos = [self.infos[source] for source in placement.sources]
-        first, content = infos[0], self.contents[infos[0].name]
-        scheme = self._scheme(name, leaf, first)
-        if scheme is not None:
-            self.schemes[layer] = scheme
-            content = content.view(FLOATS[first.type]) if first.type in FLOATS else content
-            self.tensors[f"{layer}.{scheme.weights.replaced[0]}"] = placement.to_model(content)
+        first, types = infos[0], {info.type for info in infos}
+        scheme = self._scheme(name, leaf, first, placement) if len(types) == 1 else None
+        if scheme is None:
+            values = [self._floats(name, info, placement) for info in infos]
+            value = values[0] if len(values) == 1 else torch.cat(values, dim=-2)
+            self.tensors[name] = self._fitted(name, leaf, value)
             return
-        values = [self._floats(name, info, placement) for info in infos]
-        value = values[0] if len(values) == 1 else torch.cat(values, dim=1)
-        self.tensors[name] = self._fitted(name, leaf, value)
+        contents = [self._content(info, placement) for info in infos]
+        content = contents[0] if len(contents) == 1 else torch.cat(contents)
+        content = content.view(FLOATS[first.type]) if first.type in FLOATS else content
+        self.schemes[layer] = scheme
+        self.tensors[f"{layer}.{scheme.weights.replaced[0]}"] = placement.to_model(content)
 
-    def _scheme(self, name: str, leaf: str, info: TensorInfo) -> Scheme | None:
+    def _content(self, info: TensorInfo, placement: Placement) -> torch.Tensor:
+        """The bytes of the tensor, or of the one expert of it."""
+        content = self.contents[info.name]
+        return content if placement.expert is None else content[placement.expert]
+
+    def _scheme(self, name: str, leaf: str, info: TensorInfo, placement: Placement) -> Scheme | None:
         """What multiplies a matrix as it lies in the file; None for what stays, or becomes, float."""
         owner = self.owners[name]
         is_layer = replacement_of(owner) is not None or (embedding_of(owner) and not obstacle_of(owner))
-        if self.activations is None or leaf != "weight" or not is_layer or len(info.shape) != 2:
+        axes = len(info.shape) - (placement.expert is not None)
+        if self.activations is None or leaf != "weight" or not is_layer or axes != 2:
             return None
         if info.type in _HALVES:
             return HalfWeightOnly(_HALVES[info.type])
-        return None if info.type in FLOATS else GGML(info.type, activations=self.activations)
+        is_known = info.type in BLOCK_TYPES
+        return GGML(info.type, activations=self.activations) if is_known else None
 
     def _floats(self, name: str, info: TensorInfo, placement: Placement) -> torch.Tensor:
         """The values in float32, in the model's order."""
-        content = self.contents[info.name]
+        content = self._content(info, placement)
+        shape = info.shape if placement.expert is None else info.shape[1:]
         if info.type in FLOATS:
-            content = content if info.offset % 8 == 0 else content.clone()
-            value = content.view(FLOATS[info.type]).view(info.shape).float()
+            is_aligned = content.storage_offset() % 8 == 0
+            value = (content if is_aligned else content.clone()).view(FLOATS[info.type]).view(shape).float()
         else:
-            rows = content.flatten(0, -2)
-            value = Blocks(info.type).dequantize({"weight_blocks": rows}, len(rows), info.shape[-1])
-            value = value.view(info.shape)
+            value = decoded_blocks(content.reshape(-1, content.shape[-1]), info.type, shape[-1]).view(shape)
             self._note_floats(name, info, placement)
         if placement.offset:
             value = value - placement.offset
@@ -168,8 +177,10 @@ class _TensorReader:
     def _note_floats(self, name: str, info: TensorInfo, placement: Placement) -> None:
         if self.activations is None:
             reason = "floats were asked for"
-        elif placement.is_expert:
-            reason = "transformers computes all experts with one tensor of floats"
+        elif info.type not in BLOCK_TYPES:
+            reason = "a type that is decoded only"
+        elif len(placement.sources) > 1:
+            reason = "it is joined with a tensor of another type"
         else:
             reason = f"a {type(self.owners[name]).__name__} computes with floats"
         self.origin.floats[name] = f"{info.type}: {reason}"
@@ -212,6 +223,15 @@ class _TensorReader:
                 self.tensors[f"{layer}.{codes}"] = self.tensors[f"{other_layer}.{codes}"]
             else:
                 self.tensors[name] = self.tensors[other]
+
+
+def decoded_blocks(rows: torch.Tensor, type: str, k: int) -> torch.Tensor:
+    """Blocks uint8 [n, bytes of a row] as float32 [n, k]; those of types that only the package gguf knows by it."""
+    if type in BLOCK_TYPES:
+        return ops.ggml_dequantize(rows, type, k)
+    gguf = package()
+    values = gguf.quants.dequantize(rows.numpy(), gguf.GGMLQuantizationType[type])
+    return torch.from_numpy(values.copy()).float().reshape(-1, k)
 
 
 def _row(info: TensorInfo) -> CheckpointLayer:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ...nn.experts import split_experts_
 from ..skeleton import named_errors, quiet_transformers, without_weights
 from .header import GGUFHeader, header_bytes
 from .parts import GGUFFile
@@ -109,8 +110,9 @@ def architecture_of(model: GGUFFile) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def gguf_skeleton(model: GGUFFile) -> Any:
-    """The float model that `model` describes, in eval mode, its weights on the meta device.
+def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
+    """The float model that `model` describes, in eval mode, its weights on the meta device. Unless as_floats, experts are
+    layers.
 
     Raises: ValueError for an architecture that is not opened, and if the metadata do not make a model.
     """
@@ -126,6 +128,8 @@ def gguf_skeleton(model: GGUFFile) -> Any:
     options = {} if architecture.is_causal else {"add_pooling_layer": False}
     skeleton = without_weights(found, config, model.path, **options)
     _rescale_rotations(model, skeleton)
+    if not as_floats:
+        split_experts_(skeleton)
     return skeleton
 
 

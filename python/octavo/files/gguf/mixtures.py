@@ -11,8 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...formats.ggml import fallback_type
-from ...reference.ggml_blocks import BLOCK_TYPES
+from ...formats import BLOCK_TYPES, fallback_type
 from .config import EMBEDDING, HEAD
 
 # The type of most matrices. "_S", "_M" and "_L" give some of them more bits.

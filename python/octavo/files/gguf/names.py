@@ -18,7 +18,8 @@ from ...nn import QuantLinear
 from .config import Architecture
 from .header import package
 
-_JOINED_EXPERTS = re.compile(r"(.*\.)?layers\.(\d+)\.mlp\.experts\.gate_up_proj")
+# Of all experts of a layer in one Parameter, or of one expert that has become a layer.
+_EXPERTS = re.compile(r"(?:.*\.)?layers\.(\d+)\.mlp\.experts\.(?:(\d+)\.)?(gate_up|down)_proj(?:\.weight)?")
 _ROTATED = re.compile(r"blk\.\d+\.attn_(q|k)\.(weight|bias)")
 
 
@@ -26,16 +27,18 @@ _ROTATED = re.compile(r"blk\.\d+\.attn_(q|k)\.(weight|bias)")
 class Placement:
     """Where a tensor of the model lies in the file.
 
-    sources      the names in the file: one, or several that are joined, as floats, along the second axis
+    sources      the names in the file: one, or several whose rows are joined
     heads        0, or how many heads have rows in llama.cpp's order, which `order` undoes
     offset       what the file's values are larger by
-    is_expert    whether it holds the weights of all experts, three axes of floats
+    is_expert    whether the tensor of the file holds all experts of a layer, [experts, n, k]
+    expert       which of them this is; None: all of them
     """
 
     sources: tuple[str, ...]
     heads: int = 0
     offset: float = 0.0
     is_expert: bool = False
+    expert: int | None = None
 
     def order(self, rows: int) -> torch.Tensor:
         """Row i of the model is row order[i] of the file, int64 [rows].
@@ -70,11 +73,12 @@ def placements(name: str, architecture: Architecture, model: Any) -> dict[str, P
 
 
 def _placement(full_name: str, table: Any, architecture: Architecture, model: Any) -> Placement | None:
-    experts = _JOINED_EXPERTS.fullmatch(full_name)
+    experts = _EXPERTS.fullmatch(full_name)
     if experts:
-        block = f"blk.{experts[2]}.ffn_"
-        return Placement((f"{block}gate_exps.weight", f"{block}up_exps.weight"), is_expert=True)
-    stem, dot, leaf = full_name.rpartition(".")
+        parts = ("gate", "up") if experts[3] == "gate_up" else ("down",)
+        names = tuple(f"blk.{experts[1]}.ffn_{part}_exps.weight" for part in parts)
+        return Placement(names, is_expert=True, expert=None if experts[2] is None else int(experts[2]))
+    stem, _, leaf = full_name.rpartition(".")
     if leaf not in ("weight", "bias"):
         stem, leaf = (
             full_name,
@@ -90,7 +94,7 @@ def _placement(full_name: str, table: Any, architecture: Architecture, model: An
         config = model.config
         heads = config.num_attention_heads if rotated[1] == "q" else config.num_key_value_heads
     offset = architecture.norm_offset if source.endswith("norm.weight") else 0.0
-    return Placement((source,), heads, offset, source.endswith("_exps.weight"))
+    return Placement((source,), heads, offset)
 
 
 def unplaced(found: Mapping[str, Placement], tensors: Mapping[str, Any]) -> list[str]:

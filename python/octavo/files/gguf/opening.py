@@ -48,7 +48,7 @@ def load_gguf(
         if not is_gguf(path):
             raise refusal(path, to_load=True)
         source = read_gguf(path)
-        skeleton = gguf_skeleton(source)
+        skeleton = gguf_skeleton(source, as_floats)
         model: Any = fill(skeleton, checkpoint_of(source, skeleton, activations, as_floats))
         model_changed(model)
         return model, tokenizer_of(source) if tokenizer else None

@@ -18,7 +18,7 @@ from torch import nn
 
 from ... import ops
 from ...formats import Half
-from ...formats.ggml import GGML as Blocks
+from ...formats import GGML as Blocks
 from ...nn import QuantLinear
 from ...nn.replacements import replacement_of
 from ..disk import folder_argument
@@ -37,13 +37,14 @@ from .vocabulary import vocabulary_of
 class _Planned(NamedTuple):
     """A tensor of the file before it is made.
 
-    source   the tensor of the model, and the part of it that belongs here: which of how many
+    sources   the tensors of the model: one, or one for each expert
+    part      which of how many parts of their rows belongs here
     """
 
     name: str
     type: str
     shape: tuple[int, ...]
-    source: str
+    sources: list[str]
     part: tuple[int, int]
 
     def bytes(self, sizes: Mapping[str, tuple[int, int, int]]) -> int:
@@ -145,14 +146,15 @@ class _Writer:
         found: dict[str, _Planned] = {}
         for source, placement in self.placements.items():
             for index, name in enumerate(placement.sources):
-                if name not in found:
-                    shape = self._shape(source, placement)
-                    type = self._own_type(source, name) if mixture is None else mixture.type_of(name, shape)
-                    part = (index, len(placement.sources))
-                    found[name] = _Planned(name, type, shape, source, part)
+                if name in found:  # the next expert; or a name of the same tensor
+                    found[name].sources.extend([source] if placement.expert else [])
+                    continue
+                shape = self._shape(source, placement)
+                type = self._own_type(source, name) if mixture is None else mixture.type_of(name, shape)
+                found[name] = _Planned(name, type, shape, [source], (index, len(placement.sources)))
         if self.origin and ROPE_FACTORS in self.origin.kept:
             shape = self.origin.source.tensors[ROPE_FACTORS].shape
-            found[ROPE_FACTORS] = _Planned(ROPE_FACTORS, "F32", shape, ROPE_FACTORS, (0, 1))
+            found[ROPE_FACTORS] = _Planned(ROPE_FACTORS, "F32", shape, [], (0, 1))
         order = self.origin.source.tensors if self.origin else found
         return [found[name] for name in order if name in found]
 
@@ -161,12 +163,17 @@ class _Writer:
             return self.origin.source.tensors[placement.sources[0]].shape
         layer = self.owners[source]
         if isinstance(layer, QuantLinear) and source.endswith("weight"):
-            return layer.out_features, layer.in_features
-        tensor = self._float(source)
+            shape: tuple[int, ...] = (layer.out_features, layer.in_features)
+        else:
+            shape = tuple(self._float(source).shape)
+        *outer, n, k = shape if len(shape) > 1 else (1, *shape)
         if len(placement.sources) > 1:
-            return tensor.chunk(len(placement.sources), dim=1)[0].shape
-        shape = tuple(tensor.shape)
-        return shape[1:] if "ffn_gate_inp_shexp" in placement.sources[0] and len(shape) == 2 else shape
+            n //= len(placement.sources)
+        if placement.expert is not None:
+            outer = [sum(each.sources == placement.sources for each in self.placements.values())]
+        if len(shape) == 1 or "ffn_gate_inp_shexp" in placement.sources[0]:
+            return (k,)
+        return (*outer, n, k)
 
     def _own_type(self, source: str, name: str) -> str:
         """The type that the tensor has, or had in the file that the model comes from."""
@@ -200,40 +207,44 @@ class _Writer:
     # --- bytes ------------------------------------------------------------------------------------------------------
 
     def _content(self, planned: _Planned) -> torch.Tensor:
-        """The bytes of a tensor."""
-        if planned.source == ROPE_FACTORS and self.origin:
-            return self.origin.kept[ROPE_FACTORS][0]
-        placement, layer = self.placements[planned.source], self.owners[planned.source]
-        if isinstance(layer, QuantLinear) and planned.source.endswith("weight"):
+        """The bytes of a tensor, uint8."""
+        if not planned.sources:  # what the model computes itself
+            assert self.origin is not None
+            return self.origin.kept[planned.name][0]
+        parts = [self._rows(planned, source).flatten() for source in planned.sources]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _rows(self, planned: _Planned, source: str) -> torch.Tensor:
+        """The bytes of what comes from one tensor of the model."""
+        placement, layer = self.placements[source], self.owners[source]
+        index, parts = planned.part
+        if isinstance(layer, QuantLinear) and source.endswith("weight"):
             format = layer.scheme.weights
             if isinstance(format, Blocks) and format.type == planned.type:
-                return placement.to_file(layer.canonical_tensors()["weight_blocks"])
-        value = self._float(planned.source)
-        index, parts = planned.part
-        if parts > 1:
-            value = value.chunk(parts, dim=1)[index]
-        value = placement.to_file(value.reshape(planned.shape))
+                blocks = placement.to_file(layer.canonical_tensors()["weight_blocks"])
+                return blocks.chunk(parts)[index].contiguous()
+        value = self._float(source)
+        value = placement.to_file(value.chunk(parts, dim=-2)[index] if parts > 1 else value)
         kept = self.origin.kept.get(planned.name) if self.origin else None
         if kept is not None and torch.equal(kept[1], value):
             return kept[0]
         value = value + placement.offset if placement.offset else value
-        return self._encoded(planned, value)
+        return self._encoded(planned, value, source, placement)
 
-    def _encoded(self, planned: _Planned, value: torch.Tensor) -> torch.Tensor:
+    def _encoded(
+        self, planned: _Planned, value: torch.Tensor, source: str, placement: Placement
+    ) -> torch.Tensor:
         if not torch.isfinite(value).all():
-            raise ValueError(f"{planned.source!r} holds NaN or Inf; finite values are needed")
+            raise ValueError(f"{source!r} holds NaN or Inf; finite values are needed")
         if planned.type in FLOATS:
             return value.to(FLOATS[planned.type]).contiguous().view(torch.uint8)
         rows = value.float().reshape(-1, planned.shape[-1])
         importance = self.importance.get(planned.name)
+        if importance is not None and importance.dim() > 1:  # a row of numbers for each expert
+            importance = None if placement.expert is None else importance[placement.expert]
         if importance is None:
-            importance = self.importance.get(planned.source.removesuffix(".weight"))
-        if importance is None:
-            return ops.ggml_quantize(rows, planned.type)
-        if importance.dim() == 1:
-            return ops.ggml_quantize(rows, planned.type, importance)
-        groups = rows.chunk(len(importance))  # a row of numbers for each expert
-        return torch.cat([ops.ggml_quantize(*each) for each in _with(groups, planned.type, importance)])
+            importance = self.importance.get(source.removesuffix(".weight"))
+        return ops.ggml_quantize(rows, planned.type, importance)
 
     def write(self, path: Path, metadata: Mapping[str, values.MetadataValue]) -> None:
         """Writes a file beside `path` and gives it its name."""
@@ -257,10 +268,6 @@ class _Writer:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-
-
-def _with(groups: Any, type: str, importance: torch.Tensor) -> list[tuple[torch.Tensor, str, torch.Tensor]]:
-    return [(rows, type, each.contiguous()) for rows, each in zip(groups, importance, strict=True)]
 
 
 def _file_type(name: str) -> int:
