@@ -23,11 +23,16 @@ constexpr int kBlockLines = kBlockK / kLineK;
 constexpr int kMaxSegment = 256;
 constexpr int kTableSize = 16;
 
-// What the numbers of an array are; u8 and s8 are integers.
-enum class Number : std::uint8_t { none, f32, bf16, f16, u8, s8 };
+// What the numbers of an array are.
+//
+//   u8, s8       integers of a byte
+//   low4, high4  the low and the high half of a byte, 0 .. 15
+//   e8m0         a power of two, 2^(byte - 127); 2^-127 is 0
+//   e4m3         4 bits of exponent, 3 of fraction, the sign is not read; 0x7f is 0
+enum class Number : std::uint8_t { none, f32, bf16, f16, u8, s8, low4, high4, e8m0, e4m3 };
 
 constexpr std::int64_t bytes_of(Number type) {
-  return type == Number::none ? 0 : type == Number::f32 ? 4 : type == Number::u8 || type == Number::s8 ? 1 : 2;
+  return type == Number::none ? 0 : type == Number::f32 ? 4 : type == Number::bf16 || type == Number::f16 ? 2 : 1;
 }
 
 // The codes of a strip of 16 columns.
@@ -39,18 +44,21 @@ struct GroupCodes {
   std::ptrdiff_t strip_stride;  // bytes
   int bits;
   const std::uint8_t* table;  // null, or kTableSize bytes: u = table[code]; only with 4 bits
+  bool wide;                  // the table has values above 127; then groups are whole blocks
 };
 
 // Scales and minima of 16 columns and one group after the other: arrays [strip][group][16].
 //
 //   scale    1 if there is no array
 //   minimum  u8 without `super`: zero points z, minimum = -(scale * z)
-//   super    [strip][group / groups_in_super][2][16], f32 or f16, or no array. The first 16 numbers are factors of `scale`,
-//            the other ones of `minimum`: minimum = -(super * minimum)
+//   super    [strip][group / groups_in_super][super_rows][16], f32 or f16, or no array. The first 16 numbers are factors of
+//            `scale`. The other ones, which are there if there are minima, are those of `minimum`: minimum = -(super * minimum)
 struct GroupScales {
   const void *scale, *super, *minimum;
   Number scale_type, super_type, minimum_type;
   std::int64_t groups, supers, groups_in_super;
+
+  int super_rows() const { return minimum_type == Number::none ? 1 : 2; }
 };
 
 // out[i][j] = fma(sum, row_factor[i] * column_scale[j], bias[j]), rounded to `type`, where the segments, in ascending order,
@@ -128,7 +136,7 @@ struct GroupKernel : GroupKernelFunctions {
 
   int min_rows;           // calls with fewer rows than this are faster with the kernel `base`
   bool signed_lines;      // unpacked lines that it multiplies are signed
-  int largest_byte_code;  // with a larger u, rows must be words and codes must have 8 bits
+  int largest_byte_code;  // with larger codes, of 8 bits, rows must be words
   int rows;               // the most rows of a tile
   int rows_of_planes;     // the same if rows have planes; 0: `base` takes such calls
   int panel_rows;         // from this many rows on, codes of fewer than 8 bits are unpacked before they are multiplied

@@ -61,7 +61,7 @@ struct Layer {
   GroupWeight weight() {
     GroupWeight w{};
     w.codes = {packed.data(), static_cast<std::ptrdiff_t>(packed.size() / static_cast<std::size_t>(ceil_divide(n, 16))),
-               bits, scales == Scales::table ? table.data() : nullptr};
+               bits, scales == Scales::table ? table.data() : nullptr, false};
     w.scales.groups = groups;
     if (scales != Scales::per_channel) {
       w.scales.scale = floats.data();

@@ -120,6 +120,7 @@ __all__ = [
     "FP4",
     "GPTQ",
     "HQQ",
+    "GGML",
     "MXFP4",
     "NF4",
     "NVFP4",

@@ -60,9 +60,21 @@ def calls_of_matrices(m, k, n, dtype=torch.float32):
         (random_codes(m, k), torch.empty(ops.packed_shape(m, k), dtype=torch.int8)),
     )
     yield OPERATORS.unpack_weight, (ops.pack_weight(random_codes(m, k))[0], m, k)
+    blocks = torch.randn(m, 256 * k % 768).to(dtype)
+    for name in ("Q8_0", "Q2_K", "Q4_K", "MXFP4"):  # each has other packed tensors
+        yield from calls_of_blocks(blocks, ops.block_type("test", name).number)
     half = torch.randn(m, k).half()
     yield OPERATORS.pack_half, (half,)
     yield OPERATORS.unpack_half, (ops.pack_half(half), m, k)
+
+
+def calls_of_blocks(x, number):
+    n, k = x.shape
+    blocks = OPERATORS.ggml_quantize(x, number)
+    yield OPERATORS.ggml_quantize, (x, number, torch.ones(k))
+    yield OPERATORS.ggml_dequantize, (blocks, number, k, x.dtype)
+    yield OPERATORS.ggml_pack, (blocks, number, k)
+    yield OPERATORS.ggml_unpack, (*OPERATORS.ggml_pack(blocks, number, k), number, n, k)
 
 
 def calls_of_heads(batch, queries, keys, dtype=torch.float32):

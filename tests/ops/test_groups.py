@@ -10,7 +10,10 @@ from operator_arguments import FLOATS, assert_same_bits
 from octavo import cpu_info, ops, reference, use_isa
 
 INPUTS = [(8, 0), (8, 32), (8, 128), (16, 0)]
-KINDS = ["per channel", "plain", "zero points", "minima", "two levels", "table"]
+KINDS = [
+    *("per channel", "plain", "zero points", "minima", "two levels", "table", "wide table"),
+    *("signed", "halves of bytes", "powers of two", "small floats"),
+]
 
 
 def in_strips(numbers):
@@ -37,15 +40,25 @@ def make_weight(n, k, bits, group_size, kind):
     if kind == "two levels":
         super_scale = torch.rand(-(-n // 16), 1, 2, 16).half()
         return ops.group_weight(codes, integers, **numbers, minimum=integers.flip(0), super_scale=super_scale)
-    table = torch.randint(128, (16,), dtype=torch.uint8) if kind == "table" else None
-    return ops.group_weight(
-        codes, scale, **{**numbers, "offset": 64 if kind == "table" else numbers["offset"]}, table=table
-    )
+    if kind in ("signed", "halves of bytes"):
+        super_scale = torch.rand(-(-n // 16), 1, 1 if kind == "signed" else 2, 16).half()
+        whole = in_strips(torch.randint(256, (n, groups), dtype=torch.uint8))
+        whole = whole.view(torch.int8) if kind == "signed" else whole
+        return ops.group_weight(codes, whole, **numbers, super_scale=super_scale)
+    if kind == "powers of two":
+        return ops.group_weight(codes, integers + 100, **numbers)
+    if kind == "small floats":
+        return ops.group_weight(codes, (integers + 64).view(torch.float8_e4m3fn), **numbers)
+    if kind.endswith("table"):
+        offset = 127 if kind == "wide table" else 64
+        numbers |= {"offset": offset, "table": torch.randint(2 * offset, (16,), dtype=torch.uint8)}
+    return ops.group_weight(codes, scale, **numbers)
 
 
 def weight_cases(shapes):
     for (m, n, k, group_size), bits, kind in itertools.product(shapes, range(1, 9), KINDS):
-        if kind != "table" or bits == 4:
+        is_possible = kind != "wide table" or group_size % 32 == 0
+        if (not kind.endswith("table") or bits == 4) and is_possible:
             yield (
                 m,
                 k,

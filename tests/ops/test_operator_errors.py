@@ -36,6 +36,12 @@ GROUPS = {
     **{"column_scale": torch.rand(20), "n": 20, "bits": 3, "group_size": 32, "offset": 4},
 }
 
+BLOCKS = ops.ggml_quantize(torch.randn(20, 512), "Q4_K")
+PACKED_BLOCKS = dict(
+    zip(("codes", "scale", "super_scale", "minimum"), ops.ggml_pack(BLOCKS, "Q4_K", 512), strict=True)
+)
+BAD_TYPES = [-1, 9, 99]
+
 # What each operator takes, and changes that must be refused: {argument: bad values}.
 GOOD = {
     "choose_qparams": {"x": MATRIX, "qmin": -127, "qmax": 127, "symmetric": True},
@@ -55,6 +61,10 @@ GOOD = {
     "embedding_groups": {"ids": torch.arange(20), **GROUPS, "k": 70, "dtype": torch.float32},
     "pack_planes": {"codes": torch.zeros(20, 70, dtype=torch.uint8), "bits": 3},
     "unpack_planes": {"planes": PLANES, "n": 20, "k": 70},
+    "ggml_quantize": {"x": torch.randn(20, 512), "type": 12, "importance": torch.rand(512)},
+    "ggml_dequantize": {"blocks": BLOCKS, "type": 12, "k": 512, "dtype": torch.float32},
+    "ggml_pack": {"blocks": BLOCKS, "type": 12, "k": 512},
+    "ggml_unpack": {**PACKED_BLOCKS, "type": 12, "n": 20, "k": 512},
     "pack_half": {"weight": HALF},
     "pack_half_into": {"weight": HALF, "packed": torch.empty_like(PACKED_HALF)},
     "unpack_half": {"packed": PACKED_HALF, "n": 20, "k": 70},
@@ -89,9 +99,15 @@ BAD_GROUPS = {
         torch.rand(3, 16),
         torch.rand(2, 2, 16),
         torch.rand(2, 3, 16).double(),
-        torch.ones(2, 3, 16, dtype=UINT8),
+        torch.ones(2, 3, 16, dtype=INT8),
     ],
-    "super_scale": [torch.rand(2, 2, 2, 16), torch.rand(2, 1, 16), torch.ones(2, 1, 2, 16, dtype=UINT8)],
+    "super_scale": [
+        torch.rand(2, 2, 1, 16),
+        torch.rand(2, 1, 16),
+        torch.ones(2, 1, 1, 16, dtype=UINT8),
+        torch.rand(2, 1, 2, 16),
+        torch.rand(2, 1, 3, 16),
+    ],
     "minimum": [torch.rand(2, 2, 16), torch.ones(2, 3, 16, dtype=INT8)],
     "table": [torch.zeros(16, dtype=UINT8)],
     "column_scale": [torch.rand(19), torch.rand(20).half(), torch.rand(20, 1)],
@@ -133,6 +149,23 @@ BAD = {
     "embedding_groups": {**BAD_GROUPS, "ids": BAD_IDS, "k": [-1, 200], "dtype": [torch.float64]},
     "pack_planes": {"codes": [ROWS.byte(), ints(3, 3)], "bits": [0, 8]},
     "unpack_planes": {"planes": [PLANES[0], PLANES.int(), PLANES[:1]], "n": [-1, 40], "k": [-1, 200]},
+    "ggml_quantize": {
+        **{"x": [ROWS, torch.randn(20, 500), MATRIX.double()], "type": BAD_TYPES},
+        "importance": [torch.rand(511), torch.rand(1, 512), ints(512)],
+    },
+    "ggml_dequantize": {
+        **{"blocks": [BLOCKS[0], BLOCKS[:, 1:], BLOCKS.int()], "type": [*BAD_TYPES, 3]},
+        **{"k": [-256, 256, 500], "dtype": [torch.float64]},
+    },
+    "ggml_pack": {
+        "blocks": [BLOCKS[0], BLOCKS[:, 1:], BLOCKS.int()],
+        "type": [*BAD_TYPES, 3],
+        "k": [-256, 256, 500],
+    },
+    "ggml_unpack": {
+        **{name: [tensor[:1], tensor[0], tensor.int()] for name, tensor in PACKED_BLOCKS.items()},
+        **{"type": [*BAD_TYPES, 3, 14], "n": [-1, 33], "k": [-256, 256, 500]},
+    },
     "pack_half": {"weight": [ROWS.half(), MATRIX]},
     "pack_half_into": {
         "weight": [ROWS.half(), MATRIX],

@@ -25,7 +25,9 @@ SAME_IDEA = {
     "main": "the start of a program",
     "load": "called as module.load: a checkpoint, the byte language model",
     "write": "called as module.write: safetensors, the manifest",
-    **dict.fromkeys(("NF4", "FP4", "MXFP4", "NVFP4"), "the weight format, and the scheme that users write"),
+    **dict.fromkeys(
+        ("NF4", "FP4", "MXFP4", "NVFP4", "GGML"), "the weight format, and the scheme that users write"
+    ),
     "from_dict": "a config of any kind, an observer, a scheme",
     "rows_of": "called as shapes.rows_of: how many rows an input has; in formats, the rows that lie in strips",
 }

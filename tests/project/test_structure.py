@@ -42,6 +42,7 @@ FLOORS = [
     ["isa/float/attention"],
     ["isa/integer", "isa/float", "drivers"],
     ["isa/groups", "drivers/groups", "drivers/half"],
+    ["drivers/ggml"],
     ["bindings"],
     ["bindings/numpy", "bindings/torch", "tests"],
 ]

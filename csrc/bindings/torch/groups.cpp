@@ -19,12 +19,11 @@ Number number_of(const char* op, const char* name, ScalarType dtype) {
     case ScalarType::Half: return Number::f16;
     case ScalarType::Byte: return Number::u8;
     case ScalarType::Char: return Number::s8;
-    default: require(false, op, ": ", name, " must be float32, bfloat16, float16, uint8 or int8");
+    case ScalarType::Float8_e4m3fn: return Number::e4m3;
+    default: require(false, op, ": ", name, " must be float32, bfloat16, float16, uint8, int8 or float8_e4m3fn");
   }
   return Number::none;
 }
-
-bool is_integer(Number type) { return type == Number::u8 || type == Number::s8; }
 
 void check_bits(const char* op, std::int64_t bits) {
   require(bits >= 1 && bits <= 7, op, ": bits must be in 1 .. 7, is ", bits,
@@ -73,7 +72,7 @@ struct GroupArguments {
     weight.codes = {static_cast<const std::uint8_t*>(codes.const_data_ptr()),
                     static_cast<std::ptrdiff_t>(bits == 8 ? ceil_divide(k, kTileK) * kTileBytes
                                                           : strip_bytes_of_planes(k, static_cast<int>(bits))),
-                    static_cast<int>(bits), nullptr};
+                    static_cast<int>(bits), nullptr, false};
     GroupScales& scales = weight.scales;
     scales.groups = groups;
     take_numbers(op, "scale", scale_any, scale, scales.scale, scales.scale_type);
@@ -104,27 +103,41 @@ struct GroupArguments {
   }
 
   void take_super(const char* op, const std::optional<Tensor>& any) {
-    if (!any) return;
+    GroupScales& scales = weight.scales;
+    if (!any) {
+      if (scales.scale_type == Number::u8) scales.scale_type = Number::e8m0;
+      return;
+    }
     super = dense(*any);
     const Number type = number_of(op, "super_scale", super->scalar_type());
-    require(!is_integer(type) && super->dim() == 4 && super->size(0) == ceil_divide(weight.n, kStripColumns) &&
-                super->size(1) >= 1 && groups % super->size(1) == 0 && super->size(2) == 2 &&
+    const bool is_float = type == Number::f32 || type == Number::bf16 || type == Number::f16;
+    require(is_float && super->dim() == 4 && super->size(0) == ceil_divide(weight.n, kStripColumns) &&
+                super->size(1) >= 1 && groups % super->size(1) == 0 && (super->size(2) == 1 || super->size(2) == 2) &&
                 super->size(3) == kStripColumns,
             op, ": super_scale must be floats [", ceil_divide(weight.n, kStripColumns), ", a divisor of ", groups,
-            ", 2, 16]");
-    weight.scales.super = super->const_data_ptr();
-    weight.scales.super_type = type;
-    weight.scales.supers = super->size(1);
-    weight.scales.groups_in_super = groups / super->size(1);
+            ", 1 or 2, 16]");
+    scales.super = super->const_data_ptr();
+    scales.super_type = type;
+    scales.supers = super->size(1);
+    scales.groups_in_super = groups / super->size(1);
+    if (super->size(2) == 2 && scales.minimum_type == Number::none && scales.scale_type == Number::u8) {
+      scales.scale_type = Number::low4;
+      scales.minimum = scales.scale;
+      scales.minimum_type = Number::high4;
+    }
+    require(super->size(2) == scales.super_rows(), op,
+            ": super_scale has two rows if there are minima, and one row otherwise; it has ", super->size(2));
   }
 
   void check_numbers(const char* op) const {
     const GroupScales& scales = weight.scales;
-    require(scales.super || !is_integer(scales.scale_type), op, ": a scale of integers needs super_scale");
-    require(scales.minimum_type != Number::s8, op, ": minimum must not be int8");
+    require(scales.super || scales.scale_type != Number::s8, op, ": a scale of int8 needs super_scale");
+    require(scales.minimum_type != Number::s8 && scales.minimum_type != Number::e4m3, op,
+            ": minimum must be float32, bfloat16, float16 or uint8");
     require(scales.minimum_type == Number::none || scales.scale_type != Number::none, op, ": minimum needs scale");
-    require(!scales.super || scales.minimum_type == Number::none || is_integer(scales.minimum_type), op,
-            ": with super_scale, minimum must be uint8");
+    require(!scales.super || scales.minimum_type == Number::none || scales.minimum_type == Number::u8 ||
+                scales.minimum_type == Number::high4,
+            op, ": with super_scale, minimum must be uint8");
   }
 
   void take_table(const char* op, const std::optional<Tensor>& any, std::int64_t bits) {
@@ -133,9 +146,13 @@ struct GroupArguments {
     require(bits == 4 && table->scalar_type() == ScalarType::Byte && table->dim() == 1 && table->size(0) == kTableSize,
             op, ": table must be uint8 with 16 values, for codes of 4 bits");
     weight.codes.table = data<std::uint8_t>(*table);
-    for (int i = 0; i < kTableSize; ++i) {
-      require(weight.codes.table[i] <= 127, op, ": table holds ", int{weight.codes.table[i]}, "; values are 0 .. 127");
-    }
+    const int largest = *std::max_element(weight.codes.table, weight.codes.table + kTableSize);
+    weight.codes.wide = largest > 127;
+    if (!weight.codes.wide) return;
+    require(weight.group_size % kBlockK == 0, op, ": table holds ", largest,
+            "; with groups that are no multiple of 32, values are 0 .. 127");
+    require(largest - std::min(weight.offset, 127) <= 127, op, ": table holds ", largest, " and offset is ",
+            weight.offset, "; a value is at most 127 more than the offset");
   }
 };
 

@@ -25,8 +25,6 @@ thread_local Scratch codes_scratch, segments_scratch;
 // Each thread's memory: one row on its way from bytes to words; unpacked strips.
 thread_local Scratch bytes_scratch, units_scratch, panel_scratch;
 
-int largest_code(const GroupCodes& codes) { return codes.table ? 127 : (1 << codes.bits) - 1; }
-
 // Rows of one block as the kernel reads them.
 struct GroupBlock {
   std::uint8_t* codes;
@@ -76,7 +74,7 @@ struct GroupCall {
     const bool whole_blocks = bits < 8 && cut.segment_units % 2 == 0;
     cut.units = whole_blocks ? 2 * ceil_divide(cut.k, kBlockK) : ceil_divide(cut.k, kUnitK);
     cut.segments = ceil_divide(cut.units, cut.segment_units);
-    cut.words = largest_code(weight.codes) > kernel.largest_byte_code;
+    cut.words = bits == 8 && kernel.largest_byte_code < 255;
     const bool readable = whole_blocks && bits >= 2 && bits <= 4;
     panel = bits < 8 ? !readable || rows >= kernel.panel_rows : !cut.words && rows >= kernel.panel_rows_of_bytes;
   }
@@ -110,7 +108,7 @@ struct GroupCall {
       kernel.unpack_strip({codes, (cut.units + 1) / 2 * 2, lowered_by(), lines + s * strip_bytes});
       codes.strips += codes.strip_stride;
     }
-    return {lines, strip_bytes, 0, nullptr};
+    return {lines, strip_bytes, 0, nullptr, false};
   }
 
   GroupScales scales_of(std::int64_t strip) const {
@@ -120,7 +118,7 @@ struct GroupCall {
     };
     scales.scale = moved(scales.scale, scales.scale_type, scales.groups);
     scales.minimum = moved(scales.minimum, scales.minimum_type, scales.groups);
-    scales.super = moved(scales.super, scales.super_type, 2 * scales.supers);
+    scales.super = moved(scales.super, scales.super_type, scales.super_rows() * scales.supers);
     return scales;
   }
 

@@ -80,31 +80,46 @@ void for_each_strip(std::int64_t n, std::int64_t k, const F& f) {
 
 }  // namespace
 
+void pack_block(const BlockCodes& codes, int bits, std::uint8_t* block) {
+  Lines lines;
+  gather_block(codes.first, codes.stride, codes.columns, codes.depth, lines);
+  if (bits == 8) {
+    for (int i = 0; i < kBlockK * kStripColumns; ++i) {
+      const bool is_padding = i % kLineBytes / kLineK >= codes.columns;
+      block[i] = is_padding ? 0 : lines[i / kLineBytes][i % kLineBytes] ^ 128;
+    }
+    return;
+  }
+  std::memset(block, 0, static_cast<std::size_t>(bits * kLineBytes));
+  bits == 3 ? fold_thirds(lines, block) : fold_planes(lines, bits, block);
+}
+
+void unpack_block(const std::uint8_t* block, int bits, int columns, int depth, std::uint8_t* codes,
+                  std::int64_t stride) {
+  alignas(kLineBytes) std::uint8_t lines[kBlockK * kStripColumns];
+  active_group_kernel().unpack_strip({{block, 0, bits, nullptr, false}, kBlockK / kUnitK, 0, lines});
+  scatter_block(lines, stride, columns, depth, codes);
+}
+
 void pack_planes(const std::uint8_t* codes, std::int64_t n, std::int64_t k, int bits, std::uint8_t* planes) {
   const std::int64_t strip_bytes = strip_bytes_of_planes(k, bits), block_bytes = std::int64_t{bits} * kLineBytes;
   for_each_strip(n, k, [&](std::int64_t strip, int columns) {
     std::uint8_t* const out = planes + strip * strip_bytes;
     std::memset(out, 0, static_cast<std::size_t>(strip_bytes));
     for (std::int64_t at = 0; at < k; at += kBlockK) {
-      Lines lines;
       const int depth = static_cast<int>(std::min<std::int64_t>(kBlockK, k - at));
-      gather_block(codes + strip * kStripColumns * k + at, k, columns, depth, lines);
-      std::uint8_t* const block = out + at / kBlockK * block_bytes;
-      bits == 3 ? fold_thirds(lines, block) : fold_planes(lines, bits, block);
+      pack_block({codes + strip * kStripColumns * k + at, k, columns, depth}, bits, out + at / kBlockK * block_bytes);
     }
   });
 }
 
 void unpack_planes(const std::uint8_t* planes, std::int64_t n, std::int64_t k, int bits, std::uint8_t* codes) {
-  const GroupKernel& kernel = active_group_kernel();
   const std::int64_t strip_bytes = strip_bytes_of_planes(k, bits), block_bytes = std::int64_t{bits} * kLineBytes;
   for_each_strip(n, k, [&](std::int64_t strip, int columns) {
     for (std::int64_t at = 0; at < k; at += kBlockK) {
-      alignas(kLineBytes) std::uint8_t lines[kBlockK * kStripColumns];
-      const GroupCodes packed{planes + strip * strip_bytes + at / kBlockK * block_bytes, 0, bits, nullptr};
-      kernel.unpack_strip({packed, kBlockK / kUnitK, 0, lines});
       const int depth = static_cast<int>(std::min<std::int64_t>(kBlockK, k - at));
-      scatter_block(lines, k, columns, depth, codes + strip * kStripColumns * k + at);
+      unpack_block(planes + strip * strip_bytes + at / kBlockK * block_bytes, bits, columns, depth,
+                   codes + strip * kStripColumns * k + at, k);
     }
   });
 }

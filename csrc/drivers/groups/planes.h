@@ -19,4 +19,17 @@ void pack_planes(const std::uint8_t* codes, std::int64_t n, std::int64_t k, int 
 
 void unpack_planes(const std::uint8_t* planes, std::int64_t n, std::int64_t k, int bits, std::uint8_t* codes);
 
+// Unsigned codes of up to 16 columns and 32 k of each.
+struct BlockCodes {
+  const std::uint8_t* first;
+  std::int64_t stride;  // from one column to the next
+  int columns, depth;
+};
+
+// One block of a strip: `bits` lines, or, with 8 bits, the 8 lines of S16, whose codes are u - 128. Padding is 0.
+void pack_block(const BlockCodes& codes, int bits, std::uint8_t* block);
+
+void unpack_block(const std::uint8_t* block, int bits, int columns, int depth, std::uint8_t* codes,
+                  std::int64_t stride);
+
 }  // namespace octavo

@@ -96,6 +96,31 @@ struct Table {
   Line table;
 };
 
+// Values above 127 in two parts of 7 bits, one line after the other: for products of pairs of bytes that must fit int16.
+struct WideTable {
+  static constexpr int kUnits = 2, kStepBytes = 4 * kLineBytes, kLargestCode = 127;
+
+  explicit WideTable(const GroupCodes& codes) {
+    std::uint8_t parts[2][kTableSize];
+    for (int i = 0; i < kTableSize; ++i) {
+      parts[0][i] = codes.table[i] < 127 ? codes.table[i] : 127;
+      parts[1][i] = static_cast<std::uint8_t>(codes.table[i] - parts[0][i]);
+    }
+    low = load_table(parts[0]);
+    high = load_table(parts[1]);
+  }
+
+  template <int kStrips, class F>
+  OCTAVO_INLINE void each_line(const std::uint8_t* const (&at)[kStrips], const F& f) const {
+    Halves(GroupCodes{}).each_line(at, [&](int line, const Line(&codes)[kStrips]) OCTAVO_INLINE {
+      with_lines<kStrips>(line, [&](int s) OCTAVO_INLINE { return looked_up(low, codes[s]); }, f);
+      with_lines<kStrips>(line, [&](int s) OCTAVO_INLINE { return looked_up(high, codes[s]); }, f);
+    });
+  }
+
+  Line low, high;
+};
+
 // 2 bits: line l holds the lines 4 l .. 4 l + 3, the first one in the lowest bits.
 struct Quarters {
   static constexpr int kUnits = 2, kStepBytes = 2 * kLineBytes, kLargestCode = 3;

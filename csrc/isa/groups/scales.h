@@ -2,12 +2,39 @@
 // The scales and minima of one group and 16 columns as float32, from whatever they are in memory.
 #pragma once
 
+#include <type_traits>
+
 #include "contract/group_kernel.h"
 #include "isa/float/vector/vector.h"
 #include "isa/integer/bytes.h"
 
 namespace octavo {
 namespace {
+
+// 16 bytes as float32 numbers whose bits are f(byte), or as float16 ones.
+template <FloatType kType, class F>
+inline Vector load_bits(const std::uint8_t* bytes, const F& f) {
+  std::conditional_t<kType == FloatType::f32, std::uint32_t, std::uint16_t> bits[kStripColumns];
+  for (int i = 0; i < kStripColumns; ++i)
+    bits[i] = static_cast<std::remove_reference_t<decltype(bits[0])>>(f(bytes[i]));
+  return load<kType>(bits, 0);
+}
+
+// The 16 numbers of one byte each from `bytes` on.
+inline Vector load_bytes(const std::uint8_t* bytes, Number type) {
+  if (type == Number::e8m0) {
+    return load_bits<FloatType::f32>(bytes, [](std::uint32_t byte) { return byte ? byte << 23 : 0x00400000u; });
+  }
+  if (type == Number::e4m3) {
+    const auto half = [](std::uint32_t byte) { return byte == 0x7f ? 0u : (byte & 127) << 7; };
+    return load_bits<FloatType::f16>(bytes, half) * set(256.0f);
+  }
+  if (type != Number::low4 && type != Number::high4) return load_steps(bytes, kStripColumns, type == Number::s8, 0);
+  std::uint8_t halves[kStripColumns];
+  const int shift = type == Number::high4 ? 4 : 0;
+  for (int i = 0; i < kStripColumns; ++i) halves[i] = bytes[i] >> shift & 15;
+  return load_steps(halves, kStripColumns, false, 0);
+}
 
 // The 16 numbers from data[i] on.
 inline Vector load_numbers(const void* data, Number type, std::int64_t i) {
@@ -16,7 +43,7 @@ inline Vector load_numbers(const void* data, Number type, std::int64_t i) {
     case Number::f32: return load<FloatType::f32>(data, i);
     case Number::bf16: return load<FloatType::bf16>(data, i);
     case Number::f16: return load<FloatType::f16>(data, i);
-    default: return load_steps(static_cast<const std::uint8_t*>(data) + i, 16, type == Number::s8, 0);
+    default: return load_bytes(static_cast<const std::uint8_t*>(data) + i, type);
   }
 }
 
@@ -25,7 +52,7 @@ inline std::int64_t number_at(const GroupScales& scales, int strip, std::int64_t
 }
 
 inline std::int64_t super_at(const GroupScales& scales, int strip, std::int64_t group) {
-  return (strip * scales.supers + group / scales.groups_in_super) * 2 * kStripColumns;
+  return (strip * scales.supers + group / scales.groups_in_super) * scales.super_rows() * kStripColumns;
 }
 
 inline Vector load_scale(const GroupScales& scales, int strip, std::int64_t group) {

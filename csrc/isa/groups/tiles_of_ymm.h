@@ -30,6 +30,9 @@ void multiply_form(const GroupProduct& p) {
 
 // Codes of fewer than 8 bits, and lines that unpack_strip has written.
 void multiply_packed(const GroupProduct& p) {
+  if constexpr (kAddsInWords) {
+    if (p.codes.wide) return multiply_form<WideTable>(p);
+  }
   if (p.codes.table) return multiply_form<Table>(p);
   switch (p.codes.bits) {
     case 2: return multiply_form<Quarters>(p);

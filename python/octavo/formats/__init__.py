@@ -13,12 +13,15 @@ for _module in pkgutil.iter_modules(__path__):
 
 from .bitsandbytes import FP4, NF4  # noqa: E402  the names that users write
 from .float4 import MXFP4, NVFP4  # noqa: E402
+from .ggml import BLOCK_TYPES, GGML, fallback_type  # noqa: E402
 from .half import Half  # noqa: E402
 from .int8 import CoarseInt8, Int8  # noqa: E402
 from .int_group import IntGroup  # noqa: E402
 
 __all__ = [
+    "BLOCK_TYPES",
     "FP4",
+    "GGML",
     "MXFP4",
     "NF4",
     "NVFP4",
@@ -29,4 +32,5 @@ __all__ = [
     "Kernel",
     "WeightFormat",
     "differs",
+    "fallback_type",
 ]

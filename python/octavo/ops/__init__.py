@@ -19,6 +19,7 @@ from .codes import (
     unpack_weight,
 )
 from .embedding import ID_TYPES, embedding_groups, embedding_half
+from .ggml import block_type, ggml_dequantize, ggml_pack, ggml_quantize, ggml_unpack
 from .groups import GroupWeight, dequantize_groups, group_weight, linear_groups, pack_planes, unpack_planes
 from .half import linear_half, pack_half, pack_half_into, packed_half_shape, unpack_half
 from .linear import linear_codes, linear_dynamic, linear_static, linear_weight_only
@@ -38,11 +39,16 @@ __all__ = [
     "add_norm",
     "add_norm_codes",
     "attention",
+    "block_type",
     "choose_qparams",
     "dequantize",
     "dequantize_groups",
     "embedding_groups",
     "embedding_half",
+    "ggml_dequantize",
+    "ggml_pack",
+    "ggml_quantize",
+    "ggml_unpack",
     "group_weight",
     "int8_mm",
     "linear_codes",

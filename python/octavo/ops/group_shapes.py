@@ -10,7 +10,8 @@ import torch
 from ..base.float_types import FLOAT_DTYPES
 from .shapes import packed_weight, require
 
-_NUMBERS = (*FLOAT_DTYPES, torch.uint8, torch.int8)
+_NUMBERS = (*FLOAT_DTYPES, torch.uint8, torch.int8, torch.float8_e4m3fn)
+_NAMES = "float32, bfloat16, float16, uint8, int8 or float8_e4m3fn"
 
 
 def plane_bits(op: str, bits: int) -> None:
@@ -49,9 +50,7 @@ def group_weight(op: str, k: int, weight: tuple[Any, ...]) -> None:
     strips = (n + 15) // 16
     for name, tensor in (("scale", scale), ("minimum", minimum)):
         if tensor is not None:
-            require(
-                tensor.dtype in _NUMBERS, f"{op}: {name} must be float32, bfloat16, float16, uint8 or int8"
-            )
+            require(tensor.dtype in _NUMBERS, f"{op}: {name} must be {_NAMES}")
             text = f"{op}: {name} must be [{strips}, {groups}, 16]"
             require(tensor.dim() == 3, text)
             _has_shape(tensor, (strips, groups, 16), text)
@@ -81,24 +80,29 @@ def _table(op: str, table: torch.Tensor, bits: int) -> None:
 
 
 def _super_scale(op: str, super_scale: torch.Tensor, strips: int, groups: int) -> None:
-    require(
-        super_scale.dtype in _NUMBERS,
-        f"{op}: super_scale must be float32, bfloat16, float16, uint8 or int8",
-    )
-    text = f"{op}: super_scale must be floats [{strips}, a divisor of {groups}, 2, 16]"
+    require(super_scale.dtype in _NUMBERS, f"{op}: super_scale must be {_NAMES}")
+    text = f"{op}: super_scale must be floats [{strips}, a divisor of {groups}, 1 or 2, 16]"
     require(super_scale.dtype in FLOAT_DTYPES and super_scale.dim() == 4, text)
     supers = super_scale.shape[1]
     require(supers >= 1, text)
     require(groups % supers == 0, text)
-    _has_shape(super_scale, (strips, supers, 2, 16), text)
+    require(super_scale.shape[2] in (1, 2), text)
+    _has_shape(super_scale, (strips, supers, super_scale.shape[2], 16), text)
 
 
 def _numbers(
     op: str, scale: torch.Tensor | None, super_scale: torch.Tensor | None, minimum: torch.Tensor | None
 ) -> None:
-    is_float = scale is None or scale.dtype in FLOAT_DTYPES
-    require(super_scale is not None or is_float, f"{op}: a scale of integers needs super_scale")
-    require(minimum is None or minimum.dtype != torch.int8, f"{op}: minimum must not be int8")
+    if super_scale is not None:
+        shares_bytes = minimum is None and scale is not None and scale.dtype == torch.uint8
+        rows = super_scale.shape[2]
+        text = f"{op}: super_scale has two rows if there are minima, and one row otherwise; it has {rows}"
+        require(rows == (1 if minimum is None else 2) or (rows == 2 and shares_bytes), text)
+    is_signed = scale is not None and scale.dtype == torch.int8
+    require(super_scale is not None or not is_signed, f"{op}: a scale of int8 needs super_scale")
+    accepted = (*FLOAT_DTYPES, torch.uint8)
+    text = f"{op}: minimum must be float32, bfloat16, float16 or uint8"
+    require(minimum is None or minimum.dtype in accepted, text)
     require(minimum is None or scale is not None, f"{op}: minimum needs scale")
     text = f"{op}: with super_scale, minimum must be uint8"
     require(super_scale is None or minimum is None or minimum.dtype == torch.uint8, text)

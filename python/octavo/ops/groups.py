@@ -27,12 +27,14 @@ class GroupWeight(NamedTuple):
     """A weight [n, k] in groups: column_scale * (scale * (u - offset) + minimum), packed.
 
     codes    with 1 to 7 bits from `pack_planes`; with 8 bits from `pack_weight`, and u = code + 128
-    scale    [strips, groups, 16] float32, bfloat16 or float16, for strips = ceil(n / 16) and groups of `group_size`, a
-             multiple of 16 or 0 for one group; uint8 or int8 with super_scale; None: 1
-    super_scale   float32, bfloat16 or float16 [strips, supers, 2, 16]: the first 16 numbers are factors of `scale`, the
-             others of -minimum; groups // supers groups share them
-    minimum  None; floats of scale's shape; uint8 with super_scale; uint8 without: zero points, minimum = -scale * them
-    table    uint8 [16], at most 127: u = table[code], with 4 bits
+    scale    [strips, groups, 16] float32, bfloat16, float16 or float8_e4m3fn, for strips = ceil(n / 16) and groups of
+             `group_size`, a multiple of 16 or 0 for one group; uint8: powers of two, 2^(byte - 127); with super_scale
+             uint8 or int8, integers; None: 1
+    super_scale   float32, bfloat16 or float16 [strips, supers, rows, 16]: factors of `scale`, and in a second row,
+             which weights with minima have, of -minimum; groups // supers groups share them
+    minimum  None; floats of scale's shape; uint8 with super_scale; uint8 without: zero points, -scale * them is added.
+             None and two rows of super_scale: bytes of `scale` hold a scale in the low half, a minimum in the high
+    table    uint8 [16]: u = table[code], with 4 bits. Above 127, at most offset + 127, and groups are multiples of 32
     column_scale  float32 [n]; None: 1
     """
 

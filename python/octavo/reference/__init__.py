@@ -28,6 +28,7 @@ from .codes import (
 )
 from .embedding import embedding_groups, embedding_half
 from .floats import activate, add_norm, attention, rms_norm, rope, silu_mul
+from .ggml import ggml_dequantize, ggml_pack, ggml_quantize, ggml_unpack
 from .groups import dequantize_groups, linear_groups, pack_planes, segment_length, unpack_planes
 from .half import linear_half, pack_half, pack_half_into, unpack_half
 from .integer_attention import attention_int8
@@ -46,6 +47,10 @@ __all__ = [
     "dequantize_groups",
     "embedding_groups",
     "embedding_half",
+    "ggml_dequantize",
+    "ggml_pack",
+    "ggml_quantize",
+    "ggml_unpack",
     "int8_mm",
     "linear_codes",
     "linear_dynamic",

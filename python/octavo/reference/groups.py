@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .codes import MAX_16, _finish, _finite_rows, choose_qparams, fma, unpack_weight
+from .ggml_blocks import float_of_e4m3, float_of_e8m0
 
 Optional = torch.Tensor | None
 
@@ -125,15 +126,17 @@ def _scales(weight: tuple[Any, ...]) -> tuple[Optional, Optional]:
     _, scale, super_scale, minimum, _, _, n, _, _, _ = weight
     if scale is None:
         return None, None
-    values, minima = _rows(scale, n), None if minimum is None else _rows(minimum, n)
-    if super_scale is not None:
-        factors = super_scale.float().repeat_interleave(scale.shape[1] // super_scale.shape[1], 1)
-        first, second = (_rows(factors[:, :, part], n) for part in (0, 1))
-        values = first * values
-        minima = None if minima is None else -(second * minima)
-    elif minima is not None and minimum.dtype == torch.uint8:
-        minima = -(values * minima)
-    return values, minima
+    if super_scale is None:
+        small = {torch.uint8: float_of_e8m0, torch.float8_e4m3fn: float_of_e4m3}
+        if scale.dtype in small:
+            scale = small[scale.dtype](scale.view(torch.uint8))
+        values, minima = _rows(scale, n), None if minimum is None else _rows(minimum, n)
+        return values, -(values * minima) if minima is not None and minimum.dtype == torch.uint8 else minima
+    factors = super_scale.float().repeat_interleave(scale.shape[1] // super_scale.shape[1], 1)
+    if factors.shape[2] == 2 and minimum is None:  # bytes that hold both
+        scale, minimum = scale & 15, scale >> 4
+    values = _rows(factors[:, :, 0], n) * _rows(scale, n)
+    return values, None if minimum is None else -(_rows(factors[:, :, 1], n) * _rows(minimum, n))
 
 
 def _rows(numbers: torch.Tensor, n: int) -> torch.Tensor:

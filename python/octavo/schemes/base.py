@@ -82,6 +82,11 @@ class Scheme(Config, ABC):
         options: list[dict[str, Any]] = [dict(zip(flags, values, strict=True)) for values in choices]
         return [cls(**each) for each in options]
 
+    @classmethod
+    def short_names(cls) -> Mapping[str, dict[str, Any]]:
+        """Names that stand for instances of this class, and their fields."""
+        return {}
+
     # --- what it asks of data and of layers -------------------------------------------------------------------------
 
     @property
@@ -209,7 +214,7 @@ class GroupScheme(Scheme):
 
 @dataclass(frozen=True)
 class CodebookScheme(Scheme, ABC):
-    """A scheme of a codebook: its fields are those of the format of its name, and a choice of activations."""
+    """A scheme of codebooks or blocks: its fields are those of the format of its name, and a choice of activations."""
 
     weights: WeightFormat = field(init=False, repr=False, compare=False)
     activations: Any = field(default="int8", kw_only=True)
@@ -266,15 +271,14 @@ def from_dict(fields: Mapping[str, Any]) -> Scheme:
 
 
 def by_name(text: str) -> Scheme:
-    """The scheme that `text` names: "int8-dynamic", or with options "int8-dynamic:symmetric=false".
+    """The scheme that `text` names: "int8-dynamic", "q4_k", or with options "int8-dynamic:symmetric=false".
 
     Upper and lower case, hyphens and underscores do not matter. Options are plain values: true, false, numbers, words.
     raises   ValueError for a name or an option that this version does not know
     """
     name, _, rest = text.partition(":")
-    kind = configs.named("scheme", Scheme, name)
+    kind, options = _named(name)
     known = {item.name: str(item.type) for item in fields(kind) if item.init}
-    options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, has_value, value = part.partition("=")
         if not has_value or key not in known:
@@ -283,7 +287,16 @@ def by_name(text: str) -> Scheme:
                 f"{', '.join(f'{name}=...' for name in sorted(known))}"
             )
         options[key] = value.lower() if known[key].startswith("str") else _value(value)
-    return configs.from_dict("scheme", Scheme, {"name": name, **options})
+    return configs.from_dict("scheme", Scheme, {"name": kind.__name__, **options})
+
+
+def _named(name: str) -> tuple[type[Scheme], dict[str, Any]]:
+    """The class that goes by `name`, or that has it for a short name, and the fields that it then has."""
+    for kind in configs.kinds(Scheme).values():
+        for short, options in kind.short_names().items():
+            if configs.spelled(short) == configs.spelled(name):
+                return kind, dict(options)
+    return configs.named("scheme", Scheme, name), {}
 
 
 def _value(text: str) -> Any:
