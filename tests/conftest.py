@@ -26,6 +26,12 @@ def _coverage() -> str:
     return f"{_C.cpu_model()}: ISAs covered: {', '.join(RUNNABLE)}; not covered: {', '.join(NOT_COVERED) or 'none'}"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--damaged-files", type=int, default=400, help="how many damaged GGUF files a test reads (20000)"
+    )
+
+
 def pytest_report_header(config):
     return _coverage()
 

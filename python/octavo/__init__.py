@@ -41,12 +41,22 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .evaluation.evaluator import evaluate
     from .evaluation.mixed_precision import choose
     from .evaluation.sensitivities import Sensitivity, sensitivity
-    from .files import CheckpointContents, inspect_checkpoint, load, save
+    from .files import (
+        CheckpointContents,
+        inspect_checkpoint,
+        load,
+        load_gguf,
+        load_imatrix,
+        save,
+        save_gguf,
+        save_imatrix,
+    )
     from .fusion import FusionReport, fuse_, unfuse_
     from .integrations.transformers import OctavoConfig
     from .methods import AWQ, GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
+    from .methods.input_squares import importance
     from .nn.adapters import IA3, AdaLoRA, LoRA
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
@@ -78,13 +88,23 @@ _HOMES = {
     "evaluation.evaluator": ["evaluate"],
     "evaluation.mixed_precision": ["choose"],
     "evaluation.sensitivities": ["Sensitivity", "sensitivity"],
-    "files": ["CheckpointContents", "inspect_checkpoint", "load", "save"],
+    "files": [
+        "CheckpointContents",
+        "inspect_checkpoint",
+        "load",
+        "load_gguf",
+        "load_imatrix",
+        "save",
+        "save_gguf",
+        "save_imatrix",
+    ],
     "fusion": ["FusionReport", "fuse_", "unfuse_"],
     "integrations.transformers": ["OctavoConfig"],
     "methods": ["AWQ", "ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "nn.adapters": ["IA3", "AdaLoRA", "LoRA"],
+    "methods.input_squares": ["importance"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
@@ -159,12 +179,15 @@ __all__ = [
     "formats",
     "freeze_",
     "fuse_",
+    "importance",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",
     "load",
     "load_adapter",
     "merge_",
+    "load_gguf",
+    "load_imatrix",
     "methods",
     "metrics",
     "nn",
@@ -179,6 +202,8 @@ __all__ = [
     "remove_adapters_",
     "save",
     "save_adapter",
+    "save_gguf",
+    "save_imatrix",
     "schemes",
     "sensitivity",
     "unfuse_",

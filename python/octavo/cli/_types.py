@@ -16,6 +16,17 @@ def positive_count(text: str) -> int:
     return int(text)
 
 
+def temperature(text: str) -> float:
+    """A number from 0 on. Raises: as `positive_count`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on; 0 takes the likeliest token")
+    return value
+
+
 def size(text: str) -> int:
     """Bytes: a number above 0, perhaps with KB, MB or GB, which are powers of 1000. Raises: as `positive_count`."""
     found = re.fullmatch(r"([0-9]{1,15})(KB|MB|GB|)", text.upper())

@@ -6,13 +6,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+LONGEST = 80  # of a value of the metadata
 HELP = "what is in a checkpoint, per layer, with sizes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, help="folder of octavo.save or of transformers, or a safetensors file"
+        "checkpoint",
+        type=Path,
+        help="folder of octavo.save or of transformers, a safetensors file or a GGUF file",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -27,8 +31,20 @@ def run(options: argparse.Namespace) -> None:
     contents = inspect_checkpoint(options.checkpoint)
     if options.json:
         print(json.dumps(contents.to_dict(), indent=2))
-    elif not sys.stdout.isatty():  # rich would cut the lines to 80 columns
+        return
+    if contents.metadata:
+        _print_metadata(contents.metadata)
+    if not sys.stdout.isatty():  # rich would cut the lines to 80 columns
         print(contents)
     else:
         print_table(HEADER, contents.rows, right=("bytes", "bits per weight"), spare=("kind",))
         print(contents.summary)
+
+
+def _print_metadata(metadata: dict[str, Any]) -> None:
+    """One line for each value; a text of many lines, such as a template, gets as much as fits."""
+    width = max(map(len, metadata))
+    for key, value in metadata.items():
+        text = " ".join(str(value).split())
+        print(f"{key:{width}}  {text if len(text) <= LONGEST else text[: LONGEST - 4] + ' ...'}")
+    print()

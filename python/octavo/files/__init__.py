@@ -5,11 +5,13 @@ from .bitsandbytes import BitsAndBytes
 from .checkpoints import inspect_checkpoint, load, save
 from .compressed_tensors import CompressedTensors
 from .format import FILE_FORMATS, Checkpoint, FileFormat, format_of, model_changed, recognizing
+from .gguf import GGUF, load_gguf, load_imatrix, save_gguf, save_imatrix
 from .inspection import HEADER, CheckpointContents
 from .octavo import Octavo
 from .safetensors import Safetensors
 
 FILE_FORMATS += [
+    GGUF(),
     Octavo(),
     CompressedTensors(),
     BitsAndBytes(),
@@ -25,7 +27,11 @@ __all__ = [
     "format_of",
     "inspect_checkpoint",
     "load",
+    "load_gguf",
+    "load_imatrix",
     "model_changed",
     "recognizing",
     "save",
+    "save_gguf",
+    "save_imatrix",
 ]

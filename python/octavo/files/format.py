@@ -46,6 +46,7 @@ class Checkpoint:
     dtypes: dict[str, torch.dtype] | None = None
     source: str = "the checkpoint"
     evaluating: bool = False
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class Stored(NamedTuple):
@@ -155,7 +156,9 @@ def refusal(path: Path, *, to_load: bool = False) -> Exception:
     readable = " or ".join(each.description for each in FILE_FORMATS if each.loads or not to_load)
     readable = f"give {readable}"
     if not path.exists() and not path.is_symlink():
-        return FileNotFoundError(f"{path} does not exist; give a checkpoint's folder or a safetensors file")
+        return FileNotFoundError(
+            f"{path} does not exist; give a checkpoint's folder, a safetensors file or a GGUF file"
+        )
     if path.is_dir():
         others = sorted(each.name for each in path.iterdir() if each.suffix in (*PICKLES, ".gguf"))
         found = f"only {', '.join(others)}; " if others else ""
@@ -170,5 +173,5 @@ def _remedy(names: list[str]) -> str:
     if kinds & set(PICKLES):
         return "a pickle can run code when it is read: load it with torch and save it with octavo.save or safetensors"
     if ".gguf" in kinds:
-        return "GGUF is not read: give the folder of safetensors that it was made from"
+        return "a GGUF model is given by its file, the first one if it has several"
     return ""

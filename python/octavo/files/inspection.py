@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,12 +59,14 @@ class CheckpointContents:
 
     format    the name of the format, such as "octavo", "transformers" or "safetensors"
     files     [(name, bytes on disk)] of the files that hold tensors
+    metadata  what else the files say, by name; of long lists how many items they have
     """
 
     path: str
     format: str
     files: list[tuple[str, int]]
     layers: list[CheckpointLayer]
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:

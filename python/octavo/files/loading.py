@@ -24,7 +24,7 @@ from .format import Checkpoint
 
 def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     """`skeleton` with the layers and tensors of `checkpoint`, in place; a skeleton that is one layer stays as it is,
-    and the QuantLinear is returned.
+    and the QuantLinear is returned. Codes leave `checkpoint.tensors` layer by layer, as they are packed.
 
     Raises: ValueError if the two do not fit, or if something would stay on the meta device. The skeleton is then as it
     was.
@@ -46,8 +46,12 @@ def fill(skeleton: nn.Module, checkpoint: Checkpoint) -> nn.Module:
         _fill_left_out_buffers(model, buffers)
         _check_nothing_on_meta(model)
     share_equal_(quantized.values())
-    for layer in quantized.values():
+    for name, layer in quantized.items():
         layer.pack_()
+        for leaf in layer.scheme.weights.replaced:  # if it was a copy, nobody needs it any more
+            tensors.pop(prefix_of(name) + leaf, None)
+    for name, value in checkpoint.attributes.items():
+        setattr(model, name, value)
     leave_fused_paths(model)
     return model.eval() if checkpoint.evaluating else model
 

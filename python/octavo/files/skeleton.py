@@ -28,6 +28,8 @@ _COUNTS = re.compile(
     r"|(hidden|intermediate|vocab|embedding)_size$"
 )
 
+_DRAWING = ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_", "zero_", "zeros_", "fill_", "ones_")
+
 
 def skeleton(folder: str | Path) -> nn.Module:
     """The float model of `folder` in eval mode, its weights on the meta device, its buffers filled.
@@ -37,14 +39,24 @@ def skeleton(folder: str | Path) -> nn.Module:
     """
     with quiet_transformers() as transformers:
         kind, config = model_class(transformers, Path(folder))
-        default = torch.get_default_dtype()
-        with named_errors(Path(folder) / CONFIG, "make a model of it"):
-            try:
-                torch.set_default_dtype(config.dtype if config.dtype in FLOAT_DTYPES else default)
-                with _WeightsOnMeta():
-                    return kind(config).eval()
-            finally:
-                torch.set_default_dtype(default)
+    return without_weights(kind, config, Path(folder) / CONFIG)
+
+
+def without_weights(kind: Any, config: Any, source: Path, **options: Any) -> nn.Module:
+    """A model of class `kind` in eval mode, its weights on the meta device, its buffers filled.
+
+    source    the file that errors name
+    options   for the class
+    Raises: ValueError if the class cannot be made with this config.
+    """
+    default = torch.get_default_dtype()
+    with quiet_transformers(), named_errors(source, "make a model of it"):
+        try:
+            torch.set_default_dtype(config.dtype if config.dtype in FLOAT_DTYPES else default)
+            with _WeightsOnMeta():
+                return kind(config, **options).eval()
+        finally:
+            torch.set_default_dtype(default)
 
 
 def model_class(transformers: Any, folder: Path) -> tuple[Any, Any]:
@@ -87,10 +99,16 @@ def quiet_transformers() -> Iterator[Any]:
 
 
 class _WeightsOnMeta(TorchFunctionMode):
-    """torch.empty, of which layers make their weights, gives tensors without memory; buffers are computed as usual."""
+    """torch.empty, of which layers make their weights, gives tensors without memory; buffers are computed as usual.
+
+    Nothing is drawn for weights without memory: that took torch a millisecond each.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        drawn = args[0] if args else kwargs.get("tensor")  # the name that torch.nn.init has for it
+        if getattr(func, "__name__", "") in _DRAWING and getattr(drawn, "is_meta", False):
+            return drawn
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)

