@@ -50,7 +50,11 @@ def run(*arguments) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("scheme", [name for name in scheme_names() if not scheme_called(name)().needs_data])
+# Blocks of 256, the default of "ggml", are longer than the rows of this model.
+WITHOUT_DATA = [name for name in scheme_names() if not scheme_called(name)().needs_data and name != "ggml"]
+
+
+@pytest.mark.parametrize("scheme", WITHOUT_DATA)
 def test_quantize_then_compare(model_folder, tmp_path, text, capsys, scheme):
     assert run("quantize", model_folder, tmp_path / "int8", "--scheme", scheme) == 0
     printed = capsys.readouterr().out

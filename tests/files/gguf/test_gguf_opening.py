@@ -12,6 +12,7 @@ from torch import nn
 import octavo
 from octavo.files.gguf import load_gguf
 from octavo.nn import QuantEmbedding, QuantLinear
+from octavo.nn.experts import ExpertMatrices
 
 pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
@@ -49,6 +50,9 @@ def weights_of(model):
             found[f"{name}.weight"] = module.dequantize()
         else:
             found |= {f"{name}.{leaf}": each for leaf, each in module._parameters.items() if each is not None}
+        for part in vars(module).values():
+            if isinstance(part, ExpertMatrices):
+                found[f"{name}.{part.name}"] = torch.stack([part[i].values() for i in range(len(part))])
     return found
 
 

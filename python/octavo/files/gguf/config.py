@@ -111,8 +111,9 @@ def architecture_of(model: GGUFFile) -> Architecture:
 
 
 def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
-    """The float model that `model` describes, in eval mode, its weights on the meta device. Unless as_floats, experts are
-    layers.
+    """The float model that `model` describes, in eval mode, its weights on the meta device.
+
+    as_floats   experts stay together, which are layers of their own otherwise if the file has blocks of them
 
     Raises: ValueError for an architecture that is not opened, and if the metadata do not make a model.
     """
@@ -128,7 +129,8 @@ def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
     options = {} if architecture.is_causal else {"add_pooling_layer": False}
     skeleton = without_weights(found, config, model.path, **options)
     _rescale_rotations(model, skeleton)
-    if not as_floats:
+    has_blocks = any("_exps." in name and info.type != "F32" for name, info in model.tensors.items())
+    if has_blocks and not as_floats:
         split_experts_(skeleton)
     return skeleton
 
