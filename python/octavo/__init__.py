@@ -31,6 +31,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         schemes,
     )
     from .adaptation.adapt import adapt_, adapters, remove_adapters_, use_adapters
+    from .adaptation.loftq import loftq_
     from .adaptation.merge import merge_
     from .adaptation.peft_folder import load_adapter, save_adapter
     from .adaptation.rank_allocator import RankAllocator
@@ -78,6 +79,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
 # Each module of the package that defines public names, and these names.
 _HOMES = {
     "adaptation.adapt": ["adapt_", "adapters", "remove_adapters_", "use_adapters"],
+    "adaptation.loftq": ["loftq_"],
     "adaptation.merge": ["merge_"],
     "adaptation.peft_folder": ["load_adapter", "save_adapter"],
     "adaptation.rank_allocator": ["RankAllocator"],
@@ -185,6 +187,7 @@ __all__ = [
     "keep_memory",
     "load",
     "load_adapter",
+    "loftq_",
     "merge_",
     "load_gguf",
     "load_imatrix",

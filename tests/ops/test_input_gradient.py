@@ -47,6 +47,17 @@ def test_every_tile_counts_once(scheme, tile, dtype, monkeypatch):
     assert ((found.double() - exact).abs() <= 2 * N * u * terms + 1.01 * rounding).all()
 
 
+def test_a_backward_pass_inside_of_autocast_is_the_one_outside(monkeypatch):
+    monkeypatch.setattr(module, "TILE", 16 * K)
+    x = torch.randn(M, K, requires_grad=True)
+    found = []
+    for inside in (False, True):
+        y = layer_of(SCHEMES[2])(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad(y, x, torch.ones_like(y))[0])
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_rows_are_those_of_the_whole(scheme):
     layer = layer_of(scheme)

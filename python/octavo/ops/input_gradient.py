@@ -28,10 +28,11 @@ def input_gradient(grad_y: torch.Tensor, rows: Rows, n: int, k: int) -> torch.Te
     if n <= step or _is_recorded(grad_y):
         return (grad_y.float() @ rows(0, n).float()).to(grad_y.dtype)
     flat = grad_y.reshape(-1, n)
-    total = flat[:, :step].float() @ rows(0, step)
-    for begin in range(step, n, step):
-        end = min(begin + step, n)
-        total.addmm_(flat[:, begin:end].float(), rows(begin, end))
+    with torch.autocast("cpu", enabled=False):  # somebody may call backward() inside of autocast
+        total = flat[:, :step].float() @ rows(0, step)
+        for begin in range(step, n, step):
+            end = min(begin + step, n)
+            total.addmm_(flat[:, begin:end].float(), rows(begin, end))
     return total.to(grad_y.dtype).reshape(*grad_y.shape[:-1], k)
 
 
