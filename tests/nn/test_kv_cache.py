@@ -10,7 +10,9 @@ from asserts import assert_bits_equal
 from fusion_models import IDS, PADDED, llama, mistral, transformers, with_cache
 
 import octavo
-from octavo.nn.kv_cache import SPARE, GrowingLayer, KVCache
+from octavo.nn.caches.growing import GrowingLayer
+from octavo.nn.caches.rooms import SPARE
+from octavo.nn.kv_cache import KVCache
 
 
 def tokens(count: int, batch: int = 2, dtype=torch.float32):
@@ -174,8 +176,12 @@ def test_layers_with_a_window_are_transformers_own():
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"dtype": torch.int8}, ValueError, "accepted are None, torch.float32 and torch.bfloat16"),
+        ({"dtype": torch.int8}, ValueError, "accepted are None, torch.float32, torch.bfloat16"),
         ({"config": "llama"}, TypeError, "config is a str, a transformers config"),
+        ({"dtype": "int2"}, ValueError, "'int8' and 'int4'"),
+        ({"dtype": "int8", "recent": -1}, ValueError, "recent is -1, a number of tokens"),
+        ({"dtype": "int8", "rotate": 1}, TypeError, "rotate is 1, accepted are True, False and None"),
+        ({"first": 4}, ValueError, "first and recent are for dtype='int8' and 'int4'"),
         ({"size": 3}, TypeError, "size"),
     ],
 )
