@@ -121,13 +121,13 @@ class QuantizedCacheLayer(DynamicLayer):
             states.append(torch.cat([floats[0], decoded, floats[1]], 2) if around else decoded)
         return states[0], states[1]
 
-    @property  # type: ignore[override]
-    def keys(self) -> Any:
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
         """The keys as floats, decoded by each call; None before the first update."""
         return self.read()[0] if self.is_initialized else None
 
-    @property  # type: ignore[override]
-    def values(self) -> Any:
+    @property
+    def values(self) -> Any:  # type: ignore[override]
         """The values as floats, decoded by each call; None before the first update."""
         return self.read()[1] if self.is_initialized else None
 
