@@ -137,6 +137,22 @@ def test_generate_gives_the_tokens_of_the_default_cache(options, fused):
     assert torch.equal(generated(model, **with_cache(KVCache(model.config)), **options), expected)
 
 
+@pytest.mark.parametrize("way", ["sampling", "prompt lookup", "draft model"])
+def test_sampled_and_assisted_decoding_write_the_tokens_of_the_default_cache(way):
+    model = llama()
+    options = {
+        "sampling": {"do_sample": True},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "draft model": {"assistant_model": llama(num_hidden_layers=1)},
+    }[way]
+    written = []
+    for cache in (transformers.DynamicCache(), KVCache()):
+        torch.manual_seed(0)
+        options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, **options}
+        written.append(model.generate(IDS[:1], **with_cache(cache), **options))
+    assert torch.equal(*written)
+
+
 @torch.no_grad()
 def test_a_fused_model_reads_bfloat16_keys():
     model = llama()
