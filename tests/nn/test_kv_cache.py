@@ -10,7 +10,9 @@ from asserts import assert_bits_equal
 from fusion_models import IDS, PADDED, llama, mistral, transformers, with_cache
 
 import octavo
-from octavo.nn.kv_cache import SPARE, GrowingLayer, KVCache
+from octavo.nn.caches.growing import GrowingLayer
+from octavo.nn.caches.rooms import SPARE
+from octavo.nn.kv_cache import KVCache
 
 
 def tokens(count: int, batch: int = 2, dtype=torch.float32):
@@ -135,6 +137,22 @@ def test_generate_gives_the_tokens_of_the_default_cache(options, fused):
     assert torch.equal(generated(model, **with_cache(KVCache(model.config)), **options), expected)
 
 
+@pytest.mark.parametrize("way", ["sampling", "prompt lookup", "draft model"])
+def test_sampled_and_assisted_decoding_write_the_tokens_of_the_default_cache(way):
+    model = llama()
+    options = {
+        "sampling": {"do_sample": True},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "draft model": {"assistant_model": llama(num_hidden_layers=1)},
+    }[way]
+    written = []
+    for cache in (transformers.DynamicCache(), KVCache()):
+        torch.manual_seed(0)
+        options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, **options}
+        written.append(model.generate(IDS[:1], **with_cache(cache), **options))
+    assert torch.equal(*written)
+
+
 @torch.no_grad()
 def test_a_fused_model_reads_bfloat16_keys():
     model = llama()
@@ -174,8 +192,12 @@ def test_layers_with_a_window_are_transformers_own():
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"dtype": torch.int8}, ValueError, "accepted are None, torch.float32 and torch.bfloat16"),
+        ({"dtype": torch.int8}, ValueError, "accepted are None, torch.float32, torch.bfloat16"),
         ({"config": "llama"}, TypeError, "config is a str, a transformers config"),
+        ({"dtype": "int2"}, ValueError, "'int8' and 'int4'"),
+        ({"dtype": "int8", "recent": -1}, ValueError, "recent is -1, a number of tokens"),
+        ({"dtype": "int8", "rotate": 1}, TypeError, "rotate is 1, accepted are True, False and None"),
+        ({"first": 4}, ValueError, "first and recent are for dtype='int8' and 'int4'"),
         ({"size": 3}, TypeError, "size"),
     ],
 )

@@ -18,6 +18,7 @@ KNOWS_INT8 = {
     "runtime/huge_pages.py": "int8 are bytes, of any format",
     "nn/outlier.py": "outlier columns, of any format, are multiplied by the kernels of bytes",
     "nn/linear.py": "from_codes calls the scales of any format weight_scale",
+    "nn/caches/codes.py": "int8 are codes of keys and values, which are no weights",
     "nn/static.py": "files have the zero point of an input as int8",
     "nn/prepared.py": "the learned scale of any format is called weight_scale",
     "nn/scales.py": "the same",

@@ -7,15 +7,19 @@ layers of 1024, Zen 5). Here a token is written behind the others, and attention
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-SPARE = 64  # tokens for which a new room has place
-DTYPES = (None, torch.float32, torch.bfloat16)
+from .caches import snapshot
+from .caches.codes import BITS
+from .caches.growing import GrowingLayer
+from .caches.quantized import CacheCodes, QuantizedCacheLayer
+
+DTYPES = (None, torch.float32, torch.bfloat16, *BITS)
 
 
 class KVCache(DynamicCache):
@@ -23,115 +27,97 @@ class KVCache(DynamicCache):
 
     Before transformers 5.24 the argument is called `past_key_values`.
 
-    config   of the model; layers with a sliding window or a state of another kind are then transformers' own. Without
-             it every layer keeps all tokens
+    config   of the model; layers with a sliding window then forget what is outside of it, and layers with a state of
+             another kind are transformers' own. Without it every layer keeps all tokens
     dtype    of keys and values in here: None as they come, torch.float32, or torch.bfloat16, half the bytes to read for
-             each token. Keys of another dtype than the queries need octavo's attention: octavo.fuse_(model, example)
+             each token; keys of another dtype than the queries need octavo's attention: octavo.fuse_(model, example).
+             "int8" and "int4": codes, about a half and a third of bfloat16's bytes, in any model; each call reads them
+             back to floats, which costs time. docs/fusion.md has what they cost in accuracy
+    rotate   codes only: a Hadamard rotation of keys and values first; None: yes
+    first    codes only: so many tokens at the start stay float; layers with a window have none
+    recent   codes only: so many tokens at the end stay float. With 0, what a token reads does not depend on how many
+             tokens came with it: assisted decoding then writes what greedy decoding writes
 
-    crop, reset, beam search and selecting batches work as for DynamicCache. Where keys need a gradient they are joined.
+    crop, reset, beam search and selecting batches work as for DynamicCache. Where keys need a gradient they are joined;
+    codes refuse it. A copy (copy.deepcopy) of a cache that has read a prompt is a start for each of several answers.
     raises   TypeError, ValueError for other arguments
     """
 
-    def __init__(self, config: Any = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        config: Any = None,
+        dtype: torch.dtype | str | None = None,
+        *,
+        rotate: bool | None = None,
+        first: int = 0,
+        recent: int = 0,
+    ):
         if dtype not in DTYPES:
             raise ValueError(
-                f"KVCache: dtype is {dtype}, accepted are None, torch.float32 and torch.bfloat16"
+                f"KVCache: dtype is {dtype!r}, accepted are None, torch.float32, torch.bfloat16, 'int8' and 'int4'"
             )
         if config is not None and not hasattr(config, "get_text_config"):
             raise TypeError(f"KVCache: config is a {type(config).__name__}, a transformers config is needed")
+        _check_options(dtype, rotate, first, recent)
         super().__init__(config=config)
         self.dtype = dtype
-        # Exactly this class: its subclasses have a window or a state of their own.
-        self.layers = [GrowingLayer(dtype) if type(layer) is DynamicLayer else layer for layer in self.layers]
+        self.codes: CacheCodes | None = None
+        if isinstance(dtype, str):
+            self.codes = CacheCodes(dtype, rotate is not False, first, recent)
+        self.layers = [self._ours(layer) for layer in self.layers]
+
+    def _ours(self, layer: Any) -> Any:
+        # Exactly these classes: their subclasses have a state of their own.
+        if type(layer) is DynamicLayer:
+            return QuantizedCacheLayer(self.codes) if self.codes else GrowingLayer(self.float_dtype)
+        if type(layer) is DynamicSlidingWindowLayer and self.codes is not None:
+            return QuantizedCacheLayer(self.codes, layer.sliding_window)
+        return layer
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         while self.layer_class_to_replicate is not None and len(self.layers) <= layer_idx:
-            self.layers.append(GrowingLayer(self.dtype))
+            self.layers.append(self._ours(DynamicLayer()))
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    @property
+    def float_dtype(self) -> torch.dtype | None:
+        """Of the layers that keep floats: None as they come."""
+        return None if isinstance(self.dtype, str) else self.dtype
 
-class GrowingLayer(DynamicLayer):
-    """One layer's keys and values: `keys` and `values` [B, H, L, D] are views of rooms [B, H, capacity, D].
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens that are kept: codes, scales and floats. Spare places of rooms are not counted."""
+        return sum(_bytes_of(layer) for layer in self.layers)
 
-    Methods that it inherits put other tensors in their place: the next update moves those into new rooms.
-    """
+    def save(self, path: str | Path) -> None:
+        """Writes the cache as one safetensors file, from which `KVCache.load` goes on with a conversation.
 
-    def __init__(self, storage_dtype: torch.dtype | None = None):
-        super().__init__()
-        self.storage_dtype = storage_dtype
-        self.keys: Any
-        self.values: Any
-        self._rooms: Any = None  # of keys and of values
-        self._views: Any = None
+        The file says nothing about the tokens: keep their ids, of which generate wants all.
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = self.storage_dtype or key_states.dtype, key_states.device
-        self.keys, self.values = (
-            torch.empty(*states.shape[:2], 0, states.shape[3], dtype=self.dtype, device=self.device)
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
+        raises   TypeError for a layer of another kind than full attention or a sliding window
+        """
+        snapshot.write_cache(self, Path(path))
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds [B, H, n, D] tokens; returns all keys and values so far, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
-            return super().update(key_states.to(self.dtype), value_states.to(self.dtype), *args, **kwargs)
-        before, added = self.keys.shape[2], key_states.shape[2]
-        keys, values = self._rooms_for(before + added)
-        keys.narrow(2, before, added).copy_(key_states)
-        values.narrow(2, before, added).copy_(value_states)
-        self._view(before + added)
-        return self.keys, self.values
-
-    def crop(self, tokens_to_remove: int) -> None:
-        is_ours = self._is_ours()
-        super().crop(tokens_to_remove)
-        if is_ours:
-            self._view(self.keys.shape[2])
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        if not self._is_ours():
-            super().reorder_cache(beam_idx)
-            return
-        length = self.keys.shape[2]
-        self._set_rooms(self._rooms[0].shape[2], lambda states: states.index_select(0, beam_idx))
-        self._view(length)
-
-    def reset(self) -> None:
-        super().reset()
-        self._rooms = self._views = None
-
-    def _is_ours(self) -> bool:
-        """Whether `keys` and `values` are the views of the rooms."""
-        views = self._views
-        return views is not None and self.keys is views[0] and self.values is views[1]
-
-    def _rooms_for(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rooms that begin with what `keys` and `values` hold, for at least `length` tokens."""
-        if not self._is_ours() or self._rooms[0].shape[2] < length:
-            self._set_rooms(max(2 * self.keys.shape[2], length + SPARE))
-        return self._rooms
-
-    def _set_rooms(
-        self, capacity: int, of: Callable[[torch.Tensor], torch.Tensor] = lambda states: states
-    ) -> None:
-        # Inference tensors could not be written to outside of inference mode.
-        with torch.inference_mode(False), torch.no_grad():
-            self._rooms = _room(of(self.keys), capacity), _room(of(self.values), capacity)
-
-    def _view(self, length: int) -> None:
-        self._views = self._rooms[0].narrow(2, 0, length), self._rooms[1].narrow(2, 0, length)
-        self.keys, self.values = self._views
+    @classmethod
+    def load(cls, path: str | Path) -> KVCache:
+        """The cache that `save` wrote, with the same bits. raises   ValueError for another file"""
+        return snapshot.read_cache(cls, Path(path))
 
 
-def _room(states: torch.Tensor, capacity: int) -> torch.Tensor:
-    batch, heads, length, size = states.shape
-    room = states.new_empty(batch, heads, capacity, size)
-    room.narrow(2, 0, length).copy_(states)
-    return room
+def _check_options(dtype: Any, rotate: Any, first: Any, recent: Any) -> None:
+    for name, value in (("first", first), ("recent", recent)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"KVCache: {name} is {value!r}, a number of tokens, 0 or more, is needed")
+    if rotate is not None and not isinstance(rotate, bool):
+        raise TypeError(f"KVCache: rotate is {rotate!r}, accepted are True, False and None")
+    if not isinstance(dtype, str) and (rotate is not None or first or recent):
+        raise ValueError("KVCache: rotate, first and recent are for dtype='int8' and 'int4'")
+
+
+def _bytes_of(layer: Any) -> int:
+    if isinstance(layer, QuantizedCacheLayer):
+        return layer.nbytes
+    states = [getattr(layer, name, None) for name in ("keys", "values")]
+    return sum(each.numel() * each.element_size() for each in states if each is not None)
