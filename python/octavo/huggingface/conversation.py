@@ -54,7 +54,8 @@ class Conversation:
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
-                "the model has no chat template, so it was not made for conversations; `octavo generate` continues a text"
+                "the model has no chat template, so it was not made for conversations; `octavo generate` continues "
+                "a text"
             )
         self.messages.append({"role": "user", "content": question})
         prompt = self.tokenizer.apply_chat_template(

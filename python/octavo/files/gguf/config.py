@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model of transformers that a GGUF file's metadata describe, without weights.
 
-transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, the vocabulary token
-by token: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by their
-names with one number each. What its tables leave out, and what only shapes tell, is added here.
+transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, the vocabulary
+token by token: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by
+their names with one number each. What its tables leave out, and what only shapes tell, is added here.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def architecture_of(model: GGUFFile) -> Architecture:
     name = model.first.architecture
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"{model.path} is of the architecture {name!r}; opened are {', '.join(ARCHITECTURES)}. octavo.inspect_checkpoint "
-            "and `octavo inspect` show what it holds"
+            f"{model.path} is of the architecture {name!r}; opened are {', '.join(ARCHITECTURES)}. "
+            "octavo.inspect_checkpoint and `octavo inspect` show what it holds"
         )
     return ARCHITECTURES[name]
 
