@@ -90,6 +90,7 @@ def _merge_layer(name: str, layer: AdaptedLinear, active: dict[str, float]) -> t
         )
     before = base.dequantize() if isinstance(base, QuantLinear) else matrix_of(base).detach().float()
     weight, bias = _merged_tensors(layer, active, before)
+    new: Any = None
     exact = _exactly_scaled(layer, active)
     if exact is not None:
         new, how = exact, "exact"
@@ -160,7 +161,7 @@ def _exactly_scaled(layer: AdaptedLinear, active: dict[str, float]) -> QuantLine
     """The layer with scales and bias multiplied by factors of outputs, where that is all that the adapters do and the
     format can hold it; else None."""
     base: Any = layer.base
-    adapters = [layer.adapters[name] for name in active]
+    adapters: list[Any] = [layer.adapters[name] for name in active]
     if not isinstance(base, QuantLinear) or not all(
         isinstance(adapter, IA3Layer) and not adapter.is_input for adapter in adapters
     ):
