@@ -21,8 +21,6 @@ from ..nn.replacements import bias_of, matrix_of, weight_of, with_tensors
 from .adapt import adapt_, adapter_layers, require_free
 from .report import AdapterReport
 
-Factors = tuple[torch.Tensor, torch.Tensor]  # A [r, k] and B [n, r]
-
 
 def loftq_(
     model: nn.Module,
@@ -86,7 +84,7 @@ def _layers(model: nn.Module, selection: Selection) -> list[Layer]:
     return layers
 
 
-def _absorb_(layer: Layer, adapter: LoRA, iterations: int) -> tuple[Factors, float]:
+def _absorb_(layer: Layer, adapter: LoRA, iterations: int) -> tuple[tuple[torch.Tensor, torch.Tensor], float]:
     """Gives the float layer the weight W - s B A; returns A, B and the share of the squared error that is left."""
     module: Any = layer.module
     matrix = matrix_of(module).detach().float()
@@ -115,8 +113,8 @@ def _rounded(layer: Layer, matrix: torch.Tensor) -> torch.Tensor:
     return found.dequantize()
 
 
-def _largest_parts(matrix: torch.Tensor, r: int, scaling: float) -> Factors:
-    """A and B with which s B A is the nearest matrix of rank r: the factors share the singular values."""
+def _largest_parts(matrix: torch.Tensor, r: int, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, k] and B [n, r] with which s B A is the nearest matrix of rank r: the factors share the singular values."""
     u, values, v = torch.linalg.svd(matrix, full_matrices=False)
     roots = (values[:r] / scaling).sqrt()
     more = max(0, r - len(roots))  # a rank that the matrix has not: zeros

@@ -85,7 +85,7 @@ def _require_served(config: Any) -> None:
 def _with_stock_name(kind: type, name: str) -> type:
     """A class like `kind`, whose files say what PEFT calls it."""
 
-    class Configured(kind):  # type: ignore[misc, valid-type]
+    class Configured(kind):
         def to_dict(self) -> dict[str, Any]:
             return {**super().to_dict(), "peft_type": name}
 
@@ -93,8 +93,21 @@ def _with_stock_name(kind: type, name: str) -> type:
     return Configured
 
 
-class LoraQuantLinear(nn.Module, _lora.LoraLayer):  # type: ignore[misc]
+class LoraQuantLinear(nn.Module, _lora.LoraLayer):
     """PEFT's LoRA on a QuantLinear. Merging requantizes, as octavo.merge_ does; unmerging gives the very layer back."""
+
+    # Of LoraLayer, which type checkers cannot see.
+    active_adapters: Any
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    lora_bias: Any
+    lora_dropout: Any
+    merged_adapters: Any
+    scaling: Any
+    get_base_layer: Any
+    _cast_input_dtype: Any
+    _check_forward_args: Any
 
     def __init__(
         self,
@@ -167,7 +180,7 @@ class _NotMerged:
         )
 
 
-class IA3QuantLinear(_NotMerged, _ia3.layer.Linear):  # type: ignore[misc]
+class IA3QuantLinear(_NotMerged, _ia3.layer.Linear):
     """PEFT's IA3 on a QuantLinear."""
 
     def __init__(
@@ -177,7 +190,8 @@ class IA3QuantLinear(_NotMerged, _ia3.layer.Linear):  # type: ignore[misc]
         nn.Module.__init__(self)
         self.base_layer, self.is_feedforward = base_layer, is_feedforward
         self.ia3_l = nn.ParameterDict({})
-        self._disable_adapters, self.merged_adapters = False, []
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
         base = self.get_base_layer()
         self.in_features, self.out_features = base.in_features, base.out_features
         self.fan_in_fan_out, self.is_target_conv_1d_layer = False, False
@@ -185,7 +199,7 @@ class IA3QuantLinear(_NotMerged, _ia3.layer.Linear):  # type: ignore[misc]
         self.update_layer(adapter_name, config=config)
 
 
-class QuantIA3Model(_ia3.IA3Model):  # type: ignore[misc]
+class QuantIA3Model(_ia3.IA3Model):
     """PEFT's IA3Model, for quantized layers as well."""
 
     @staticmethod
@@ -197,11 +211,11 @@ class QuantIA3Model(_ia3.IA3Model):  # type: ignore[misc]
         return _ia3.IA3Model._create_new_module(config, adapter_name, target, **options)
 
 
-class SVDQuantLinear(_NotMerged, _adalora.layer.SVDLinear):  # type: ignore[misc]
+class SVDQuantLinear(_NotMerged, _adalora.layer.SVDLinear):
     """PEFT's AdaLoRA on a QuantLinear."""
 
 
-class QuantAdaLoraModel(_adalora.AdaLoraModel):  # type: ignore[misc]
+class QuantAdaLoraModel(_adalora.AdaLoraModel):
     """PEFT's AdaLoraModel, for quantized layers as well."""
 
     @staticmethod
