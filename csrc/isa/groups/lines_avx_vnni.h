@@ -2,7 +2,7 @@
 // vpdpbusd on ymm registers: products of unsigned codes and signed activations are added up in int32.
 #pragma once
 
-#include "lines_avx2.h"
+#include "lines_ymm.h"
 
 // The tests compile avx_vnni.cpp once more with the EVEX encoding of vpdpbusd, for CPUs that have AVX512-VNNI but not AVX-VNNI.
 #ifndef OCTAVO_VPDPBUSD
