@@ -90,7 +90,8 @@ def test_factors_of_outputs_go_into_the_scales_of_int8(sign):
 
 def test_little_changes_drown_in_four_bits_and_are_refused():
     """A change of a thousandth of a step moves few codes. The model stays as it was."""
-    model = adapted("int4", "lora", size=0.0)
+    model = quantized_network(octavo.Int4WeightOnly(group_size=16, method=octavo.RoundToNearest()))
+    octavo.adapt_(model, ADAPTERS["lora"])
     with torch.no_grad():
         for layer in (model.fc1, model.fc2):
             layer.adapters.default.B.normal_(std=1e-4)

@@ -33,7 +33,8 @@ def source(tmp_path):
 def test_load_needs_no_skeleton_for_a_folder_of_transformers(tmp_path, make):
     quantize_folder(folder_of(make(), tmp_path / "source"), tmp_path / "int8", DYNAMIC)
     expected = pretrained.load_model(tmp_path / "source")
-    octavo.quantize_(expected, DYNAMIC)
+    joined = make is mixtral  # experts, which stay float in folders
+    octavo.quantize_(expected, DYNAMIC, exclude="*.experts.*" if joined else None)
     loaded = octavo.load(tmp_path / "int8")
     check_equal_states(loaded, expected)
     assert torch.equal(logits(loaded), logits(expected))

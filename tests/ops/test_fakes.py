@@ -41,8 +41,8 @@ def calls_of_any_axes(leading, k, n, dtype=torch.float32):
     ids = torch.zeros(leading, dtype=torch.int64) if n else torch.zeros((*leading, 0), dtype=torch.int64)
     yield OPERATORS.embedding_half, (ids, ops.pack_half(torch.randn(n, k).half()), n, dtype)
     planes = ops.pack_planes(torch.zeros(n, k, dtype=torch.uint8), 3)
-    weight = ops.group_weight(planes, n=n, bits=3, group_size=0, offset=4)
-    yield OPERATORS.embedding_groups, (ids, *weight, k, dtype)
+    grouped = ops.group_weight(planes, n=n, bits=3, group_size=0, offset=4)
+    yield OPERATORS.embedding_groups, (ids, *grouped, k, dtype)
     yield OPERATORS.linear_half, (x, ops.pack_half(torch.randn(n, k).half()), None, n)
     codes = OPERATORS.add_norm_codes(x, residual, weight, bias, 1e-5)[2:]
     yield OPERATORS.linear_codes, (*codes, *packed)

@@ -71,7 +71,8 @@ def load(folder: str | os.PathLike[str], skeleton: nn.Module | None = None) -> n
     with errors_naming("load"):
         format = format_of(folder, to_load=True)
     if skeleton is None:
-        skeleton = format.skeleton(folder)
+        with errors_naming("load"):
+            skeleton = format.skeleton(folder)
     with undone_on_error(skeleton):
         tie_weights_on_meta_(skeleton)
         if holds_experts(skeleton):

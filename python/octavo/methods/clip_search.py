@@ -124,7 +124,7 @@ def _pieces(
         for start in range(0, count, step):
             part = slice(start, start + step)
             columns = rows[part].T.contiguous()
-            yield _Piece(part, columns, covering.part(part), importance(columns, power), False)
+            yield _Piece(part, columns, covering.part(part), weight_importance(columns, power), False)
         return
     groups = -(-len(gram) // width)
     for group in range(groups):
@@ -134,7 +134,7 @@ def _pieces(
         yield _Piece(part, columns, covering.part(part), gram[at, at].to(columns), True)
 
 
-def importance(columns: torch.Tensor, power: float) -> torch.Tensor:
+def weight_importance(columns: torch.Tensor, power: float) -> torch.Tensor:
     """What a squared error of each weight in `columns` [columns, rows] counts, in units that do not matter: eq. 87."""
     squares = columns.square()
     largest = squares.amax(0).clamp_min(torch.finfo(torch.float32).tiny)  # so that no power underflows

@@ -6,6 +6,7 @@ llama.cpp calls a file of such numbers an imatrix. Encoders weigh the errors of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,16 +47,15 @@ def importance(model: nn.Module, data: Any, *, progress: bool = False) -> dict[s
     with torch.no_grad(), evaluating(model):
         for args, kwargs in with_bar(batches, "watching", "batch", progress):
             masks = padding.masks(args, kwargs)
-            watch = partial(_add, sums, padding, masks)
-            with hooked((layer, partial(watch, name)) for name, layer in layers.items()):
+            rows_of = partial(padding.rows, masks=masks, has_channels=True)
+            with hooked((layer, partial(_add, sums, rows_of, name)) for name, layer in layers.items()):
                 output_of(model, args, kwargs)
     return {name: (total / rows).float() for name, (total, rows) in sums.items() if rows}
 
 
 def _add(
     sums: dict[str, tuple[torch.Tensor, int]],
-    padding: Padding,
-    masks: Any,
+    rows_of: Callable[[torch.Tensor], torch.Tensor],
     name: str,
     module: nn.Module,
     args: tuple,
@@ -63,6 +63,6 @@ def _add(
     output: Any,
 ) -> None:
     x = args[0] if args else kwargs["input"]
-    rows = padding.rows(x, masks, has_channels=True).detach().reshape(-1, x.shape[-1])
+    rows = rows_of(x).detach().reshape(-1, x.shape[-1])
     total, count = sums.get(name, (torch.zeros(x.shape[-1], dtype=torch.float64), 0))
     sums[name] = total + rows.double().square().sum(0), count + len(rows)

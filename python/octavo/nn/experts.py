@@ -115,9 +115,13 @@ def holds_experts(model: nn.Module) -> bool:
 
 def split_in(layers: Iterable[str], model: nn.Module) -> set[str]:
     """The names of the modules of experts in `model` to which `layers`, names of quantized layers in a file, belong."""
-    ends = {layer.rpartition(".")[0].rpartition(".")[0] for layer in layers}
-    modules = dict(model.named_modules())
-    return {name for name in ends if name in modules and expert_parameters(modules[name])}
+    modules, found = dict(model.named_modules()), set()
+    for layer in layers:
+        expert, _, parameter = layer.rpartition(".")
+        name = expert.rpartition(".")[0]
+        if name in modules and parameter in expert_parameters(modules[name]):
+            found.add(name)
+    return found
 
 
 def split_experts_(model: nn.Module, prefixes: Iterable[str] | None = None) -> list[str]:

@@ -26,7 +26,7 @@ from ..format import errors_naming
 from . import values
 from .checkpoint import FLOATS, Origin
 from .config import HEAD, ROPE_FACTORS
-from .described import architecture_name, described, query_groups
+from .described import architecture_name, metadata_of, query_groups
 from .header import ALIGNMENT, block_sizes, header_bytes, padded
 from .imatrix import importance_argument
 from .mixtures import Mixture
@@ -121,7 +121,7 @@ class _Writer:
             first = self.origin.source.first.metadata
             found = {key: value for key, value in first.items() if not key.startswith("split.")}
         else:
-            found = described(self.model, self.architecture)
+            found = metadata_of(self.model, self.architecture)
         if tokenizer is not None:
             found = {key: value for key, value in found.items() if not key.startswith("tokenizer.")}
             found |= vocabulary_of(tokenizer)
