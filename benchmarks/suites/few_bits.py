@@ -3,8 +3,8 @@
 
 Usage, in benchmarks/: python -m suites.few_bits --output results/few-bits.json
 
-Bits per weight are those in memory, scales and padding included; KL divergence from float in nats per byte and the share
-of bytes with the same first choice, on 64 held-out windows of 128 bytes. The head stays float, tied to the embedding.
+Bits per weight are those in memory, scales and padding included; KL divergence from float in nats per byte, and how
+often the first choice is the same, on 64 held-out windows of 128 bytes. The head stays float, tied to the embedding.
 """
 
 from __future__ import annotations

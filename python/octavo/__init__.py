@@ -52,12 +52,12 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         save_gguf,
         save_imatrix,
     )
+    from .files.gguf.mean_squares import importance
     from .fusion import FusionReport, fuse_, unfuse_
     from .integrations.transformers import OctavoConfig
     from .methods import AWQ, GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
-    from .methods.input_squares import importance
     from .nn.adapters import IA3, AdaLoRA, LoRA
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
@@ -106,7 +106,7 @@ _HOMES = {
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "nn.adapters": ["IA3", "AdaLoRA", "LoRA"],
-    "methods.input_squares": ["importance"],
+    "files.gguf.mean_squares": ["importance"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],

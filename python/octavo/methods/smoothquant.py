@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ LAYERS: dict[type[QuantLinear], type[SmoothedLinear]] = {
 
 
 @dataclass(frozen=True)
-class ChannelMethod(Method):
+class ChannelMethod(Method, ABC):
     """A method that multiplies the columns of a weight by factors s, while its input is divided by them, and leaves it
     to another one, `then`, to choose the codes of what comes out.
 
@@ -55,6 +56,15 @@ class ChannelMethod(Method):
                     f"{self.name}: then is {then.name}, and both multiply the columns of a weight; take one of them"
                 )
             object.__setattr__(self, "then", then)
+
+    @classmethod
+    @abstractmethod
+    @contextmanager
+    def watching(
+        cls, model: nn.Module, layers: Sequence[Any], *, in_place: bool, positions: Positions | None = None
+    ) -> Iterator[None]:
+        """As Method has it; on leaving, the factors of `layers` are chosen."""
+        yield
 
     def then_for(self, weights: WeightFormat) -> Method:
         """The method that chooses the codes of `weights`."""

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.batches import calls, evaluating, output_of
-from ..base.hooks import hooked
-from ..base.padding import Padding
-from ..base.progress import with_bar
-from ..nn import OurLinear
-from ..nn.replacements import replacement_of
+from ...base.batches import calls, evaluating, output_of
+from ...base.hooks import hooked
+from ...base.padding import Padding
+from ...base.progress import with_bar
+from ...nn import OurLinear
+from ...nn.replacements import replacement_of
 
 
 def importance(model: nn.Module, data: Any, *, progress: bool = False) -> dict[str, torch.Tensor]:
