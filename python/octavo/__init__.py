@@ -118,9 +118,9 @@ __version__ = _version("octavo")
 
 __all__ = [
     "FP4",
+    "GGML",
     "GPTQ",
     "HQQ",
-    "GGML",
     "MXFP4",
     "NF4",
     "NVFP4",

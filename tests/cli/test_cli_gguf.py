@@ -11,11 +11,11 @@ from octavo import cli
 pytest.importorskip("gguf")
 pytest.importorskip("transformers")
 
-from gguf_files import tiny, write  # noqa: E402
+from gguf_files import tiny, write
 
-import octavo  # noqa: E402
-from octavo.cli import chat  # noqa: E402
-from octavo.huggingface.conversation import Conversation  # noqa: E402
+import octavo
+from octavo.cli import chat
+from octavo.huggingface.conversation import Conversation
 
 
 def run(*arguments) -> int:
@@ -76,7 +76,7 @@ def test_generate_goes_on_with_a_text(path, monkeypatch, capsys):
     from octavo.cli import _models
 
     model = octavo.load(path)
-    monkeypatch.setattr(_models, "open_model", lambda _: (model, Letters()))
+    monkeypatch.setattr(_models, "open_model", lambda *_: (model, Letters()))
     assert run("generate", path, "--prompt", "abc", "--tokens", "5") == 0
     captured = capsys.readouterr()
     ids = torch.tensor([Letters()("abc")["input_ids"]])

@@ -2,7 +2,7 @@
 """GGUF as a format of files: what it holds, and its blocks as the layers of a model of transformers.
 
 Matrices of blocks become QuantLinear with the bytes of the file, mapped until they are packed. Matrices of 16 bits stay
-what they are. What no layer of ours computes with, such as the weights of experts, becomes float32, and `Origin` says so.
+what they are. What no layer of ours computes with becomes float32, and `Origin` says so.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...base.tables import as_text
 from ... import ops
+from ...base.tables import as_text
 from ...formats import BLOCK_TYPES
 from ...nn.embedding import obstacle_of
 from ...nn.replacements import embedding_of, replacement_of
@@ -113,7 +113,8 @@ def _require_all_placed(model: GGUFFile, found: Mapping[str, Placement]) -> None
     if left:
         some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise ValueError(
-            f"load: {model.path} holds tensors that a {model.first.architecture} of transformers has no place for: {some}"
+            f"load: {model.path} holds tensors that a {model.first.architecture} of transformers has no place for: "
+            f"{some}"
         )
 
 

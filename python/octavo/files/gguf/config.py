@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model of transformers that a GGUF file's metadata describe, without weights.
 
-transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, the vocabulary token
-by token: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by their
-names with one number each. What its tables leave out, and what only shapes tell, is added here.
+transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, token by token of
+the vocabulary: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by
+their names with one number each. What its tables leave out, and what only shapes tell, is added here.
 """
 
 from __future__ import annotations
@@ -104,15 +104,16 @@ def architecture_of(model: GGUFFile) -> Architecture:
     name = model.first.architecture
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"{model.path} is of the architecture {name!r}; opened are {', '.join(ARCHITECTURES)}. octavo.inspect_checkpoint "
-            "and `octavo inspect` show what it holds"
+            f"{model.path} is of the architecture {name!r}; opened are {', '.join(ARCHITECTURES)}. "
+            "octavo.inspect_checkpoint and `octavo inspect` show what it holds"
         )
     return ARCHITECTURES[name]
 
 
 def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
-    """The float model that `model` describes, in eval mode, its weights on the meta device. Unless as_floats, experts are
-    layers.
+    """The float model that `model` describes, in eval mode, its weights on the meta device.
+
+    as_floats   experts stay as transformers has them; otherwise they are layers
 
     Raises: ValueError for an architecture that is not opened, and if the metadata do not make a model.
     """

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata of a model that comes from no GGUF file: its config in llama.cpp's words, by transformers' own tables read
-from right to left."""
+"""The metadata of a model that comes from no GGUF file: its config in llama.cpp's words.
+
+These are transformers' own tables, read from right to left.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ def architecture_name(model: Any) -> tuple[str, Architecture]:
     name = _NAMES.get(str(kind), str(kind))
     if name not in ARCHITECTURES:
         raise ValueError(
-            f"the model is a {type(model).__name__} of type {kind!r}; GGUF files are written of transformers' models of the "
-            f"architectures {', '.join(ARCHITECTURES)}"
+            f"the model is a {type(model).__name__} of type {kind!r}; GGUF files are written of transformers' models "
+            f"of the architectures {', '.join(ARCHITECTURES)}"
         )
     return name, ARCHITECTURES[name]
 
@@ -61,7 +63,7 @@ def described(model: Any, name: str) -> dict[str, MetadataValue]:
 
 def _sizes(config: Any, name: str) -> dict[str, Any]:
     architecture = ARCHITECTURES[name]
-    table: dict[str, Any] = dict(architecture.config)
+    table: Any = dict(architecture.config)
     if not table:
         with quiet_transformers():
             from transformers.integrations import GGUF_CONFIG_MAPPING

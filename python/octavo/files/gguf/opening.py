@@ -36,8 +36,8 @@ def load_gguf(
 
     Matrices are QuantLinear with the blocks of the file, packed layer by layer out of the mapped file: no float copy
     ever exists. What became float all the same stands in `print(model.gguf_origin)`, with the reasons.
-    Opened are the architectures llama (mistral too), qwen2, qwen3, qwen2moe, qwen3moe, gemma, gemma2, gemma3, phi3, gpt2,
-    falcon, starcoder2 and bert, of versions 2 and 3 of GGUF.
+    Opened are the architectures llama (mistral too), qwen2, qwen3, qwen2moe, qwen3moe, gemma, gemma2, gemma3, phi3,
+    gpt2, falcon, starcoder2 and bert, of versions 2 and 3 of GGUF.
 
     Raises: FileNotFoundError, PermissionError; ValueError for a file that is damaged, of another architecture, or of
     another format; ImportError if transformers or gguf is missing.

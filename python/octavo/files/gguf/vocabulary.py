@@ -20,8 +20,8 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 def vocabulary_of(tokenizer: Any) -> dict[str, MetadataValue]:
     """The metadata that `tokenizer` becomes.
 
-    Raises: TypeError if it is no fast tokenizer of transformers; ValueError for another kind than byte-level BPE, and for
-    a rule that llama.cpp has no name for.
+    Raises: TypeError if it is no fast tokenizer of transformers; ValueError for another kind than byte-level BPE, and
+    for a rule that llama.cpp has no name for.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -32,8 +32,8 @@ def vocabulary_of(tokenizer: Any) -> dict[str, MetadataValue]:
     model = state["model"]
     if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(state.get("pre_tokenizer")):
         raise ValueError(
-            f"tokenizer is of the kind {model.get('type')}, and only byte-level BPE is written; without tokenizer= the file "
-            "has no vocabulary"
+            f"tokenizer is of the kind {model.get('type')}, and only byte-level BPE is written; without tokenizer= the "
+            "file has no vocabulary"
         )
     tokens = _tokens(model["vocab"], state.get("added_tokens", []))
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
@@ -79,6 +79,6 @@ def _rule(pre_tokenizer: dict[str, Any]) -> str:
             if rule == wanted:
                 return name
     raise ValueError(
-        f"tokenizer splits text by {' and '.join(kinds)} in a way that llama.cpp has no name for; without tokenizer= the "
-        "file has no vocabulary"
+        f"tokenizer splits text by {' and '.join(kinds)} in a way that llama.cpp has no name for; without tokenizer= "
+        "the file has no vocabulary"
     )
