@@ -52,7 +52,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
     from .methods import GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
     from .methods.bias_correction import correct_bias_
     from .methods.equalization import equalize_
-    from .methods.input_squares import importance
+    from .methods.input_squares import importance_matrix
     from .runtime.cpu import cpu_info, use_isa
     from .runtime.malloc import keep_memory
     from .schemes.fp4 import FP4
@@ -94,7 +94,7 @@ _HOMES = {
     "methods": ["ClipSearch", "GPTQ", "HQQ", "RoundToNearest", "SmoothQuant"],
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
-    "methods.input_squares": ["importance"],
+    "methods.input_squares": ["importance_matrix"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
@@ -162,7 +162,7 @@ __all__ = [
     "formats",
     "freeze_",
     "fuse_",
-    "importance",
+    "importance_matrix",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",

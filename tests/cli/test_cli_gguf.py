@@ -73,10 +73,10 @@ def test_quantize_writes_one_file_into_another(path, tmp_path, capsys):
 
 
 def test_generate_goes_on_with_a_text(path, monkeypatch, capsys):
-    from octavo.cli import _models
+    from octavo.cli import _folders
 
     model = octavo.load(path)
-    monkeypatch.setattr(_models, "open_model", lambda *_: (model, Letters()))
+    monkeypatch.setattr(_folders, "open_model", lambda *_: (model, Letters()))
     assert run("generate", path, "--prompt", "abc", "--tokens", "5") == 0
     captured = capsys.readouterr()
     ids = torch.tensor([Letters()("abc")["input_ids"]])

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ._models import conversation
+    from ._folders import conversation
 
     talk = conversation(options)
     while True:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ._models import conversation
+    from ._folders import conversation
 
     talk = conversation(options)
     print(options.prompt, end="", flush=True)

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 def _write_gguf(options: argparse.Namespace) -> None:
     from octavo.files import inspect_checkpoint, save_gguf
 
-    from ._models import open_model
+    from ._folders import open_model
 
     scheme = options.scheme or DEFAULT_GGUF
     if options.exclude:

@@ -131,7 +131,7 @@ def test_bad_input_is_refused_and_the_file_stays(tmp_path):
 def test_importance_is_the_mean_square_of_what_a_layer_reads():
     layer = torch.nn.Linear(3, 2)
     x = torch.randn(5, 4, 3)
-    found = octavo.importance(torch.nn.Sequential(layer), list(x))
+    found = octavo.importance_matrix(torch.nn.Sequential(layer), list(x))
     assert found.keys() == {"0"}
     assert torch.equal(found["0"], x.double().square().flatten(0, 1).mean(0).float())
 

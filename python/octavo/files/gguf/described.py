@@ -39,7 +39,7 @@ def query_groups(config: Any) -> int:
     return config.num_attention_heads // keys
 
 
-def described(model: Any, name: str) -> dict[str, MetadataValue]:
+def metadata_of(model: Any, name: str) -> dict[str, MetadataValue]:
     """The metadata of `model`, of the architecture that llama.cpp calls `name`, without a vocabulary.
 
     Raises: ValueError for a way of rescaling positions that files have no words for.

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..disk import require_regular
-from .values import ARRAY, NUMBERS, STRING, UINT32, MetadataValue, text_bytes
+from .values import ARRAY, NUMBER_FORMS, STRING, UINT32, MetadataValue, text_bytes
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 ALIGNMENT_KEY, ARCHITECTURE_KEY = "general.alignment", "general.architecture"
@@ -195,8 +195,8 @@ class _Reader:
     def _value(self, key: str) -> MetadataValue:
         (kind,) = self._unpack("<I")
         start = self.at
-        if kind in NUMBERS:
-            self._take(struct.calcsize(NUMBERS[kind]))
+        if kind in NUMBER_FORMS:
+            self._take(struct.calcsize(NUMBER_FORMS[kind]))
         elif kind == STRING:
             self._text()
         elif kind == ARRAY:
@@ -207,8 +207,8 @@ class _Reader:
 
     def _array(self, key: str) -> None:
         item, count = self._unpack("<IQ")
-        if item in NUMBERS:
-            self._take(struct.calcsize(NUMBERS[item]) * count)
+        if item in NUMBER_FORMS:
+            self._take(struct.calcsize(NUMBER_FORMS[item]) * count)
         elif item == STRING:
             self._skip_texts(count)
         else:

@@ -26,7 +26,7 @@ from ..format import errors_naming
 from . import values
 from .checkpoint import FLOATS, Origin
 from .config import HEAD, ROPE_FACTORS
-from .described import architecture_name, described, query_groups
+from .described import architecture_name, metadata_of, query_groups
 from .header import ALIGNMENT, block_sizes, header_bytes, padded
 from .imatrix import importance_argument
 from .mixtures import Mixture
@@ -66,8 +66,8 @@ def save_gguf(
                 "Q8_0" or octavo.GGML("Q8_0"): one type for all matrices, or what llama.cpp takes instead where rows
                 are no whole number of blocks. "F16", "BF16", "F32"
     tokenizer   of transformers; None: that of the file which the model comes from, or none
-    imatrix     how much the errors of each column count: what octavo.importance has found, or the path of a file of
-                llama.cpp's; None: all alike
+    imatrix     how much the errors of each column count: what octavo.importance_matrix has found, or the path of a
+                file of llama.cpp's; None: all alike
 
     A model of `load_gguf` that nobody has changed is written byte for byte as it was, metadata included.
     Of other models, norms, biases, routers and tables of positions are written in float32.
@@ -121,7 +121,7 @@ class _Writer:
             first = self.origin.source.first.metadata
             found = {key: value for key, value in first.items() if not key.startswith("split.")}
         else:
-            found = described(self.model, self.architecture)
+            found = metadata_of(self.model, self.architecture)
         if tokenizer is not None:
             found = {key: value for key, value in found.items() if not key.startswith("tokenizer.")}
             found |= vocabulary_of(tokenizer)

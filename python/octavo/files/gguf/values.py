@@ -14,7 +14,7 @@ from typing import Any
 
 STRING, ARRAY, UINT32 = 8, 9, 4
 # Types of numbers: what struct calls them. The two others are STRING, a length and UTF-8, and ARRAY.
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+NUMBER_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _NAMES = {
     "uint8": 0,
     "int8": 1,
@@ -40,13 +40,13 @@ class MetadataValue:
 
     def decode(self) -> Any:
         """The value as Python has it: int, float, bool, str, or a list. Raises: ValueError if a text is no UTF-8."""
-        if self.kind in NUMBERS:
-            return struct.unpack(f"<{NUMBERS[self.kind]}", self.raw)[0]
+        if self.kind in NUMBER_FORMS:
+            return struct.unpack(f"<{NUMBER_FORMS[self.kind]}", self.raw)[0]
         if self.kind == STRING:
             return str(self.raw[8:], "utf-8")
         item, count = struct.unpack_from("<IQ", self.raw)
-        if item in NUMBERS:
-            return list(struct.unpack_from(f"<{count}{NUMBERS[item]}", self.raw, 12))
+        if item in NUMBER_FORMS:
+            return list(struct.unpack_from(f"<{count}{NUMBER_FORMS[item]}", self.raw, 12))
         texts, at = [], 12
         for _ in range(count):
             end = at + 8 + int.from_bytes(self.raw[at : at + 8], "little")
@@ -63,7 +63,7 @@ class MetadataValue:
 def number(value: float, type: str = "uint32") -> MetadataValue:
     """A number or a truth value of one of GGUF's types."""
     kind = _NAMES[type]
-    return MetadataValue(kind, struct.pack(f"<{NUMBERS[kind]}", value))
+    return MetadataValue(kind, struct.pack(f"<{NUMBER_FORMS[kind]}", value))
 
 
 def text(value: str) -> MetadataValue:
@@ -77,7 +77,7 @@ def array(items: Sequence[Any], type: str) -> MetadataValue:
     head = struct.pack("<IQ", kind, len(items))
     if kind == STRING:
         return MetadataValue(ARRAY, head + b"".join(map(text_bytes, items)))
-    return MetadataValue(ARRAY, head + struct.pack(f"<{len(items)}{NUMBERS[kind]}", *items))
+    return MetadataValue(ARRAY, head + struct.pack(f"<{len(items)}{NUMBER_FORMS[kind]}", *items))
 
 
 def text_bytes(value: str) -> bytes:
