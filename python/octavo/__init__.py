@@ -52,7 +52,7 @@ if _TYPE_CHECKING:  # what _HOMES does, for editors and type checkers
         save_gguf,
         save_imatrix,
     )
-    from .files.gguf.mean_squares import importance
+    from .files.gguf.mean_squares import importance_matrix
     from .fusion import FusionReport, fuse_, unfuse_
     from .integrations.transformers import OctavoConfig
     from .methods import AWQ, GPTQ, HQQ, ClipSearch, RoundToNearest, SmoothQuant
@@ -106,7 +106,7 @@ _HOMES = {
     "methods.bias_correction": ["correct_bias_"],
     "methods.equalization": ["equalize_"],
     "nn.adapters": ["IA3", "AdaLoRA", "LoRA"],
-    "files.gguf.mean_squares": ["importance"],
+    "files.gguf.mean_squares": ["importance_matrix"],
     "runtime.cpu": ["cpu_info", "use_isa"],
     "runtime.malloc": ["keep_memory"],
     "schemes.fp4": ["FP4"],
@@ -131,9 +131,9 @@ __version__ = _version("octavo")
 __all__ = [
     "AWQ",
     "FP4",
+    "GGML",
     "GPTQ",
     "HQQ",
-    "GGML",
     "IA3",
     "MXFP4",
     "NF4",
@@ -181,7 +181,7 @@ __all__ = [
     "formats",
     "freeze_",
     "fuse_",
-    "importance",
+    "importance_matrix",
     "inspect_checkpoint",
     "int8_mm",
     "keep_memory",

@@ -76,7 +76,7 @@ def test_generate_goes_on_with_a_text(path, monkeypatch, capsys):
     from octavo.cli import _folders
 
     model = octavo.load(path)
-    monkeypatch.setattr(_folders, "open_model", lambda _: (model, Letters()))
+    monkeypatch.setattr(_folders, "open_model", lambda *_: (model, Letters()))
     assert run("generate", path, "--prompt", "abc", "--tokens", "5") == 0
     captured = capsys.readouterr()
     ids = torch.tensor([Letters()("abc")["input_ids"]])

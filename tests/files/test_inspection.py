@@ -202,3 +202,6 @@ def test_other_kinds_of_files_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "pytorch_model.bin"):
         with pytest.raises(ValueError, match="a pickle can run code"):
             inspect_checkpoint(path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x01\x00\x00\x00" + bytes(64))
+    with pytest.raises(ValueError, match="of GGUF version 1, versions 2 and 3 are read"):
+        inspect_checkpoint(tmp_path / "model.gguf")

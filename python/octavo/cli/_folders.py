@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands read: a text, a quantized folder and the float one, the language model in a path."""
+"""What commands read: models and tokenizers in folders and GGUF files, and texts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def conversation(options: argparse.Namespace) -> Any:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    model, tokenizer = open_model(options.model)
+    model, tokenizer = open_model(options.model, options.activations)
     if tokenizer is None:
         raise ValueError(f"{options.model} has no vocabulary, so text cannot become tokens")
     if not hasattr(model, "lm_head") and not model.can_generate():
@@ -70,13 +70,16 @@ def conversation(options: argparse.Namespace) -> Any:
     )
 
 
-def open_model(path: Path) -> tuple[Any, Any]:
-    """The model and the tokenizer in a GGUF file, or in a folder of transformers, quantized or not."""
+def open_model(path: Path, activations: str = "int8") -> tuple[Any, Any]:
+    """The model and the tokenizer in a GGUF file, or in a folder of transformers, quantized or not.
+
+    activations   what the layers of a GGUF file read of their inputs; a folder says that itself
+    """
     from octavo.files import format_of, load_gguf
     from octavo.files.gguf.header import is_gguf
     from octavo.huggingface.models import load_model, load_quantized, load_tokenizer
 
     if is_gguf(path):
-        return load_gguf(path)
+        return load_gguf(path, activations=activations)
     model = load_quantized(path) if format_of(path).is_quantized(path) else load_model(path)
     return model, load_tokenizer(path)

@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=temperature, default=0.0, help="0: always the likeliest token (default)"
     )
+    parser.add_argument(
+        "--activations",
+        choices=("int16", "int8"),
+        default="int16",
+        help="what the layers of a GGUF file read of their inputs (default: %(default)s, nearly exact)",
+    )
     parser.add_argument("--threads", type=positive_count, help="torch threads (default: torch's)")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`octavo quantize MODEL OUTPUT`: one transformers folder into another, or a model into a GGUF file."""
+"""`octavo quantize MODEL OUTPUT`: one folder of transformers into another, or a model into a GGUF file."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from .octavo import Octavo
 from .safetensors import Safetensors
 
 FILE_FORMATS += [
-    GGUF(),
     Octavo(),
     CompressedTensors(),
     BitsAndBytes(),
+    GGUF(),
     Safetensors(),
 ]  # the last takes every folder that transformers writes
 

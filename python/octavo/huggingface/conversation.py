@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ..nn.fused.attention_call import cache_of, cache_parameter
+
 UNFINISHED = "\ufffd"  # what a tokenizer gives for the first bytes of a character
 
 
@@ -54,8 +56,8 @@ class Conversation:
         """
         if not self.tokenizer.chat_template:
             raise ValueError(
-                "the model has no chat template, so it was not made for conversations; `octavo generate` continues "
-                "a text"
+                "the model has no chat template, so it was not made for conversations; `octavo generate` "
+                "continues a text"
             )
         self.messages.append({"role": "user", "content": question})
         prompt = self.tokenizer.apply_chat_template(
@@ -99,8 +101,9 @@ class Conversation:
         elif same < len(self.seen):
             self.cache.crop(same - len(self.seen))
         ids = torch.tensor([tokens[same:]])
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.seen = output.past_key_values, list(tokens)
+        cache = {cache_parameter(self.model.forward) or "past_key_values": self.cache}
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
+        self.cache, self.seen = cache_of(output), list(tokens)
         logits = output.logits[0, -1].float()
         if self.temperature == 0:
             return int(logits.argmax())

@@ -183,6 +183,8 @@ def damaged(content: bytes, header_end: int, seed: int) -> bytes:
     """Bytes flipped, overwritten, inserted or taken away, most of them in the header, which is what can be misread."""
     rng, mutated = random.Random(seed), bytearray(content)
     for _ in range(rng.randint(1, 3)):
+        if not mutated:
+            break
         at = rng.randrange(min(header_end, len(mutated)) if rng.random() < 0.9 else len(mutated))
         kind = rng.randrange(6)
         if kind == 0:

@@ -4,6 +4,7 @@ model computes what the float model of these weights does."""
 
 import contextlib
 import io
+import re
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 import octavo
 from octavo.files.gguf import load_gguf
 from octavo.nn import QuantEmbedding, QuantLinear
-from octavo.nn.experts import ExpertMatrices
 
 pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
@@ -50,10 +50,19 @@ def weights_of(model):
             found[f"{name}.weight"] = module.dequantize()
         else:
             found |= {f"{name}.{leaf}": each for leaf, each in module._parameters.items() if each is not None}
-        for part in vars(module).values():
-            if isinstance(part, ExpertMatrices):
-                found[f"{name}.{part.name}"] = torch.stack([part[i].values() for i in range(len(part))])
-    return found
+    return joined(found)
+
+
+def joined(weights):
+    """`weights`, those of experts, which are layers, as transformers has them: one tensor for all."""
+    found, experts = {}, {}
+    for name, weight in weights.items():
+        match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
+        if match:
+            experts.setdefault(f"{match[1]}.{match[3]}", []).append(weight)
+        else:
+            found[name] = weight
+    return found | {name: torch.stack(each) for name, each in experts.items()}
 
 
 def output_of(model, ids=IDS):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GGUF files that are written: what was opened goes back byte for byte, and what is encoded reads as it should."""
 
+import re
+
 import pytest
 import torch
 
@@ -19,6 +21,18 @@ MIXED = {"attn_(q|qkv)": "Q4_1", "attn_k": "Q5_0", "attn_v": "F16", "ffn_down": 
 
 def types_of(path):
     return {name: info.type for name, info in read_header(path).tensors.items()}
+
+
+def joined(weights):
+    """`weights`, those of experts, which are layers, as transformers has them: one tensor for all."""
+    found, experts = {}, {}
+    for name, weight in weights.items():
+        match = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name)
+        if match:
+            experts.setdefault(f"{match[1]}.{match[3]}", []).append(weight)
+        else:
+            found[name] = weight
+    return found | {name: torch.stack(each) for name, each in experts.items()}
 
 
 def output_of(model):
@@ -49,7 +63,7 @@ def test_a_float_model_is_written_and_read(architecture, tmp_path):
     made = tiny(architecture)
     octavo.save_gguf(made.model, tmp_path / "a.gguf")
     model, _ = octavo.load_gguf(tmp_path / "a.gguf", tokenizer=False)
-    found = dict(model.named_parameters(remove_duplicate=False))
+    found = joined(dict(model.named_parameters(remove_duplicate=False)))
     for name, parameter in made.model.named_parameters(remove_duplicate=False):
         if made.norm and "norm" in name:  # plus one in the file, which rounds
             assert (found[name] - parameter).abs().max() <= 2**-23
@@ -117,7 +131,7 @@ def test_bad_input_is_refused_and_the_file_stays(tmp_path):
 def test_importance_is_the_mean_square_of_what_a_layer_reads():
     layer = torch.nn.Linear(3, 2)
     x = torch.randn(5, 4, 3)
-    found = octavo.importance(torch.nn.Sequential(layer), list(x))
+    found = octavo.importance_matrix(torch.nn.Sequential(layer), list(x))
     assert found.keys() == {"0"}
     assert torch.equal(found["0"], x.double().square().flatten(0, 1).mean(0).float())
 

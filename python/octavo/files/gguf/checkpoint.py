@@ -23,7 +23,7 @@ from ...nn.replacements import embedding_of, replacement_of
 from ...schemes import Scheme
 from ...schemes.ggml import GGML
 from ...schemes.half_weight_only import HalfWeightOnly
-from ..format import Checkpoint, FileFormat
+from ..format import Checkpoint, FileFormat, errors_naming
 from ..inspection import CheckpointContents, CheckpointLayer
 from .config import ROPE_FACTORS, architecture_of, gguf_skeleton
 from .header import TensorInfo, is_gguf, package
@@ -77,10 +77,12 @@ class GGUF(FileFormat):
         return CheckpointContents(str(path), "GGUF", files, layers, metadata)
 
     def skeleton(self, path: Path) -> nn.Module:
-        return gguf_skeleton(read_gguf(path))
+        with errors_naming("load"):
+            return gguf_skeleton(read_gguf(path))
 
     def read(self, path: Path, skeleton: nn.Module) -> Checkpoint:
-        return checkpoint_of(read_gguf(path), skeleton, self.activations)
+        with errors_naming("load"):
+            return checkpoint_of(read_gguf(path), skeleton, self.activations)
 
 
 def checkpoint_of(
@@ -113,7 +115,7 @@ def _require_all_placed(model: GGUFFile, found: Mapping[str, Placement]) -> None
     if left:
         some = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         raise ValueError(
-            f"load: {model.path} holds tensors that a {model.first.architecture} of transformers has no place for: "
+            f"{model.path} holds tensors that a {model.first.architecture} of transformers has no place for: "
             f"{some}"
         )
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model of transformers that a GGUF file's metadata describe, without weights.
 
-transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, the vocabulary
-token by token: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by
+transformers knows how llama.cpp's keys translate into its configs, but reads the whole file for it, token by token of
+the vocabulary: seconds. So it is given a twin of the file: the same keys but for the vocabulary, and all tensors by
 their names with one number each. What its tables leave out, and what only shapes tell, is added here.
 """
 
@@ -113,7 +113,7 @@ def architecture_of(model: GGUFFile) -> Architecture:
 def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
     """The float model that `model` describes, in eval mode, its weights on the meta device.
 
-    as_floats   experts stay together, which are layers of their own otherwise if the file has blocks of them
+    as_floats   experts stay as transformers has them; otherwise they are layers
 
     Raises: ValueError for an architecture that is not opened, and if the metadata do not make a model.
     """
@@ -129,8 +129,7 @@ def gguf_skeleton(model: GGUFFile, as_floats: bool = False) -> Any:
     options = {} if architecture.is_causal else {"add_pooling_layer": False}
     skeleton = without_weights(found, config, model.path, **options)
     _rescale_rotations(model, skeleton)
-    has_blocks = any("_exps." in name and info.type != "F32" for name, info in model.tensors.items())
-    if has_blocks and not as_floats:
+    if not as_floats:
         split_experts_(skeleton)
     return skeleton
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The metadata of a model that comes from no GGUF file: its config in llama.cpp's words.
 
-They are found by transformers' own tables, read from right to left.
+These are transformers' own tables, read from right to left.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ class _Reader:
             raise self._damage(f"{key!r} is an array of items of type {item}, which GGUF does not have")
 
     def _skip_texts(self, count: int) -> None:
-        """Each takes 8 bytes at least, so a count that lies ends with the file. A vocabulary is long: no calls here."""
+        """Each takes 8 bytes at least, so a count that lies ends with the file. A vocabulary is long: no calls."""
         length_at, content, at = struct.Struct("<Q").unpack_from, self.content, self.at
         last = len(content) - 8
         for _ in range(count):

@@ -6,7 +6,6 @@ llama.cpp calls a file of such numbers an imatrix. Encoders weigh the errors of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from ...nn import OurLinear
 from ...nn.replacements import replacement_of
 
 
-def importance(model: nn.Module, data: Any, *, progress: bool = False) -> dict[str, torch.Tensor]:
+def importance_matrix(model: nn.Module, data: Any, *, progress: bool = False) -> dict[str, torch.Tensor]:
     """{layer: mean square of each of its inputs, float32 [k]}, for `octavo.save_gguf(imatrix=)`.
 
     model      with float or quantized linear layers; it is not changed
@@ -33,36 +32,34 @@ def importance(model: nn.Module, data: Any, *, progress: bool = False) -> dict[s
     Source: llama.cpp, tools/imatrix; docs/numerics.md.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"importance: model is {type(model).__name__}, a torch.nn.Module is needed")
+        raise TypeError(f"importance_matrix: model is {type(model).__name__}, a torch.nn.Module is needed")
     layers = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, OurLinear) or replacement_of(module) is not None
     }
     if not layers:
-        raise ValueError("importance: the model has no linear layers; give a model with some")
-    padding = Padding(model)
-    sums: dict[str, tuple[torch.Tensor, int]] = {}
-    batches = list(calls(data, "importance: data", model))
+        raise ValueError("importance_matrix: the model has no linear layers; give a model with some")
+    sums = _Squares(Padding(model))
+    batches = list(calls(data, "importance_matrix: data", model))
     with torch.no_grad(), evaluating(model):
         for args, kwargs in with_bar(batches, "watching", "batch", progress):
-            masks = padding.masks(args, kwargs)
-            rows_of = partial(padding.rows, masks=masks, has_channels=True)
-            with hooked((layer, partial(_add, sums, rows_of, name)) for name, layer in layers.items()):
+            masks = sums.padding.masks(args, kwargs)
+            with hooked((layer, partial(sums.add, name, masks)) for name, layer in layers.items()):
                 output_of(model, args, kwargs)
-    return {name: (total / rows).float() for name, (total, rows) in sums.items() if rows}
+    return {name: (total / sums.rows[name]).float() for name, total in sums.totals.items() if sums.rows[name]}
 
 
-def _add(
-    sums: dict[str, tuple[torch.Tensor, int]],
-    rows_of: Callable[[torch.Tensor], torch.Tensor],
-    name: str,
-    module: nn.Module,
-    args: tuple,
-    kwargs: dict[str, Any],
-    output: Any,
-) -> None:
-    x = args[0] if args else kwargs["input"]
-    rows = rows_of(x).detach().reshape(-1, x.shape[-1])
-    total, count = sums.get(name, (torch.zeros(x.shape[-1], dtype=torch.float64), 0))
-    sums[name] = total + rows.double().square().sum(0), count + len(rows)
+class _Squares:
+    """Sums of squares of what each layer reads, in float64, and how many rows they are of."""
+
+    def __init__(self, padding: Padding) -> None:
+        self.padding = padding
+        self.totals: dict[str, torch.Tensor] = {}
+        self.rows: dict[str, int] = {}
+
+    def add(self, name: str, masks: Any, _: nn.Module, args: tuple, kwargs: dict[str, Any], y: Any) -> None:
+        x = args[0] if args else kwargs["input"]
+        rows = self.padding.rows(x, masks, has_channels=True).detach().reshape(-1, x.shape[-1])
+        self.totals[name] = self.totals.get(name, 0) + rows.double().square().sum(0)
+        self.rows[name] = self.rows.get(name, 0) + len(rows)

@@ -57,7 +57,7 @@ class Placement:
 
 
 def placements(name: str, architecture: Architecture, model: Any) -> dict[str, Placement]:
-    """{tensor of `model`: where it lies in a file of the architecture `name`}, without those that GGUF has no name for.
+    """{tensor of `model`: where it lies in a file of the architecture `name`}, of those that GGUF has names for.
 
     Several names of one tensor, as those of tied embeddings, have a placement each.
     """

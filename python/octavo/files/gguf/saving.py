@@ -62,15 +62,15 @@ def save_gguf(
 ) -> None:
     """Writes `model` to the file `path`, which takes its place when it is complete.
 
-    scheme      None: each tensor in the type that it has. "Q4_K_M" and the like: a mixture by the rules of llama.cpp.
-                "Q8_0" or octavo.GGML("Q8_0"): one type for all matrices, and what llama.cpp takes instead where rows
+    scheme      None: each tensor in the type that it has. "Q4_K_M" and the like: a mixture of llama.cpp, by its rules.
+                "Q8_0" or octavo.GGML("Q8_0"): one type for all matrices, or what llama.cpp takes instead where rows
                 are no whole number of blocks. "F16", "BF16", "F32"
     tokenizer   of transformers; None: that of the file which the model comes from, or none
-    imatrix     how much the errors of each column count: what octavo.importance has found, or the path of a file of
-                llama.cpp's; None: all alike
+    imatrix     how much the errors of each column count: what octavo.importance_matrix has found, or the path of a
+                file of llama.cpp's; None: all alike
 
-    A model of `load_gguf` that nobody has changed is written byte for byte as it was, metadata included, unless experts
-    became float. Norms, biases, routers and tables of positions are written in float32.
+    A model of `load_gguf` that nobody has changed is written byte for byte as it was, metadata included.
+    Of other models, norms, biases, routers and tables of positions are written in float32.
 
     Raises: TypeError if model is no module or scheme is neither a name nor an octavo.GGML; ValueError for a model that
     GGUF has no names for, for a layer whose format it does not have if scheme is None, for a tokenizer that it has no
